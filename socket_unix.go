@@ -1,0 +1,123 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Available reports whether unix domain sockets are available and supported on
+// the current platform. It mirrors unix-socket-available?.
+const Available = true
+
+// newSocket returns a stream socket that is non-blocking and close-on-exec.
+func newSocket() (int, error) {
+	fd, err := socket(unix.SOCK_STREAM)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	return aboveStandard(fd)
+}
+
+// aboveStandard moves a descriptor that came out as 0, 1 or 2, in a process
+// that closed these: os.File ends the process when the peer of 1 or 2 is gone.
+func aboveStandard(fd int) (int, error) {
+	if fd > 2 {
+		return fd, nil
+	}
+	nfd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	unix.Close(fd)
+	return nfd, os.NewSyscallError("fcntl", err)
+}
+
+// newFile gives fd, which it then owns, to the runtime's poller.
+func newFile(fd int) (*os.File, error) {
+	f := os.NewFile(uintptr(fd), "unix socket")
+	// os.NewFile passes over a poller that refuses (ENOSPC, ENOMEM); without
+	// it, Read would return EAGAIN.
+	if err := f.SetDeadline(time.Time{}); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func closeSocket(fd int) {
+	unix.Close(fd)
+}
+
+func bindSocket(fd int, name string) error {
+	return os.NewSyscallError("bind", bind(fd, name))
+}
+
+func listenSocket(fd, backlog int) error {
+	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
+}
+
+// connectSocket connects fd, or returns errWouldBlock if a backlog is full.
+// Where that cannot be told from nobody listening, it is ECONNREFUSED.
+func connectSocket(fd int, name string) error {
+	for {
+		switch err := connect(fd, name); err {
+		case unix.EINTR:
+		case unix.EISCONN: // the call that was interrupted came through
+			return nil
+		case unix.EAGAIN:
+			return errWouldBlock
+		default:
+			return os.NewSyscallError("connect", err)
+		}
+	}
+}
+
+// acceptSocket accepts a connection and returns its descriptor and the peer's
+// name, or errWouldBlock if none waits.
+func acceptSocket(fd int) (int, string, error) {
+	for {
+		nfd, peer, err := accept(fd)
+		switch err {
+		case nil:
+			nfd, err = aboveStandard(nfd)
+			return nfd, peer, err
+		case unix.EINTR, unix.ECONNABORTED:
+			continue
+		case unix.EAGAIN:
+			return -1, "", errWouldBlock
+		case unix.EMFILE, unix.ENFILE:
+			// Linux looks for a free descriptor before it looks for a
+			// connection; want of the first is no news while none waits.
+			if !readable(fd) {
+				return -1, "", errWouldBlock
+			}
+		}
+		return -1, "", os.NewSyscallError("accept", err)
+	}
+}
+
+// readable reports whether fd has something to accept or to read, or an end.
+func readable(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return n > 0
+		}
+	}
+}
+
+// shutdownSocket shuts down one half of fd. A peer that has gone already is no
+// error.
+func shutdownSocket(fd int, h half) error {
+	how := unix.SHUT_RD
+	if h == writeHalf {
+		how = unix.SHUT_WR
+	}
+	if err := unix.Shutdown(fd, how); err != nil && !errors.Is(err, unix.ENOTCONN) {
+		return os.NewSyscallError("shutdown", err)
+	}
+	return nil
+}
