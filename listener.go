@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"os"
@@ -16,7 +17,10 @@ import (
 type ListenOption func(*listenConfig)
 
 type listenConfig struct {
-	backlog int
+	backlog       int
+	mode          *fs.FileMode // nil: left to the umask
+	replaceStale  bool
+	unlinkOnClose bool
 }
 
 // Backlog sets how many connections may wait to be accepted, 4 unless told.
@@ -34,6 +38,8 @@ type Listener struct {
 	file *os.File
 	raw  syscall.RawConn // of file
 	name string
+
+	socketFile *socketFile // what Close removes, or nil
 
 	// turn holds a token while a goroutine waits, or is about to wait, in the
 	// poller. One at a time can: a second would queue inside os.File, deaf to
@@ -59,7 +65,9 @@ var (
 // backlog of 4 too.
 //
 // Binding a filesystem path makes a file there, which must be removed apart
-// from closing the Listener, as in Racket.
+// from closing the Listener, as in Racket, unless [UnlinkOnClose] is given. A
+// file that is there already is an error, [syscall.EADDRINUSE]; see
+// [ReplaceStale].
 //
 // Errors are *[net.OpError] with Op "listen". Among what errors.Is finds are
 // [ErrInvalidPath], [syscall.EADDRINUSE], [io/fs.ErrNotExist] and
@@ -95,32 +103,32 @@ func (config *listenConfig) listen(name string) (*Listener, error) {
 	if config.backlog < 0 {
 		return nil, fmt.Errorf("backlog %d: it must not be negative", config.backlog)
 	}
+	if err := config.checkMode(name); err != nil {
+		return nil, err
+	}
 	fd, err := newSocket()
 	if err != nil {
 		return nil, err
 	}
-	if err := bindSocket(fd, name); err != nil {
+	file, err := config.bind(fd, name)
+	if err == nil {
+		if err = listenSocket(fd, min(config.backlog, math.MaxInt32)); err != nil {
+			file.unlink()
+		}
+	}
+	if err != nil {
 		closeSocket(fd)
 		return nil, err
 	}
 	l, err := newListener(fd, name)
 	if err != nil {
-		removeFile(name)
+		file.unlink()
 		return nil, err
 	}
-	if err := listenSocket(fd, min(config.backlog, math.MaxInt32)); err != nil {
-		removeFile(name)
-		l.Close()
-		return nil, err
+	if config.unlinkOnClose {
+		l.socketFile = file
 	}
 	return l, nil
-}
-
-// removeFile removes the socket file called name, which this process has made.
-func removeFile(name string) {
-	if name[0] != 0 {
-		os.Remove(name)
-	}
 }
 
 // newListener makes a Listener of fd, which it then owns.
@@ -268,7 +276,8 @@ func (l *Listener) kick() {
 }
 
 // Close closes the listener and wakes all who wait for it. The socket file
-// stays, as with unix-socket-close-listener. A second Close returns nil.
+// stays, as with unix-socket-close-listener, unless [UnlinkOnClose] was among
+// the options. A second Close returns nil.
 func (l *Listener) Close() error {
 	if l.file == nil {
 		return l.opError("close", os.ErrInvalid)
@@ -282,10 +291,13 @@ func (l *Listener) Close() error {
 	release := l.release
 	hand := l.endEvents()
 	close(l.done)
+	l.kick()
 	l.mu.Unlock()
 
+	// While the socket is open, its file cannot be taken for a stale one.
+	err := l.socketFile.unlink()
 	// Not under mu: closing the file waits for callbacks that want it.
-	err := l.file.Close()
+	err = errors.Join(err, l.file.Close())
 	if hand != nil {
 		hand.Close()
 	}

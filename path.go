@@ -11,6 +11,10 @@ import (
 // unix domain socket can have on this platform.
 var ErrInvalidPath = errors.New("invalid unix socket path")
 
+// errUnavailable is the error of everything on a platform without unix domain
+// sockets.
+var errUnavailable = fmt.Errorf("unix domain sockets on this platform: %w", errors.ErrUnsupported)
+
 // ValidPath reports whether path can name a unix domain socket on this
 // platform; [CheckPath] says why not. It mirrors unix-socket-path?.
 func ValidPath(path string) bool {
@@ -44,7 +48,7 @@ func Abstract(name string) string {
 func resolve(path string) (string, error) {
 	switch {
 	case !Available:
-		return "", fmt.Errorf("%w: unix domain sockets on this platform: %w", ErrInvalidPath, errors.ErrUnsupported)
+		return "", fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
 	case path == "":
 		return "", fmt.Errorf("%w: it is empty", ErrInvalidPath)
 	case path[0] == 0:

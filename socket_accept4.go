@@ -8,10 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func socket(kind int) (int, error) {
-	return unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-}
-
 func accept(fd int) (int, string, error) {
 	var b [sockaddrSize]byte
 	n := uint32(len(b))

@@ -17,6 +17,20 @@ func socket(kind int) (int, error) {
 	return mark(fd)
 }
 
+func socketpair() (fds [2]int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0); err != nil {
+		return fds, err
+	}
+	if _, err = mark(fds[0]); err != nil {
+		unix.Close(fds[1])
+	} else if _, err = mark(fds[1]); err != nil {
+		unix.Close(fds[0])
+	}
+	return fds, err
+}
+
 func accept(fd int) (int, string, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()

@@ -6,10 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func socket(kind int) (int, error) {
-	return unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-}
-
 // accept is paccept(2), NetBSD's accept with flags, leaving the signal mask be.
 func accept(fd int) (int, string, error) {
 	var b [sockaddrSize]byte

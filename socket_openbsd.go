@@ -11,10 +11,6 @@ import (
 
 const openBSD = 1
 
-func socket(kind int) (int, error) {
-	return unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-}
-
 func bind(fd int, name string) error {
 	return unix.Bind(fd, &unix.SockaddrUnix{Name: name})
 }

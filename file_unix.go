@@ -1,0 +1,71 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+func newPair() (int, int, error) {
+	fds, err := socketpair()
+	if err != nil {
+		return -1, -1, os.NewSyscallError("socketpair", err)
+	}
+	fd1, err := aboveStandard(fds[0])
+	if err != nil {
+		unix.Close(fds[1])
+		return -1, -1, err
+	}
+	fd2, err := aboveStandard(fds[1])
+	if err != nil {
+		unix.Close(fd1)
+		return -1, -1, err
+	}
+	return fd1, fd2, nil
+}
+
+// duplicate copies fd, close-on-exec from birth.
+func duplicate(fd int) (int, error) {
+	nfd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	return nfd, os.NewSyscallError("fcntl", err)
+}
+
+// adoptSocket makes sure that fd is a unix stream socket, listening or
+// connected as wanted, makes it non-blocking, and returns its names.
+func adoptSocket(fd int, listening bool) (local, remote string, err error) {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return "", "", fmt.Errorf("not a socket: %w", os.NewSyscallError("getsockopt", err))
+	}
+	if sa, err := unix.Getsockname(fd); err != nil {
+		return "", "", os.NewSyscallError("getsockname", err)
+	} else if _, ok := sa.(*unix.SockaddrUnix); !ok {
+		return "", "", errors.New("not a unix socket: it is of another address family")
+	}
+	if kind != unix.SOCK_STREAM {
+		return "", "", errors.New("not a stream socket: it keeps message boundaries")
+	}
+	accepting, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil {
+		return "", "", os.NewSyscallError("getsockopt", err)
+	}
+	switch {
+	case listening && accepting == 0:
+		return "", "", errors.New("not a listening socket")
+	case !listening && accepting != 0:
+		return "", "", errors.New("not a connected socket: it listens")
+	}
+	if local, err = getsockname(fd); err != nil {
+		return "", "", os.NewSyscallError("getsockname", err)
+	}
+	if !listening {
+		if remote, err = getpeername(fd); err != nil {
+			return "", "", fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", err))
+		}
+	}
+	return local, remote, os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+}

@@ -1,0 +1,84 @@
+package unixsock
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Mode sets the permission bits of the socket file to exactly perm, whatever
+// the umask, which is not touched: it is the whole process's. On Linux the file
+// is never wider than perm, not for a moment; on macOS and the BSDs, which give
+// no means for that, it may be before anyone can connect. No one can connect
+// before the bits are right. To connect takes write permission.
+//
+// It is an error of [Listen] if perm has other bits than those of
+// [fs.ModePerm], or if the path is an abstract name, which has no permissions.
+func Mode(perm fs.FileMode) ListenOption {
+	return func(c *listenConfig) { c.mode = &perm }
+}
+
+// ReplaceStale lets [Listen] replace a socket file that no socket answers for,
+// as a process that was killed leaves one behind. It asks the socket, and never
+// replaces the file of one that lives, its backlog full or not; a file that is
+// no socket; or a symbolic link: the error then is [syscall.EADDRINUSE], as it
+// is where this process may not ask.
+//
+// Of many that listen with ReplaceStale on one stale path, one wins. They
+// exclude each other by a lock on the directory, which any user may hold who
+// may read it; held for longer than two seconds, it is disregarded.
+func ReplaceStale() ListenOption {
+	return func(c *listenConfig) { c.replaceStale = true }
+}
+
+// UnlinkOnClose makes [Listener.Close] remove the socket file, if what is there
+// is still this listener's own. On an abstract name, which goes with its
+// socket, it has no effect.
+func UnlinkOnClose() ListenOption {
+	return func(c *listenConfig) { c.unlinkOnClose = true }
+}
+
+// checkMode returns what is wrong with the mode asked for, if anything.
+func (config *listenConfig) checkMode(name string) error {
+	switch {
+	case config.mode == nil:
+		return nil
+	case name[0] == 0:
+		return fmt.Errorf("mode %#o: an abstract name has no permissions", *config.mode)
+	case *config.mode&^fs.ModePerm != 0:
+		return fmt.Errorf("mode %#o: it must have permission bits only, at most %#o", uint32(*config.mode), fs.ModePerm)
+	}
+	return nil
+}
+
+// A socketFile is the file that a bind made, nil for an abstract name. The bound
+// socket keeps the file's inode from being used for another.
+type socketFile struct {
+	path string
+	info fs.FileInfo
+}
+
+func statSocketFile(name string) (*socketFile, error) {
+	if name[0] == 0 {
+		return nil, nil
+	}
+	info, err := os.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	return &socketFile{name, info}, nil
+}
+
+// unlink removes the file if it is still there. The socket is open.
+func (f *socketFile) unlink() error {
+	if f == nil {
+		return nil
+	}
+	defer lockDir(filepath.Dir(f.path))()
+	info, err := os.Lstat(f.path)
+	if err != nil || !os.SameFile(f.info, info) {
+		return nil
+	}
+	return os.Remove(f.path)
+}
