@@ -3,6 +3,7 @@ package unixsock
 import (
 	"context"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,11 +53,21 @@ type events struct {
 }
 
 // readyTokens is how many receives a select with a default may make before the
-// watcher must have run again.
-const readyTokens = 128
+// watcher must have run again. To put and to take back so many costs as much as
+// a system call or two, so there are fewTokens where more would rarely serve:
+// where the watcher is about to run, or somebody has waited and will accept.
+const (
+	readyTokens = 128
+	fewTokens   = 4
+)
 
-// recheck is how old an offered readiness may become while another process,
-// which has the same listener, may take the connection.
+// offersMost is how many events an offer is made to at once: reflect.Select
+// takes 65,536 cases, and its time grows with their number.
+const offersMost = 1 << 8
+
+// recheck is how old an offer may become that is not of a connection in hand:
+// another process, which has the same listener, may take the connection, and
+// an error of accept(2) may pass.
 const recheck = 50 * time.Millisecond
 
 // Ready returns the listener's readiness channel, always the same one. A receive
@@ -73,8 +84,10 @@ const recheck = 50 * time.Millisecond
 //	}
 //
 // is exact: the call itself looks at the backlog. A channel kept in a variable
-// follows when an accept or a Connect of this package in this process returns;
-// news of a connect made elsewhere comes as soon as a goroutine can run.
+// follows when an Accept, AcceptContext or Connect of this package in this
+// process returns; news of a connect made elsewhere, and of a connection that
+// came out of AcceptEvt's channel, comes as soon as a goroutine can run. After
+// 128 receives in a row it may want that, too.
 //
 // Readiness accepts nothing. Closing the listener closes the channel.
 func (l *Listener) Ready() <-chan *Listener {
@@ -89,7 +102,7 @@ func (l *Listener) Ready() <-chan *Listener {
 			l.watch()
 		}
 	}
-	l.refresh()
+	l.refresh(readyTokens)
 	return l.ready
 }
 
@@ -138,11 +151,14 @@ type acceptEvt struct {
 	stop func() bool   // lets go of ctx; nil if it never ends
 }
 
-// overEvt is the channel of every event that is over before it began.
-var overEvt = func() chan Accepted { c := make(chan Accepted); close(c); return c }()
+// over reports whether the context of e is done.
+func (e *acceptEvt) over() bool { return e.ctx.Err() != nil }
 
 // noEvt is an event that nothing can be sent to, and that never ends.
 var noEvt = &acceptEvt{ctx: context.Background()}
+
+// overEvt is the channel of every event that is over before it began.
+var overEvt = func() chan Accepted { c := make(chan Accepted); close(c); return c }()
 
 // ended reports whether l is closed, or never was open. mu is held.
 func (l *Listener) ended() bool { return l.closed || l.file == nil }
@@ -238,23 +254,24 @@ func (l *Listener) delivered(e *acceptEvt) {
 		c.CloseOn(e.ctx)
 	}
 	l.hand = Accepted{}
-	l.refresh()
+	l.refresh(fewTokens)
 }
 
 // refresh looks at the backlog for Ready's sake. mu is held.
-func (l *Listener) refresh() {
+func (l *Listener) refresh(tokens int) {
 	if l.ready == nil || l.ended() {
 		return
 	}
 	if l.hand.Conn != nil {
 		l.withdraw() // an event may have taken it just now
 	}
-	l.raw.Control(func(fd uintptr) { l.agree(int(fd)) })
+	l.raw.Control(func(fd uintptr) { l.agree(int(fd), tokens) })
 }
 
 // agree makes the readiness channel agree with the backlog and what is in hand.
-// It returns whether the listener is ready. mu is held.
-func (l *Listener) agree(fd int) bool {
+// If the listener is ready, which it returns, the channel holds so many tokens
+// at least. mu is held.
+func (l *Listener) agree(fd, tokens int) bool {
 	if l.ready == nil {
 		return false
 	}
@@ -263,9 +280,19 @@ func (l *Listener) agree(fd int) bool {
 		l.drain()
 		return false
 	}
-	select {
-	case l.ready <- l:
-	default:
+	// Those who wait take theirs at once, and it is not in the channel then.
+	for range readyTokens {
+		n := len(l.ready)
+		if n >= tokens {
+			break
+		}
+		select {
+		case l.ready <- l:
+		default:
+		}
+		if len(l.ready) <= n {
+			tokens = min(tokens, fewTokens)
+		}
 	}
 	return true
 }
@@ -291,8 +318,10 @@ type watcher struct {
 	ready    chan *Listener // nil if readiness is not offered
 	hand     Accepted
 	to       []*acceptEvt // who may have what is in hand
+	part     bool         // and there are more
 
-	quit    bool        // there is nothing left to watch for
+	quit bool // there is nothing left to watch for
+
 	recheck *time.Timer // reused from offer to offer
 }
 
@@ -318,6 +347,7 @@ func (w *watcher) settle(fd uintptr) bool {
 	l := w.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	clear(w.to) // what has ended must not be held
 	w.offering, w.ready, w.to = false, nil, w.to[:0]
 	if l.closed {
 		return true
@@ -328,22 +358,29 @@ func (w *watcher) settle(fd uintptr) bool {
 		l.watched.Store(false)
 		return true
 	}
+	l.hand.Err = nil // what nobody received is asked for anew
+	w.part = false
 	for _, e := range l.evts {
-		if e.ctx.Err() == nil {
+		if len(w.to) == offersMost {
+			w.part = true // some of them now; the map's order is random
+			break
+		}
+		if !e.over() {
 			w.to = append(w.to, e)
 		}
 	}
-	served := false
 	if len(w.to) > 0 && l.hand == (Accepted{}) {
 		if c, err := l.acceptOne(int(fd)); err != errWouldBlock {
 			l.hand.Conn = c
 			if err != nil {
 				l.hand.Err = l.opError("accept", err)
 			}
-			served = w.serve()
+			if w.serve() {
+				return true // nothing to offer yet: look again
+			}
 		}
 	}
-	if l.agree(int(fd)) {
+	if l.agree(int(fd), fewTokens) {
 		w.ready = l.ready
 	}
 	w.hand = l.hand
@@ -352,12 +389,15 @@ func (w *watcher) settle(fd uintptr) bool {
 	}
 	w.offering = w.ready != nil || len(w.to) > 0
 	l.offering = w.offering
-	return w.offering || served
+	return w.offering
 }
 
 // serve gives what is in hand to one who waits for it already. l.mu is held.
 func (w *watcher) serve() bool {
 	for _, e := range w.to {
+		if e.over() {
+			continue // since settle looked
+		}
 		select {
 		case e.ch <- w.l.hand:
 			w.l.delivered(e)
@@ -373,11 +413,16 @@ func (w *watcher) serve() bool {
 //
 // That the contexts of the events are among the cases keeps their promise: the
 // close of a Done channel takes the parked watcher out of its select before the
-// cancel returns, so that no later receive can find it there.
+// cancel returns, so that no later receive can find it there. What no select
+// can rule out is a receive that begins after the cancel returned, while the
+// watcher is between its look at the context and the locks of its select: there
+// it finds both ready, and a select has no preference. (To name Done many times
+// makes the way to the locks longer, and gains nothing.) Such a connection is
+// closed, by its context.
 func (w *watcher) offer() {
 	w.fill()
 	var over <-chan time.Time
-	if w.ready != nil && w.hand.Conn == nil {
+	if w.hand.Conn == nil || w.part {
 		if w.recheck == nil {
 			w.recheck = time.NewTimer(recheck)
 		} else {
@@ -394,7 +439,7 @@ func (w *watcher) offer() {
 	if len(w.to) == 1 {
 		e = w.to[0]
 	}
-	for {
+	for !e.over() {
 		select {
 		case w.ready <- w.l:
 			w.fill()
@@ -411,6 +456,7 @@ func (w *watcher) offer() {
 			return
 		}
 	}
+	w.l.outcome <- nil
 }
 
 // fill fills the readiness channel, as far as those who empty it let it: it
@@ -427,31 +473,38 @@ func (w *watcher) fill() {
 
 // offerMany is offer's select for more than one event.
 func (w *watcher) offerMany(over <-chan time.Time) {
-	const first = 3 // of the cases for events, two each
+	const (
+		retract = iota
+		recheck
+		ready
+		first // of those of the events
+	)
 	cases := []reflect.SelectCase{
-		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(w.l.retract)},
-		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(over)},
-		{Dir: reflect.SelectSend, Chan: reflect.ValueOf(w.ready), Send: reflect.ValueOf(w.l)},
+		retract: {Dir: reflect.SelectRecv, Chan: reflect.ValueOf(w.l.retract)},
+		recheck: {Dir: reflect.SelectRecv, Chan: reflect.ValueOf(over)},
+		ready:   {Dir: reflect.SelectSend, Chan: reflect.ValueOf(w.ready), Send: reflect.ValueOf(w.l)},
 	}
 	for _, e := range w.to {
-		cases = append(cases,
-			reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(e.ch), Send: reflect.ValueOf(w.hand)},
-			reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(e.ctx.Done())})
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(e.ch), Send: reflect.ValueOf(w.hand)})
 	}
-	for {
+	for _, e := range w.to {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(e.ctx.Done())})
+	}
+	for !slices.ContainsFunc(w.to, (*acceptEvt).over) {
 		switch i, _, _ := reflect.Select(cases); {
-		case i == 0:
+		case i == retract:
 			return
-		case i == 2:
+		case i == ready:
 			w.fill()
-		case i >= first && (i-first)%2 == 0:
-			w.l.outcome <- w.to[(i-first)/2]
+		case i >= first && i < first+len(w.to):
+			w.l.outcome <- w.to[i-first]
 			return
 		default: // time to look again, or a context is done
 			w.l.outcome <- nil
 			return
 		}
 	}
+	w.l.outcome <- nil
 }
 
 // observed are the listeners of this process that have been asked for Ready, so
@@ -482,22 +535,33 @@ func (s *listenerSet) remove(l *Listener) {
 	s.count.Add(-1)
 }
 
-// announce tells the listeners called name that there was a connect.
-func announce(name string) {
-	if observed.count.Load() == 0 {
+// connected tells the listener that fd has connected to, by name, if it is among
+// them.
+func (s *listenerSet) connected(fd int, name string) {
+	if s.count.Load() == 0 {
 		return
 	}
-	observed.mu.Lock()
-	var called []*Listener
-	for l := range observed.set {
+	called := s.called(name)
+	if called == nil {
+		// It may have another name, of which this one is a link.
+		if name, err := getpeername(fd); err == nil {
+			called = s.called(name)
+		}
+	}
+	for _, l := range called {
+		l.mu.Lock()
+		l.refresh(readyTokens)
+		l.mu.Unlock()
+	}
+}
+
+func (s *listenerSet) called(name string) (called []*Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for l := range s.set {
 		if l.name == name {
 			called = append(called, l)
 		}
 	}
-	observed.mu.Unlock()
-	for _, l := range called {
-		l.mu.Lock()
-		l.refresh()
-		l.mu.Unlock()
-	}
+	return called
 }

@@ -43,8 +43,8 @@ type Conn struct {
 	// set, so that none undoes the one that wakes.
 	closed atomic.Uint32
 
-	mu      sync.Mutex // guards changes of closed, deadlines, and release
-	release func()     // lets go of the contexts of CloseOn; may be nil
+	mu      sync.Mutex // guards changes of closed, deadlines, and custody
+	custody custody    // the contexts of CloseOn
 
 	file          *os.File // its reference count keeps the descriptor open while in use
 	local, remote string   // socket names, as the kernel has them
@@ -71,6 +71,9 @@ func (c *Conn) Read(b []byte) (int, error) {
 		return 0, c.opError("read", net.ErrClosed)
 	}
 	n, err := c.file.Read(b)
+	if n > 0 && c.isClosed(readHalf) {
+		return 0, c.opError("read", net.ErrClosed) // closeHalf may have dropped what came before
+	}
 	return n, c.ioError("read", readHalf, err)
 }
 
@@ -111,7 +114,7 @@ func (c *Conn) closeHalf(h half) error {
 	was := half(c.closed.Load())
 	now := was | h
 	c.closed.Store(uint32(now))
-	release := c.release
+	custody := c.custody
 	c.mu.Unlock()
 
 	var err error
@@ -119,9 +122,7 @@ func (c *Conn) closeHalf(h half) error {
 	case now == was:
 		return nil
 	case now == bothHalves:
-		if release != nil {
-			release()
-		}
+		custody.end()
 		err = c.file.Close()
 	default:
 		err = c.shutdown(h)
@@ -140,7 +141,11 @@ func (c *Conn) shutdown(h half) error {
 		return err
 	}
 	var failed error
-	if raw.Control(func(fd uintptr) { failed = shutdownSocket(int(fd), h) }) != nil {
+	if raw.Control(func(fd uintptr) {
+		if failed = shutdownSocket(int(fd), h); h == readHalf {
+			discard(int(fd)) // past who reads just now, and finds closed set behind it
+		}
+	}) != nil {
 		return nil
 	}
 	// The shutdown alone does not wake a writer on Linux: of a socket whose
@@ -159,26 +164,10 @@ var past = time.Unix(1, 0)
 // CloseOn closes the Conn when ctx is done: ctx is its custodian. A Conn that
 // is closed earlier leaves nothing behind on ctx.
 func (c *Conn) CloseOn(ctx context.Context) {
-	if ctx.Done() == nil {
-		return
-	}
-	stop := context.AfterFunc(ctx, func() { c.Close() })
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if half(c.closed.Load()) == bothHalves {
-		stop()
-		return
-	}
-	c.release = chain(c.release, stop)
-}
-
-// chain returns a function that calls first, which may be nil, and stop.
-func chain(first func(), stop func() bool) func() {
-	return func() {
-		if first != nil {
-			first()
-		}
-		stop()
+	if half(c.closed.Load()) != bothHalves {
+		c.custody.add(ctx, c.Close)
 	}
 }
 
@@ -314,16 +303,17 @@ func (c *Conn) opError(op string, err error) error {
 
 // cause turns an error of os.File into one as net has them.
 func cause(err error) error {
-	var pathErr *fs.PathError
-	switch {
-	case errors.Is(err, os.ErrClosed):
-		return net.ErrClosed
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return os.ErrDeadlineExceeded
-	case errors.As(err, &pathErr):
-		return os.NewSyscallError(pathErr.Op, pathErr.Err)
+	pathErr, ok := err.(*fs.PathError)
+	if !ok {
+		return err
 	}
-	return err
+	switch pathErr.Err {
+	case os.ErrClosed:
+		return net.ErrClosed
+	case os.ErrDeadlineExceeded:
+		return os.ErrDeadlineExceeded
+	}
+	return os.NewSyscallError(pathErr.Op, pathErr.Err)
 }
 
 // rawCause names the error of a call of os.File's RawConn. It is a deadline, or

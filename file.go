@@ -70,7 +70,11 @@ func adopt(f *os.File, listening bool) (fd int, local, remote string, err error)
 	if err != nil {
 		return -1, "", "", err
 	}
-	if fd, err = copyDescriptor(raw.Control); err != nil {
+	fd, err = copyDescriptor(raw.Control)
+	if err == net.ErrClosed {
+		err = os.ErrClosed // it is the file's to say, not a Conn's
+	}
+	if err != nil {
 		return -1, "", "", err
 	}
 	if local, remote, err = adoptSocket(fd, listening); err != nil {

@@ -49,8 +49,14 @@ func adoptSocket(fd int, listening bool) (local, remote string, err error) {
 	if kind != unix.SOCK_STREAM {
 		return "", "", errors.New("not a stream socket: it keeps message boundaries")
 	}
+	remote, peerErr := getpeername(fd)
 	accepting, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	if err != nil {
+	switch {
+	case err == unix.ENOPROTOOPT && listening && peerErr != nil:
+		// Of the BSDs, FreeBSD alone tells. A socket with no peer is taken for
+		// one that listens; if it does not, its first accept says so.
+		accepting = 1
+	case err != nil && err != unix.ENOPROTOOPT:
 		return "", "", os.NewSyscallError("getsockopt", err)
 	}
 	switch {
@@ -58,14 +64,11 @@ func adoptSocket(fd int, listening bool) (local, remote string, err error) {
 		return "", "", errors.New("not a listening socket")
 	case !listening && accepting != 0:
 		return "", "", errors.New("not a connected socket: it listens")
+	case !listening && peerErr != nil:
+		return "", "", fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", peerErr))
 	}
 	if local, err = getsockname(fd); err != nil {
 		return "", "", os.NewSyscallError("getsockname", err)
-	}
-	if !listening {
-		if remote, err = getpeername(fd); err != nil {
-			return "", "", fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", err))
-		}
 	}
 	return local, remote, os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
 }

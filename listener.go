@@ -51,8 +51,8 @@ type Listener struct {
 	// mu guards what follows, and every accept(2) on the descriptor.
 	mu      sync.Mutex
 	closed  bool
-	release func() // lets go of the contexts of CloseOn; may be nil
-	events         // Ready and AcceptEvt
+	custody custody // the contexts of CloseOn
+	events          // Ready and AcceptEvt
 }
 
 var (
@@ -122,7 +122,7 @@ func (config *listenConfig) listen(name string) (*Listener, error) {
 	}
 	l, err := newListener(fd, name)
 	if err != nil {
-		file.unlink()
+		file.unlink() // the socket is closed already, but was never seen
 		return nil, err
 	}
 	if config.unlinkOnClose {
@@ -207,7 +207,7 @@ func (l *Listener) take(fd int) (*Conn, error) {
 	if c == nil {
 		c, err = l.acceptOne(fd)
 	}
-	l.agree(fd)
+	l.agree(fd, fewTokens)
 	return c, err
 }
 
@@ -288,22 +288,20 @@ func (l *Listener) Close() error {
 		return nil
 	}
 	l.closed = true
-	release := l.release
+	custody := l.custody
 	hand := l.endEvents()
 	close(l.done)
 	l.kick()
 	l.mu.Unlock()
 
 	// While the socket is open, its file cannot be taken for a stale one.
-	err := l.socketFile.unlink()
+	unlinkErr := l.socketFile.unlink()
 	// Not under mu: closing the file waits for callbacks that want it.
-	err = errors.Join(err, l.file.Close())
+	err := errors.Join(cause(unlinkErr), cause(l.file.Close()))
 	if hand != nil {
 		hand.Close()
 	}
-	if release != nil {
-		release()
-	}
+	custody.end()
 	l.deadline.set(time.Time{}, nil)
 	if err != nil {
 		return l.opError("close", err)
@@ -314,17 +312,11 @@ func (l *Listener) Close() error {
 // CloseOn closes the Listener when ctx is done: ctx is its custodian. A
 // Listener that is closed earlier leaves nothing behind on ctx.
 func (l *Listener) CloseOn(ctx context.Context) {
-	if ctx.Done() == nil {
-		return
-	}
-	stop := context.AfterFunc(ctx, func() { l.Close() })
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
-		stop()
-		return
+	if !l.ended() {
+		l.custody.add(ctx, l.Close)
 	}
-	l.release = chain(l.release, stop)
 }
 
 // Addr returns the *[net.UnixAddr] that the listener is bound to: the absolute

@@ -3,6 +3,7 @@ package unixsock
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"syscall"
 )
@@ -10,6 +11,9 @@ import (
 // ErrInvalidPath is what errors.Is finds in every error about a path that no
 // unix domain socket can have on this platform.
 var ErrInvalidPath = errors.New("invalid unix socket path")
+
+// onLinux says that there are abstract names.
+const onLinux = runtime.GOOS == "linux" || runtime.GOOS == "android"
 
 // errUnavailable is the error of everything on a platform without unix domain
 // sockets.
@@ -51,8 +55,13 @@ func resolve(path string) (string, error) {
 		return "", fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
 	case path == "":
 		return "", fmt.Errorf("%w: it is empty", ErrInvalidPath)
+	case path[0] == 0 && !onLinux:
+		return "", fmt.Errorf("%w: it begins with NUL, and abstract names exist on Linux only, not on %s", ErrInvalidPath, runtime.GOOS)
+	case path[0] == 0 && len(path) > MaxPathLen:
+		return "", fmt.Errorf("%w: the abstract name has %d bytes with its leading NUL, the limit is %d",
+			ErrInvalidPath, len(path), MaxPathLen)
 	case path[0] == 0:
-		return path, checkAbstract(path)
+		return path, nil
 	case strings.IndexByte(path, 0) > 0:
 		return "", fmt.Errorf("%w: NUL at byte %d of a filesystem path", ErrInvalidPath, strings.IndexByte(path, 0))
 	}

@@ -106,6 +106,9 @@ func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error)
 	if rawErr != nil {
 		err = rawCause(rawErr)
 	}
+	if n > 0 && c.isClosed(readHalf) {
+		n, err = 0, net.ErrClosed // as in Read
+	}
 	if err == nil && n == 0 {
 		err = io.EOF
 	}

@@ -3,8 +3,10 @@
 package unixsock
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +42,10 @@ func receiveRights(fd int, b []byte, max int) (int, []int, error) {
 	for {
 		n, oobn, flags, err := receiveMessage(fd, b, oob)
 		fds := parseRights(oob[:oobn])
+		if onLinux {
+			const pidfd = 4 // SCM_PIDFD, for who has set SO_PASSPIDFD: not asked for here
+			closeDescriptors(descriptors(oob[:oobn], pidfd))
+		}
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -54,21 +60,27 @@ func receiveRights(fd int, b []byte, max int) (int, []int, error) {
 	}
 }
 
-// parseRights returns every descriptor in the control messages that oob holds,
-// as far as they can be read.
-func parseRights(oob []byte) (fds []int) {
-	for len(oob) > 0 {
-		header, data, rest, err := unix.ParseOneSocketControlMessage(oob)
-		if err != nil {
+// parseRights returns every descriptor that came by SCM_RIGHTS in the control
+// messages that oob holds.
+func parseRights(oob []byte) []int { return descriptors(oob, unix.SCM_RIGHTS) }
+
+// descriptors returns the descriptors in the control messages of one kind, as
+// far as the messages can be read: a length that is wrong ends them. The
+// functions of x/sys/unix trust the lengths, which come from the kernel.
+func descriptors(oob []byte, kind int32) (fds []int) {
+	head := unix.CmsgLen(0)
+	for len(oob) >= head {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&oob[0]))
+		if uint64(h.Len) < uint64(head) || uint64(h.Len) > uint64(len(oob)) {
 			break
 		}
-		if header.Level == unix.SOL_SOCKET && header.Type == unix.SCM_RIGHTS {
-			message := unix.SocketControlMessage{Header: header, Data: data}
-			if got, err := unix.ParseUnixRights(&message); err == nil {
-				fds = append(fds, got...)
+		data := oob[head:h.Len]
+		if h.Level == unix.SOL_SOCKET && h.Type == kind {
+			for d := data; len(d) >= 4; d = d[4:] {
+				fds = append(fds, int(int32(binary.NativeEndian.Uint32(d))))
 			}
 		}
-		oob = rest
+		oob = oob[min(unix.CmsgSpace(len(data)), len(oob)):]
 	}
 	return fds
 }

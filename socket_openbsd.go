@@ -9,8 +9,6 @@ import (
 // OpenBSD takes system calls from its libc alone, so the address goes by way of
 // x/sys/unix. A path there has no NUL inside and one behind: nothing is lost.
 
-const openBSD = 1
-
 func bind(fd int, name string) error {
 	return unix.Bind(fd, &unix.SockaddrUnix{Name: name})
 }

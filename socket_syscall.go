@@ -3,17 +3,12 @@
 package unixsock
 
 import (
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-const (
-	openBSD = 0
-
-	systemLayout = layout(runtime.GOOS != "linux" && runtime.GOOS != "android")
-)
+const systemLayout = layout(!onLinux)
 
 func bind(fd int, name string) error {
 	return withAddress(unix.SYS_BIND, fd, name)

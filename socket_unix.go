@@ -30,6 +30,9 @@ func aboveStandard(fd int) (int, error) {
 		return fd, nil
 	}
 	nfd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil && fd == 0 {
+		return fd, nil // not as good, but no reason to lose a connection
+	}
 	unix.Close(fd)
 	return nfd, os.NewSyscallError("fcntl", err)
 }
@@ -120,4 +123,16 @@ func shutdownSocket(fd int, h half) error {
 		return os.NewSyscallError("shutdown", err)
 	}
 	return nil
+}
+
+// discard drops what has come to fd, whose input is shut down. It would stay
+// charged to the peer: on Linux a peer that waits to write would wait for ever.
+func discard(fd int) {
+	var b [16 << 10]byte
+	for {
+		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT)
+		if err != unix.EINTR && (err != nil || n == 0) {
+			return
+		}
+	}
 }

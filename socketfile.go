@@ -4,7 +4,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"strings"
+	"time"
 )
 
 // Mode sets the permission bits of the socket file to exactly perm, whatever
@@ -26,8 +27,10 @@ func Mode(perm fs.FileMode) ListenOption {
 // is where this process may not ask.
 //
 // Of many that listen with ReplaceStale on one stale path, one wins. They
-// exclude each other by a lock on the directory, which any user may hold who
-// may read it; held for longer than two seconds, it is disregarded.
+// exclude each other by a lock on the directory. Where the directory cannot be
+// read, or somebody holds the lock for longer than two seconds, which any user
+// may who can read it, Listen goes on without: it then looks 50 ms later if
+// another has won.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.replaceStale = true }
 }
@@ -70,15 +73,26 @@ func statSocketFile(name string) (*socketFile, error) {
 	return &socketFile{name, info}, nil
 }
 
-// unlink removes the file if it is still there. The socket is open.
+// dirOf returns the directory of an absolute path. filepath.Dir would resolve
+// dot-dot by the letter, which is another directory behind a symbolic link.
+func dirOf(path string) string {
+	return path[:strings.LastIndexByte(path, '/')+1]
+}
+
+// unlink removes the file if it is still there.
 func (f *socketFile) unlink() error {
 	if f == nil {
 		return nil
 	}
-	defer lockDir(filepath.Dir(f.path))()
-	info, err := os.Lstat(f.path)
-	if err != nil || !os.SameFile(f.info, info) {
+	unlock, _ := lockDir(dirOf(f.path), time.Second)
+	defer unlock()
+	if !f.stillThere() {
 		return nil
 	}
-	return os.Remove(f.path)
+	return unlink(f.path)
+}
+
+func (f *socketFile) stillThere() bool {
+	info, err := os.Lstat(f.path)
+	return err == nil && os.SameFile(f.info, info)
 }

@@ -14,13 +14,10 @@ func narrow(fd int, perm fs.FileMode) error {
 	return os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(perm)))
 }
 
-// chmod sets the permissions of the file called name, not of what it may link to.
+// chmod sets the permissions of the socket file called name, and of nothing that
+// may have come into its place. fchmodat2 is only for where there is no /proc:
+// it is younger than the system call filters of many a container.
 func chmod(name string, perm fs.FileMode) error {
-	err := unix.Fchmodat(unix.AT_FDCWD, name, uint32(perm), unix.AT_SYMLINK_NOFOLLOW)
-	if err != unix.EOPNOTSUPP {
-		return err
-	}
-	// Before Linux 6.6, only by way of /proc.
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -33,5 +30,9 @@ func chmod(name string, perm fs.FileMode) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return unix.ENOTSOCK
 	}
-	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(perm))
+	err = unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(perm))
+	if err == unix.ENOENT {
+		err = unix.Fchmodat(unix.AT_FDCWD, name, uint32(perm), unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return err
 }

@@ -9,8 +9,8 @@ import (
 // mirrors make-unix-socket-tcp@, the unit that Racket's web server takes.
 type TCPUnit struct {
 	path string
-	name string
-	err  error // of the path; what Listen and Dial return then
+	name string // what path stood for when the unit was made; "" if err is set
+	err  error  // of the path
 	opts []ListenOption
 }
 
@@ -27,11 +27,19 @@ func NewTCPUnit(path string, opts ...ListenOption) *TCPUnit {
 	}
 }
 
+// check returns what is wrong with the unit's path; the zero unit's is empty.
+func (u *TCPUnit) check() error {
+	if u.name == "" && u.err == nil {
+		return CheckPath("")
+	}
+	return u.err
+}
+
 // Listen is [Listen] on the unit's path; its arguments are not looked at. The
 // listener's address, and those of its connections, look like TCP's.
 func (u *TCPUnit) Listen(network, address string) (net.Listener, error) {
-	if u.err != nil {
-		return nil, listenError(u.path, u.err)
+	if err := u.check(); err != nil {
+		return nil, listenError(u.path, err)
 	}
 	l, err := listen(u.name, u.opts)
 	if err != nil {
@@ -50,8 +58,8 @@ func (u *TCPUnit) Dial(network, address string) (net.Conn, error) {
 // and remote 127.0.0.1:0. It has the methods of a [Conn] besides, and NetConn
 // returns that Conn.
 func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if u.err != nil {
-		return nil, dialError(u.path, u.err)
+	if err := u.check(); err != nil {
+		return nil, dialError(u.path, err)
 	}
 	c, err := dial(ctx, u.name)
 	if err != nil {

@@ -1,4 +1,66 @@
-// Package unixsock is unix domain sockets.
+// Package unixsock is unix domain sockets of the stream kind, with what Racket's
+// unix-socket library has and package net has not: a listener that can be waited
+// for in a select, all the bytes of a path or an abstract name, two ends of a
+// connection that close apart, and a Connect that waits while a server is busy.
+//
+// # From net
+//
+// A [Listener] is a [net.Listener] and a [Conn] is a [net.Conn]; what takes one
+// of these takes them too. [Listen] and [Connect] stand for net.Listen and
+// net.Dial with "unix". The differences:
+//
+//   - [Listener.Ready] is a channel that is ready to receive from while a client
+//     waits to be accepted, so that a loop can select on clients, timers and
+//     contexts alike. It accepts nothing. [Listener.AcceptEvt] is such a channel
+//     that accepts.
+//   - Connect waits while the listener's backlog is full, as connect(2) does in
+//     C, where net.Dial fails with EAGAIN.
+//   - The backlog is 4 unless [Backlog] says otherwise.
+//   - A leading @ means nothing special. An abstract name begins with NUL; see
+//     [Abstract] and [CheckPath]. Every byte of it counts.
+//   - Closing a listener leaves the socket file.
+//
+// # From Racket
+//
+//	unix-socket-available?      Available
+//	unix-socket-path?           ValidPath; CheckPath says why not
+//	#"\0name"                   "\x00name", or Abstract("name")
+//	unix-socket-connect         Connect, ConnectContext; then Conn.Ports
+//	unix-socket-listen          Listen; Backlog is its second argument
+//	unix-socket-listener?       the type *Listener
+//	(sync listener)             <-listener.Ready()
+//	unix-socket-accept          Listener.Accept, Listener.AcceptContext
+//	unix-socket-accept-evt      Listener.AcceptEvt
+//	unix-socket-close-listener  Listener.Close
+//	make-unix-socket-tcp@       NewTCPUnit
+//
+// sync over several events is select over their channels. A custodian is a
+// [context.Context]: [Conn.CloseOn] and [Listener.CloseOn] put a connection or a
+// listener under it, and AcceptEvt's is that of the connections it delivers. An
+// error is a value that is returned, where Racket raises an exception.
+//
+// # A server's loop
+//
+//	listener, err := unixsock.Listen("/run/example.sock")
+//	...
+//	for {
+//		select {
+//		case <-listener.Ready():
+//			conn, err := listener.AcceptContext(ctx)
+//			...
+//		case <-ticker.C:
+//			...
+//		case <-ctx.Done():
+//			return listener.Close()
+//		}
+//	}
+//
+// # Platforms
+//
+// Linux (Android too), macOS (iOS too), FreeBSD, NetBSD, OpenBSD and DragonFly.
+// On any other the package compiles, [Available] is false, no path is valid, and
+// what makes a socket returns an error that is [errors.ErrUnsupported]. Abstract
+// names are Linux's alone.
 package unixsock
 
 import (
@@ -55,11 +117,11 @@ func dial(ctx context.Context, name string) (*Conn, error) {
 		closeSocket(fd)
 		return nil, dialError(name, err)
 	}
+	observed.connected(fd, name)
 	c, err := newConn(fd, "", name)
 	if err != nil {
 		return nil, dialError(name, err)
 	}
-	announce(name)
 	return c, nil
 }
 

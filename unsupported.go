@@ -5,6 +5,7 @@ package unixsock
 import (
 	"errors"
 	"os"
+	"time"
 )
 
 // Available reports whether unix domain sockets are available and supported on
@@ -17,15 +18,16 @@ const MaxPathLen = 0
 // What follows is never reached, for no path is valid here and every
 // constructor ends with that. It lets the portable files compile.
 
-func checkAbstract(string) error                            { return errors.ErrUnsupported }
 func newSocket() (int, error)                               { return -1, errors.ErrUnsupported }
 func newFile(int) (*os.File, error)                         { return nil, errors.ErrUnsupported }
 func closeSocket(int)                                       {}
-func lockDir(string) func()                                 { return func() {} }
+func unlink(string) error                                   { return errors.ErrUnsupported }
+func lockDir(string, time.Duration) (func(), bool)          { return func() {}, false }
 func (*listenConfig) bind(int, string) (*socketFile, error) { return nil, errors.ErrUnsupported }
 func listenSocket(int, int) error                           { return errors.ErrUnsupported }
 func connectSocket(int, string) error                       { return errors.ErrUnsupported }
 func acceptSocket(int) (int, string, error)                 { return -1, "", errors.ErrUnsupported }
+func getpeername(int) (string, error)                       { return "", errors.ErrUnsupported }
 func readable(int) bool                                     { return false }
 func shutdownSocket(int, half) error                        { return errors.ErrUnsupported }
 func newPair() (int, int, error)                            { return -1, -1, errors.ErrUnsupported }
@@ -35,3 +37,4 @@ func peerCred(int) (Cred, error)                            { return Cred{}, err
 func sendRights(int, []byte, []int) (int, error)            { return 0, errors.ErrUnsupported }
 func receiveRights(int, []byte, int) (int, []int, error)    { return 0, nil, errors.ErrUnsupported }
 func closeDescriptors([]int)                                {}
+func discard(int)                                           {}

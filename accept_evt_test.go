@@ -1,0 +1,823 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// mustReceive returns the connection that an event gives. It is closed with the
+// test.
+func mustReceive(t testing.TB, evt <-chan Accepted) *Conn {
+	t.Helper()
+	a, ok := receive2(t, "AcceptEvt", evt)
+	if !ok || a.Err != nil || a.Conn == nil {
+		t.Fatalf("got %+v, %v, want a connection", a, ok)
+	}
+	t.Cleanup(func() { a.Conn.Close() })
+	return a.Conn
+}
+
+// mustBeOver fails the test unless evt is closed already.
+func mustBeOver(t testing.TB, evt <-chan Accepted) {
+	t.Helper()
+	if a, ok := receive2(t, "the end of the event", evt); ok {
+		t.Fatalf("the event gave %+v, want its end", a)
+	}
+}
+
+// mustTalk fails the test unless what client writes is what server reads.
+func mustTalk(t testing.TB, client, server *Conn) {
+	t.Helper()
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	if _, err := io.ReadFull(server, b); err != nil || b[0] != 'x' {
+		t.Fatalf("got %q, %v", b, err)
+	}
+}
+
+// mustEnd fails the test unless the other end of c has been closed.
+func mustEnd(t testing.TB, c *Conn) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(patience))
+	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("got %d, %v, want the end", n, err)
+	}
+}
+
+// inHand connects to l and waits until an event of l has accepted ahead.
+func inHand(t testing.TB, l *Listener) (client *Conn) {
+	t.Helper()
+	client = mustConnect(t, l.Addr().String())
+	waitFor(t, "an event accepts ahead", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.hand.Conn != nil && l.offering
+	})
+	return client
+}
+
+func TestAcceptEvtGivesAConnection(t *testing.T) {
+	l := mustListen(t)
+	for range 20 {
+		client := mustConnect(t, l.Addr().String())
+		mustTalk(t, client, mustReceive(t, l.AcceptEvt(t.Context())))
+	}
+}
+
+func TestAcceptEvtGivesToOneWhoWaitsAlready(t *testing.T) {
+	l := mustListen(t)
+	evt := l.AcceptEvt(t.Context())
+	got := make(chan Accepted)
+	go func() { got <- <-evt }()
+	client := mustConnect(t, l.Addr().String())
+	mustTalk(t, client, mustReceive(t, got))
+}
+
+func TestEachConnectionIsDeliveredOnce(t *testing.T) {
+	clients := 2000
+	if testing.Short() {
+		clients = 300
+	}
+	l := mustListen(t, Backlog(16))
+	l.Ready()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	// A server writes the client's number back: each must come back once.
+	var served [4]atomic.Int32
+	serve := func(who int, c *Conn) {
+		served[who].Add(1)
+		c.Write([]byte("s"))
+		c.Close()
+	}
+	var servers sync.WaitGroup
+	for range 2 {
+		servers.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				serve(0, c.(*Conn))
+			}
+		})
+		servers.Go(func() {
+			for {
+				c, err := l.AcceptContext(ctx)
+				if err != nil {
+					return
+				}
+				serve(1, c)
+			}
+		})
+		for who := 2; who < 4; who++ {
+			own, cancelOwn := context.WithCancel(ctx)
+			defer cancelOwn()
+			servers.Go(func() {
+				for a := range l.AcceptEvt(own) {
+					if a.Err != nil {
+						t.Error(a.Err)
+						continue
+					}
+					serve(who, a.Conn)
+				}
+			})
+		}
+	}
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			for range clients / 20 {
+				c, err := Connect(l.Addr().String())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c.SetDeadline(time.Now().Add(patience))
+				b, err := io.ReadAll(c)
+				if string(b) != "s" || err != nil {
+					t.Errorf("a client got %q, %v", b, err)
+				}
+				c.Close()
+			}
+		})
+	}
+	ends(t, "the clients", wg.Wait)
+	total := 0
+	for i := range served {
+		total += int(served[i].Load())
+	}
+	if total != clients {
+		t.Errorf("%d clients were served %d times", clients, total)
+	}
+	cancel()
+	l.Close()
+	ends(t, "the servers", servers.Wait)
+}
+
+func TestAbandonedEventStarvesNobody(t *testing.T) {
+	accept := func(t *testing.T, l *Listener) *Conn { return mustAccept(t, l) }
+	event := func(t *testing.T, l *Listener) *Conn {
+		ctx, cancel := context.WithCancel(context.Background())
+		t.Cleanup(cancel)
+		return mustReceive(t, l.AcceptEvt(ctx))
+	}
+	plain := func(t *testing.T, l *Listener) *Conn {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c.(*Conn)
+	}
+	abandon := func(t *testing.T, l *Listener) {
+		ctx, cancel := context.WithCancel(context.Background())
+		t.Cleanup(cancel)
+		l.AcceptEvt(ctx)
+	}
+	for who, take := range map[string]func(*testing.T, *Listener) *Conn{
+		"Accept": plain, "AcceptContext": accept, "another event": event,
+	} {
+		t.Run(who+" after event and connect", func(t *testing.T) {
+			l := mustListen(t)
+			abandon(t, l)
+			for range 3 {
+				client := inHand(t, l)
+				ends(t, who, func() { mustTalk(t, client, take(t, l)) })
+			}
+		})
+		t.Run(who+" after connect and event", func(t *testing.T) {
+			l := mustListen(t)
+			for range 3 {
+				client := mustConnect(t, l.Addr().String())
+				abandon(t, l)
+				ends(t, who, func() { mustTalk(t, client, take(t, l)) })
+			}
+		})
+		t.Run(who+" between event and connect", func(t *testing.T) {
+			l := mustListen(t)
+			abandon(t, l)
+			for range 3 {
+				got := make(chan *Conn, 1)
+				go func() { got <- take(t, l) }()
+				client := mustConnect(t, l.Addr().String())
+				mustTalk(t, client, receive(t, who, got))
+			}
+		})
+		t.Run(who+" before event and connect", func(t *testing.T) {
+			l := mustListen(t)
+			for range 3 {
+				got := make(chan *Conn, 1)
+				go func() { got <- take(t, l) }()
+				waitFor(t, "it waits", func() bool { return countInAwait() > 0 })
+				abandon(t, l)
+				client := mustConnect(t, l.Addr().String())
+				mustTalk(t, client, receive(t, who, got))
+			}
+		})
+		t.Run(who+" with Ready in use", func(t *testing.T) {
+			l := mustListen(t)
+			l.Ready()
+			abandon(t, l)
+			for range 3 {
+				client := mustConnect(t, l.Addr().String())
+				receive(t, "Ready", l.Ready())
+				mustTalk(t, client, take(t, l))
+			}
+		})
+	}
+}
+
+func TestAtMostOneConnectionIsAcceptedAhead(t *testing.T) {
+	l := mustListen(t, Backlog(2))
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		l.AcceptEvt(ctx)
+	}
+	l.Ready()
+	inHand(t, l)
+	receive(t, "Ready", l.Ready())
+	// The backlog is empty again: it holds what it would without an event.
+	if n := fillBacklog(t, l.Addr().String()); n != 3 {
+		t.Errorf("%d more connects succeeded, want 3", n)
+	}
+}
+
+func TestAcceptEvtGivesABurstWithoutDelay(t *testing.T) {
+	const n = 8
+	l := mustListen(t, Backlog(n))
+	l.Ready()
+	evt := l.AcceptEvt(t.Context())
+	// All receivers wait already, and on one processor all connections are
+	// there before the first can be delivered.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	received := make(chan time.Time, n)
+	for range n {
+		go func() {
+			if a := <-evt; a.Conn != nil {
+				a.Conn.Close()
+			}
+			received <- time.Now()
+		}()
+	}
+	waitInPoller(t, 1)
+	start := time.Now()
+	for range n {
+		mustConnect(t, l.Addr().String())
+	}
+	var last time.Time
+	for range n {
+		last = receive(t, "a connection", received)
+	}
+	if took := last.Sub(start); took > 2*recheck {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestReadyAndAcceptEvtInOneSelectBothCome(t *testing.T) {
+	l := mustListen(t)
+	ctx := t.Context()
+	for range 10 {
+		mustConnect(t, l.Addr().String())
+		ends(t, "the event is chosen", func() {
+			for {
+				select {
+				case <-l.Ready():
+				case a := <-l.AcceptEvt(ctx):
+					a.Conn.Close()
+					return
+				}
+			}
+		})
+	}
+}
+
+func TestSameContextGivesTheSameChannel(t *testing.T) {
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	other, cancelOther := context.WithCancel(t.Context())
+	defer cancelOther()
+	evt := l.AcceptEvt(ctx)
+	if l.AcceptEvt(ctx) != evt {
+		t.Error("a second call gave another channel")
+	}
+	if l.AcceptEvt(other) == evt {
+		t.Error("another context gave the same channel")
+	}
+	never := l.AcceptEvt(context.Background())
+	if l.AcceptEvt(context.Background()) != never {
+		t.Error("a context that never ends gave two channels")
+	}
+}
+
+func TestAskingForAnEventAnewLeavesNothingBehind(t *testing.T) {
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	evt := l.AcceptEvt(ctx)
+	goroutines := runtime.NumGoroutine()
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	type key struct{}
+	for range 100000 {
+		l.AcceptEvt(ctx)
+		l.AcceptEvt(context.WithValue(ctx, key{}, 1))
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if more := int64(after.HeapAlloc) - int64(before.HeapAlloc); more > 1<<20 {
+		t.Errorf("%d bytes are left behind", more)
+	}
+	if n := len(l.evts); n != 1 {
+		t.Errorf("%d events are left behind", n)
+	}
+	waitGoroutines(t, goroutines)
+	mustConnect(t, l.Addr().String())
+	mustReceive(t, evt)
+}
+
+func TestEventsThatAreOverLeaveNothingBehind(t *testing.T) {
+	l := mustListen(t)
+	goroutines := runtime.NumGoroutine()
+	for range 1000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		evt := l.AcceptEvt(ownContext{Context: ctx})
+		cancel()
+		mustBeOver(t, evt)
+	}
+	waitGoroutines(t, goroutines)
+	if n := len(l.evts); n != 0 {
+		t.Errorf("%d events are left behind", n)
+	}
+}
+
+func TestAcceptEvtTakesAnyContext(t *testing.T) {
+	type key struct{}
+	parent, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for what, ctx := range map[string]context.Context{
+		"Background":     context.Background(),
+		"WithValue":      context.WithValue(parent, key{}, 1),
+		"WithoutCancel":  context.WithoutCancel(parent),
+		"not comparable": ownContext{Context: parent},
+		"ends never":     ownContext{Context: context.Background()},
+	} {
+		t.Run(what, func(t *testing.T) {
+			l := mustListen(t)
+			for range 2 {
+				client := mustConnect(t, l.Addr().String())
+				mustTalk(t, client, mustReceive(t, l.AcceptEvt(ctx)))
+			}
+		})
+	}
+}
+
+func TestMoreEventsThanASelectTakesAreServed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes 40,000 contexts")
+	}
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var last <-chan Accepted
+	for range 40000 {
+		own, cancelOwn := context.WithCancel(ctx)
+		defer cancelOwn()
+		last = l.AcceptEvt(own)
+	}
+	inHand(t, l)
+	mustReceive(t, last)
+}
+
+func TestEndOfTheContextClosesTheEvent(t *testing.T) {
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	evt := l.AcceptEvt(ctx)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if a, ok := <-evt; ok {
+				t.Errorf("the event gave %+v", a)
+			}
+		})
+	}
+	cancel()
+	ends(t, "those who wait for the event", wg.Wait)
+	mustBeOver(t, evt)
+	mustBeOver(t, l.AcceptEvt(ctx))
+}
+
+func TestContextThatIsDoneGivesAnEventThatIsOver(t *testing.T) {
+	l := mustListen(t)
+	mustConnect(t, l.Addr().String())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	mustBeOver(t, l.AcceptEvt(ctx))
+	if !waits(t, l) || l.watched.Load() {
+		t.Error("it set something going")
+	}
+}
+
+// waitOffer waits until a watcher is parked with an offer.
+func waitOffer(t testing.TB) {
+	t.Helper()
+	stacks := make([]byte, 1<<18)
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); runtime.Gosched() {
+		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			head, _, _ := strings.Cut(stack, "\n")
+			if strings.Contains(head, " [select") && strings.Contains(stack, "(*watcher).offer") {
+				return
+			}
+		}
+	}
+	t.Fatal("no offer is made")
+}
+
+func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
+	rounds := 2500
+	if testing.Short() {
+		rounds = 500
+	}
+	for what, others := range map[string]int{"alone": 0, "with another event": 1} {
+		t.Run(what, func(t *testing.T) {
+			l := mustListen(t)
+			for range others {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				l.AcceptEvt(ctx)
+			}
+			mustConnect(t, l.Addr().String())
+			for round := range rounds {
+				ctx, cancel := context.WithCancel(t.Context())
+				evt := l.AcceptEvt(ctx)
+				waitOffer(t)
+				cancel()
+				if a, ok := <-evt; ok {
+					t.Fatalf("round %d: the event gave %+v", round, a)
+				}
+			}
+			mustAccept(t, l) // the connection was not lost meanwhile
+		})
+	}
+}
+
+// An offer that is on its way while the context ends can find a receiver that
+// came after: a select in which both are ready picks either. That must be rare,
+// and what is delivered then must be closed.
+func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
+	rounds := 10000
+	if testing.Short() {
+		rounds = 500
+	}
+	for what, others := range map[string]int{"alone": 0, "with another event": 1} {
+		for _, ready := range []bool{false, true} {
+			name := what
+			if ready {
+				name += " and Ready"
+			}
+			t.Run(name, func(t *testing.T) {
+				l := mustListen(t)
+				for range others {
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					l.AcceptEvt(ctx)
+				}
+				if ready {
+					l.Ready()
+				}
+				client := mustConnect(t, l.Addr().String())
+				delivered := 0
+				for round := range rounds {
+					ctx, cancel := context.WithCancel(t.Context())
+					evt := l.AcceptEvt(ctx)
+					for range round % 200 {
+						runtime.Gosched()
+					}
+					cancel()
+					if a, ok := <-evt; ok {
+						delivered++
+						if a.Err != nil {
+							t.Fatal(a.Err)
+						}
+						mustEnd(t, client)
+						client = mustConnect(t, l.Addr().String())
+						mustBeOver(t, evt)
+					}
+				}
+				t.Logf("%d of %d were delivered", delivered, rounds)
+				if delivered > max(10, rounds/500) {
+					t.Errorf("%d of %d were delivered", delivered, rounds)
+				}
+				mustTalk(t, client, mustAccept(t, l))
+			})
+		}
+	}
+}
+
+func TestNothingIsDeliveredOfWhatConnectsOnceTheContextIsDone(t *testing.T) {
+	rounds := 2000
+	if testing.Short() {
+		rounds = 100
+	}
+	l := mustListen(t)
+	for round := range rounds {
+		ctx, cancel := context.WithCancel(t.Context())
+		evt := l.AcceptEvt(ctx)
+		for range round % 50 {
+			runtime.Gosched()
+		}
+		cancel()
+		client := mustConnect(t, l.Addr().String())
+		if a, ok := <-evt; ok {
+			t.Fatalf("round %d: the event gave %+v", round, a)
+		}
+		server := mustAccept(t, l)
+		mustTalk(t, client, server)
+		client.Close()
+		server.Close()
+	}
+}
+
+func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
+	for _, who := range []string{"Accept", "another event", "an event made before", "Ready"} {
+		t.Run(who, func(t *testing.T) {
+			l := mustListen(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			evt := l.AcceptEvt(ctx)
+			var other <-chan Accepted
+			if who == "an event made before" {
+				otherCtx, cancelOther := context.WithCancel(t.Context())
+				defer cancelOther()
+				other = l.AcceptEvt(otherCtx)
+			}
+			client := inHand(t, l)
+			cancel()
+			mustBeOver(t, evt)
+			switch who {
+			case "Accept":
+				mustTalk(t, client, mustAccept(t, l))
+			case "another event":
+				mustTalk(t, client, mustReceive(t, l.AcceptEvt(t.Context())))
+			case "an event made before":
+				mustTalk(t, client, mustReceive(t, other))
+			case "Ready":
+				if !polled(t, l, l.Ready()) {
+					t.Error("not ready")
+				}
+				mustTalk(t, client, mustAccept(t, l))
+				if polled(t, l, l.Ready()) {
+					t.Error("ready after the accept")
+				}
+			}
+		})
+	}
+}
+
+func TestConnectionInHandGoesToAnAcceptThatWaits(t *testing.T) {
+	l := mustListen(t)
+	for range 300 {
+		ctx, cancel := context.WithCancel(t.Context())
+		l.AcceptEvt(ctx)
+		got := make(chan error, 1)
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				c.Close()
+			}
+			got <- err
+		}()
+		go cancel()
+		mustConnect(t, l.Addr().String()).Close()
+		if err := receive(t, "the accept", got); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestContextClosesWhatItsEventDelivered(t *testing.T) {
+	l := mustListen(t, Backlog(8))
+	ctx, cancel := context.WithCancel(t.Context())
+	other, cancelOther := context.WithCancel(t.Context())
+	defer cancelOther()
+	var clients []*Conn
+	for range 5 {
+		clients = append(clients, mustConnect(t, l.Addr().String()))
+		mustReceive(t, l.AcceptEvt(ctx))
+	}
+	spared := mustConnect(t, l.Addr().String())
+	sparedServer := mustReceive(t, l.AcceptEvt(other))
+	cancel()
+	for _, c := range clients {
+		mustEnd(t, c)
+	}
+	mustTalk(t, spared, sparedServer)
+}
+
+func TestContextThatEndsAtOnceClosesWhatItsEventDelivered(t *testing.T) {
+	l := mustListen(t)
+	for range 500 {
+		client := mustConnect(t, l.Addr().String())
+		ctx, cancel := context.WithCancel(t.Context())
+		mustReceive(t, l.AcceptEvt(ctx))
+		cancel()
+		mustEnd(t, client)
+		client.Close()
+	}
+}
+
+func TestDeliveredConnectionClosedEarlierLeavesNothingOnItsContext(t *testing.T) {
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	evt := l.AcceptEvt(ownContext{Context: ctx})
+	goroutines := runtime.NumGoroutine()
+	for range 50 {
+		mustConnect(t, l.Addr().String()).Close()
+		mustReceive(t, evt).Close()
+	}
+	waitGoroutines(t, goroutines)
+}
+
+func TestCloseClosesTheEventAndTheConnectionInHand(t *testing.T) {
+	l := mustListen(t)
+	evts := []<-chan Accepted{l.AcceptEvt(t.Context()), l.AcceptEvt(context.Background())}
+	client := inHand(t, l)
+	l.Close()
+	for _, evt := range evts {
+		mustBeOver(t, evt)
+	}
+	mustBeOver(t, l.AcceptEvt(t.Context()))
+	mustBeOver(t, l.AcceptEvt(context.Background()))
+	mustEnd(t, client)
+}
+
+func TestCloseLeavesWhatAnEventDelivered(t *testing.T) {
+	l := mustListen(t)
+	client := mustConnect(t, l.Addr().String())
+	server := mustReceive(t, l.AcceptEvt(t.Context()))
+	l.Close()
+	mustTalk(t, client, server)
+}
+
+func TestCloseWakesAllWhoWaitForTheEvent(t *testing.T) {
+	l := mustListen(t)
+	var wg sync.WaitGroup
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		evt := l.AcceptEvt(ctx)
+		wg.Go(func() {
+			if a, ok := <-evt; ok {
+				t.Errorf("the event gave %+v", a)
+			}
+		})
+	}
+	l.Close()
+	ends(t, "those who wait for an event", wg.Wait)
+}
+
+func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {
+	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	for range 20 {
+		l := mustListen(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		l.AcceptEvt(ctx)
+		l.AcceptEvt(ownContext{Context: ctx})
+		inHand(t, l).Close()
+		l.Close()
+	}
+	waitGoroutines(t, goroutines)
+	waitDescriptors(t, descriptors)
+}
+
+func TestErrorOfAcceptIsDeliveredOnceAReceive(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	client := mustConnect(t, l.Addr().String())
+	free := exhaustDescriptors(t)
+	evt := l.AcceptEvt(t.Context())
+	for range 5 {
+		a, ok := receive2(t, "the error", evt)
+		var opErr *net.OpError
+		if !ok || a.Conn != nil || !errors.Is(a.Err, syscall.EMFILE) || !errors.As(a.Err, &opErr) || opErr.Op != "accept" {
+			t.Fatalf("got %+v, %v", a, ok)
+		}
+	}
+	free()
+	a := receive(t, "the event", evt)
+	if a.Err != nil { // one that was on offer already
+		a = receive(t, "the event", evt)
+	}
+	if a.Err != nil {
+		t.Fatal(a.Err)
+	}
+	mustTalk(t, client, a.Conn)
+	mustTalk(t, mustConnect(t, l.Addr().String()), mustReceive(t, evt))
+}
+
+func TestErrorOnOfferIsNoneOfAnAccept(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	client := mustConnect(t, l.Addr().String())
+	free := exhaustDescriptors(t)
+	l.AcceptEvt(t.Context())
+	waitFor(t, "the error is on offer", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.hand.Err != nil
+	})
+	if _, err := l.Accept(); !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("got %v", err)
+	}
+	free()
+	mustTalk(t, client, mustAccept(t, l))
+}
+
+func TestNothingSpinsForWantOfDescriptors(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	mustConnect(t, l.Addr().String())
+	free := exhaustDescriptors(t)
+	defer free()
+	kept := l.Ready()
+	evt := l.AcceptEvt(t.Context())
+	if a := receive(t, "the error", evt); !errors.Is(a.Err, syscall.EMFILE) {
+		t.Fatalf("got %+v", a)
+	}
+	receive(t, "Ready", kept)
+	idles(t)
+}
+
+func TestEventWithNothingToAcceptGivesNoError(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	free := exhaustDescriptors(t)
+	defer free()
+	select {
+	case a := <-l.AcceptEvt(t.Context()):
+		t.Errorf("got %+v", a)
+	case <-time.After(100 * time.Millisecond):
+	}
+	idles(t)
+}
+
+func TestEventThatIsOverLeavesNoGoroutineBesideAnAcceptThatWaits(t *testing.T) {
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := accepting(t, l, 1, func(int) (*Conn, error) { return l.AcceptContext(ctx) })
+	goroutines := runtime.NumGoroutine()
+	for range 5 {
+		own, cancelOwn := context.WithCancel(t.Context())
+		evt := l.AcceptEvt(own)
+		cancelOwn()
+		mustBeOver(t, evt)
+	}
+	waitGoroutines(t, goroutines+1) // one may wait to hear that it is not needed
+	cancel()
+	if err := receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	waitGoroutines(t, goroutines-1)
+}
+
+func TestConnectionInHandKeepsToItsPeer(t *testing.T) {
+	l := mustListen(t)
+	evt := l.AcceptEvt(t.Context())
+	client := inHand(t, l)
+	if _, err := client.Write([]byte("last words")); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	b, err := io.ReadAll(mustReceive(t, evt))
+	if string(b) != "last words" || err != nil && !errors.Is(err, os.ErrClosed) {
+		t.Errorf("got %q, %v", b, err)
+	}
+}

@@ -1,0 +1,927 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ends fails the test, and shows where everyone is, if f does not end.
+func ends(t testing.TB, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		t.Fatalf("waited %v in vain: %s\n%s", patience, what, stacks)
+	}
+}
+
+// accepting starts n calls of accept, and returns once all of them wait in l.
+// Their errors come out of the channel, and what they accept is closed.
+func accepting(t testing.TB, l *Listener, n int, accept func(i int) (*Conn, error)) <-chan error {
+	t.Helper()
+	errs := make(chan error, n)
+	before := countInAwait()
+	for i := range n {
+		go func() {
+			c, err := accept(i)
+			if c != nil {
+				c.Close()
+			}
+			errs <- err
+		}()
+	}
+	waitFor(t, "not all of them wait", func() bool { return countInAwait() >= before+n })
+	return errs
+}
+
+// countInAwait returns how many goroutines wait in a Listener, for their turn or
+// in the poller.
+func countInAwait() int {
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	n := 0
+	for _, stack := range strings.Split(string(stacks), "\n\n") {
+		head, _, _ := strings.Cut(stack, "\n")
+		parked := strings.Contains(head, "[select") || strings.Contains(head, "[IO wait")
+		if parked && strings.Contains(stack, "(*Listener).await(") {
+			n++
+		}
+	}
+	return n
+}
+
+// fillBacklog connects to path until the backlog is full and returns how many
+// connects succeeded. They are closed with the test.
+func fillBacklog(t testing.TB, path string) int {
+	t.Helper()
+	skipUnlessBacklogsWait(t)
+	for n := 0; ; n++ {
+		fd, err := newSocket()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { closeSocket(fd) })
+		switch err := connectSocket(fd, path); err {
+		case nil:
+		case errWouldBlock:
+			return n
+		default:
+			t.Fatal(err)
+		}
+	}
+}
+
+// Linux lets one more connection wait than the backlog says.
+
+func TestBacklogIs4UnlessTold(t *testing.T) {
+	l := mustListen(t)
+	if n := fillBacklog(t, l.Addr().String()); n != 5 {
+		t.Errorf("%d connects succeeded, want 5", n)
+	}
+}
+
+func TestBacklogOf0IsAllowed(t *testing.T) {
+	l := mustListen(t, Backlog(0))
+	if n := fillBacklog(t, l.Addr().String()); n != 1 {
+		t.Errorf("%d connects succeeded, want 1", n)
+	}
+}
+
+func TestBacklogIsWhatTheLastOptionSays(t *testing.T) {
+	l := mustListen(t, Backlog(9), Backlog(2))
+	if n := fillBacklog(t, l.Addr().String()); n != 3 {
+		t.Errorf("%d connects succeeded, want 3", n)
+	}
+}
+
+func TestNegativeBacklogIsAnError(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	l, err := Listen(path, Backlog(-1))
+	if l != nil || err == nil {
+		t.Fatalf("got %v, %v", l, err)
+	}
+	var opErr *net.OpError
+	if !errors.As(err, &opErr) || opErr.Op != "listen" {
+		t.Errorf("%#v is not an OpError of listen", err)
+	}
+	if !strings.Contains(err.Error(), "-1") {
+		t.Errorf("%q does not say what is wrong", err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it left a file: %v", err)
+	}
+}
+
+func TestHugeBacklogIsCappedByTheSystem(t *testing.T) {
+	l := mustListen(t, Backlog(math.MaxInt))
+	for range 50 { // far more than the default, and less than any system's cap
+		mustConnect(t, l.Addr().String())
+	}
+}
+
+func TestNilOptionIsIgnored(t *testing.T) {
+	l := mustListen(t, nil, Backlog(0), nil)
+	if n := fillBacklog(t, l.Addr().String()); n != 1 {
+		t.Errorf("%d connects succeeded, want 1", n)
+	}
+}
+
+func TestEachAcceptGetsOneConnection(t *testing.T) {
+	const n = 20
+	l := mustListen(t)
+	var accepted atomic.Int32
+	errs := accepting(t, l, n, func(i int) (*Conn, error) {
+		c, err := l.AcceptContext(t.Context())
+		accepted.Add(1)
+		return c, err
+	})
+	for i := range n {
+		if got := accepted.Load(); got != int32(i) {
+			t.Fatalf("%d accepts ended after %d connects", got, i)
+		}
+		mustConnect(t, l.Addr().String())
+		if err := receive(t, "an accept", errs); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestConnectionsAtOnceWakeAllWhoAccept(t *testing.T) {
+	const n = 20
+	l := mustListen(t, Backlog(n))
+	errs := accepting(t, l, n, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+	for range n {
+		mustConnect(t, l.Addr().String())
+	}
+	for range n {
+		if err := receive(t, "an accept", errs); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAcceptContextEndsWithItsOwnContext(t *testing.T) {
+	const n = 10
+	l := mustListen(t)
+	contexts, cancels := make([]context.Context, n), make([]context.CancelFunc, n)
+	for i := range n {
+		contexts[i], cancels[i] = context.WithCancel(t.Context())
+	}
+	ended := make(chan int, n)
+	errs := accepting(t, l, n, func(i int) (*Conn, error) {
+		c, err := l.AcceptContext(contexts[i])
+		ended <- i
+		return c, err
+	})
+	// One of them waits in the poller and the others for their turn; whichever
+	// it is, only the one that is meant may end.
+	order := rand.Perm(n)
+	for _, i := range order[1:] {
+		cancels[i]()
+		if got := receive(t, "an accept", ended); got != i {
+			t.Fatalf("accept %d ended when %d was cancelled", got, i)
+		}
+		if err := receive(t, "an accept", errs); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	mustConnect(t, l.Addr().String())
+	if got := receive(t, "an accept", ended); got != order[0] {
+		t.Errorf("accept %d got the connection", got)
+	}
+	if err := receive(t, "an accept", errs); err != nil {
+		t.Error(err)
+	}
+	cancels[order[0]]()
+}
+
+func TestAcceptContextSaysThatItsContextTimedOut(t *testing.T) {
+	l := mustListen(t)
+	errs := accepting(t, l, 3, func(i int) (*Conn, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		return l.AcceptContext(ctx)
+	})
+	for range 3 {
+		err := receive(t, "an accept", errs)
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+		if timeout, ok := err.(net.Error); !ok || !timeout.Timeout() {
+			t.Errorf("%v is no timeout", err)
+		}
+	}
+}
+
+func TestAcceptContextThatIsDoneAcceptsNothing(t *testing.T) {
+	l := mustListen(t)
+	mustConnect(t, l.Addr().String())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if c, err := l.AcceptContext(ctx); c != nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, %v", c, err)
+	}
+	if !waits(t, l) {
+		t.Error("the connection waits no more")
+	}
+}
+
+func TestAcceptContextHasNoHoldOnceAccepted(t *testing.T) {
+	l := mustListen(t)
+	client := mustConnect(t, l.Addr().String())
+	ctx, cancel := context.WithCancel(t.Context())
+	server, err := l.AcceptContext(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	cancel()
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDeadlineEndsAllWhoAccept(t *testing.T) {
+	l := mustListen(t)
+	errs := accepting(t, l, 5, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+	if err := l.SetDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		err := receive(t, "an accept", errs)
+		var timeout net.Error
+		if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+func TestDeadlineMovedEarlierEndsAllWhoAccept(t *testing.T) {
+	for what, earlier := range map[string]time.Duration{"to come": 10 * time.Millisecond, "past": -time.Hour} {
+		t.Run(what, func(t *testing.T) {
+			l := mustListen(t)
+			l.SetDeadline(time.Now().Add(time.Hour))
+			errs := accepting(t, l, 5, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+			l.SetDeadline(time.Now().Add(earlier))
+			for range 5 {
+				if err := receive(t, "an accept", errs); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("got %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestDeadlineMovedAwayEndsNobody(t *testing.T) {
+	for what, later := range map[string]time.Time{"later": time.Now().Add(time.Hour), "zero": {}} {
+		t.Run(what, func(t *testing.T) {
+			l := mustListen(t)
+			soon := time.Now().Add(time.Second)
+			l.SetDeadline(soon)
+			errs := accepting(t, l, 5, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+			l.SetDeadline(later)
+			if !time.Now().Before(soon) {
+				t.Skip("the machine is too slow to tell")
+			}
+			select {
+			case err := <-errs:
+				t.Fatalf("an accept ended: %v", err)
+			case <-time.After(time.Until(soon) + 50*time.Millisecond):
+			}
+			for range 5 {
+				mustConnect(t, l.Addr().String())
+				if err := receive(t, "an accept", errs); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+func TestDeadlineThatIsPastAcceptsNothing(t *testing.T) {
+	l := mustListen(t)
+	mustConnect(t, l.Addr().String())
+	l.SetDeadline(time.Now().Add(-time.Second))
+	for range 2 {
+		if c, err := l.Accept(); c != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("got %v, %v", c, err)
+		}
+	}
+	l.SetDeadline(time.Time{})
+	mustAccept(t, l)
+}
+
+func TestDeadlineLeavesReadyAndAcceptEvtAlone(t *testing.T) {
+	l := mustListen(t)
+	ready, evt := l.Ready(), l.AcceptEvt(t.Context())
+	l.SetDeadline(time.Now().Add(-time.Second))
+	mustConnect(t, l.Addr().String())
+	if got := receive(t, "Ready", ready); got != l {
+		t.Errorf("Ready gave %v", got)
+	}
+	a := receive(t, "AcceptEvt", evt)
+	if a.Err != nil {
+		t.Fatal(a.Err)
+	}
+	a.Conn.Close()
+}
+
+func TestCloseWakesAllWhoAccept(t *testing.T) {
+	for what, prepare := range map[string]func(*Listener){
+		"alone":     func(*Listener) {},
+		"Ready":     func(l *Listener) { l.Ready() },
+		"AcceptEvt": func(l *Listener) { l.AcceptEvt(context.Background()) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			l := mustListen(t)
+			prepare(l)
+			errs := accepting(t, l, 10, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+			var wg sync.WaitGroup
+			for range 10 {
+				wg.Go(func() {
+					if err := l.Close(); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			ends(t, "Close", wg.Wait)
+			for range 10 {
+				if err := receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("got %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestSecondCloseIsNil(t *testing.T) {
+	l := mustListen(t)
+	for range 3 {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestClosedListenerSaysSo(t *testing.T) {
+	l := mustListen(t)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	_, acceptErr := l.Accept()
+	_, contextErr := l.AcceptContext(t.Context())
+	for what, err := range map[string]error{
+		"Accept":        acceptErr,
+		"AcceptContext": contextErr,
+		"SetDeadline":   l.SetDeadline(time.Now()),
+		"Control":       raw.Control(func(uintptr) { t.Error("Control gave a descriptor") }),
+		"Read":          raw.Read(func(uintptr) bool { t.Error("Read gave a descriptor"); return true }),
+	} {
+		var opErr *net.OpError
+		if !errors.Is(err, net.ErrClosed) || !errors.As(err, &opErr) || opErr.Addr.String() != addr {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+	if l.Addr().String() != addr {
+		t.Errorf("the address became %v", l.Addr())
+	}
+}
+
+func TestListenerThatNeverListenedSaysSo(t *testing.T) {
+	var l Listener
+	_, acceptErr := l.Accept()
+	_, rawErr := l.SyscallConn()
+	for what, err := range map[string]error{
+		"Accept":      acceptErr,
+		"SyscallConn": rawErr,
+		"SetDeadline": l.SetDeadline(time.Now()),
+		"Close":       l.Close(),
+	} {
+		if !errors.Is(err, os.ErrInvalid) {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+	if _, ok := receive2(t, "Ready", l.Ready()); ok {
+		t.Error("it is ready")
+	}
+	if _, ok := receive2(t, "AcceptEvt", l.AcceptEvt(t.Context())); ok {
+		t.Error("its event gave something")
+	}
+}
+
+// receive2 is receive, with whether the channel is open.
+func receive2[T any](t testing.TB, what string, ch <-chan T) (T, bool) {
+	t.Helper()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case v, ok := <-ch:
+		return v, ok
+	case <-timer.C:
+		t.Fatalf("waited %v in vain: %s", patience, what)
+		panic("not reached")
+	}
+}
+
+func TestCloseOnClosesTheListener(t *testing.T) {
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	l.CloseOn(t.Context())
+	l.CloseOn(ctx)
+	l.CloseOn(context.Background())
+	errs := accepting(t, l, 3, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+	cancel()
+	for range 3 {
+		if err := receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// An ownContext is a context of a type that package context does not know and
+// that cannot be compared. To follow one takes a goroutine.
+type ownContext struct {
+	context.Context
+	_ []int
+}
+
+func (c ownContext) Value(any) any { return nil }
+
+func TestListenerClosedEarlierLeavesNothingOnItsContext(t *testing.T) {
+	parent, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	before := runtime.NumGoroutine()
+	for range 10 {
+		l := mustListen(t)
+		l.CloseOn(ownContext{Context: parent})
+		l.CloseOn(ownContext{Context: parent})
+		l.Close()
+		l.CloseOn(ownContext{Context: parent})
+	}
+	waitGoroutines(t, before)
+}
+
+func TestSyscallConnGivesTheDescriptor(t *testing.T) {
+	l := mustListen(t)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	listening := 0
+	err = raw.Control(func(fd uintptr) {
+		listening, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil || listening != 1 {
+		t.Errorf("got %d, %v", listening, err)
+	}
+}
+
+func TestSyscallConnReadWaitsForAConnection(t *testing.T) {
+	l := mustListen(t)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs := accepting(t, l, 1, func(int) (*Conn, error) {
+		return nil, raw.Read(func(fd uintptr) bool { return readable(int(fd)) })
+	})
+	mustConnect(t, l.Addr().String())
+	if err := receive(t, "the Read", errs); err != nil {
+		t.Error(err)
+	}
+	mustAccept(t, l)
+
+	l.SetDeadline(time.Now().Add(-time.Second))
+	if err := raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("past the deadline: got %v", err)
+	}
+	if err := raw.Write(func(uintptr) bool { return true }); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("Write: got %v", err)
+	}
+}
+
+func TestAddrIsTheAbsoluteFormOfThePath(t *testing.T) {
+	dir := shortDir(t)
+	t.Chdir(dir)
+	wd, err := unix.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := mustListenAt(t, "s")
+	addr, ok := l.Addr().(*net.UnixAddr)
+	if !ok || addr.Name != wd+"/s" || addr.Net != "unix" {
+		t.Errorf("got %#v", l.Addr())
+	}
+}
+
+func TestAcceptedConnHasItsAddresses(t *testing.T) {
+	l := mustListen(t)
+	name := filepath.Join(shortDir(t), "c")
+	dialer := net.Dialer{LocalAddr: &net.UnixAddr{Name: name, Net: "unix"}}
+	for what, dial := range map[string]func() (net.Conn, error){
+		"":   func() (net.Conn, error) { return Connect(l.Addr().String()) },
+		name: func() (net.Conn, error) { return dialer.Dial("unix", l.Addr().String()) },
+	} {
+		client, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		if got := server.LocalAddr().String(); got != l.Addr().String() {
+			t.Errorf("local: got %q", got)
+		}
+		if got := server.RemoteAddr().String(); got != what {
+			t.Errorf("remote: got %q, want %q", got, what)
+		}
+	}
+}
+
+func TestFileStaysAfterClose(t *testing.T) {
+	l := mustListen(t)
+	l.Close()
+	info, err := os.Lstat(l.Addr().String())
+	if err != nil || info.Mode().Type() != os.ModeSocket {
+		t.Fatalf("got %v, %v", info, err)
+	}
+	if _, err := Listen(l.Addr().String()); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("listening there again: got %v", err)
+	}
+	if _, err := os.Lstat(l.Addr().String()); err != nil {
+		t.Errorf("listening there again removed the file: %v", err)
+	}
+	if err := os.Remove(l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	mustListenAt(t, l.Addr().String())
+}
+
+func TestListenOnALiveSocketIsErrAddrInUse(t *testing.T) {
+	l := mustListen(t)
+	before := countDescriptors(t)
+	second, err := Listen(l.Addr().String())
+	var opErr *net.OpError
+	if second != nil || !errors.Is(err, syscall.EADDRINUSE) || !errors.As(err, &opErr) ||
+		opErr.Op != "listen" || opErr.Net != "unix" || opErr.Addr.String() != l.Addr().String() {
+		t.Errorf("got %v, %#v", second, err)
+	}
+	waitDescriptors(t, before)
+	mustConnect(t, l.Addr().String())
+	mustAccept(t, l)
+}
+
+func TestListenLeavesNoDescriptorAfterClose(t *testing.T) {
+	dir := shortDir(t)
+	before := countDescriptors(t)
+	for i := range 20 {
+		l, err := Listen(filepath.Join(dir, string(rune('a'+i))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Ready()
+		l.AcceptEvt(t.Context())
+		l.Close()
+	}
+	waitDescriptors(t, before)
+}
+
+func TestWantOfDescriptorsIsNoNewsWhileNoConnectionWaits(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	free := exhaustDescriptors(t)
+	defer free()
+	ctx, cancel := context.WithCancel(t.Context())
+	errs := accepting(t, l, 1, func(int) (*Conn, error) { return l.AcceptContext(ctx) })
+	select {
+	case err := <-errs:
+		t.Fatalf("Accept returned %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	cancel()
+	if err := receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func TestWantOfDescriptorsLosesNoConnection(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	client := mustConnect(t, l.Addr().String())
+	free := exhaustDescriptors(t)
+	for range 5 {
+		c, err := l.Accept()
+		var opErr *net.OpError
+		if c != nil || !errors.Is(err, syscall.EMFILE) || !errors.As(err, &opErr) || opErr.Op != "accept" {
+			t.Fatalf("got %v, %v", c, err)
+		}
+	}
+	free()
+	server := mustAccept(t, l)
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAbandonedListenerWithoutReadyIsCollected(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	func() {
+		l, err := Listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		evt := l.AcceptEvt(ctx)
+		cancel()
+		receive2(t, "the end of the event", evt)
+	}()
+	waitFor(t, "the descriptor of a dropped listener stays open", func() bool {
+		runtime.GC()
+		c, err := Connect(path)
+		if err == nil {
+			c.Close()
+		}
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+}
+
+// TestAnyOrderOfEndsWakesAllWhoWait waits in all the ways there are, and ends
+// the waits in all the ways there are, at once and in random order.
+func TestAnyOrderOfEndsWakesAllWhoWait(t *testing.T) {
+	rounds := 10000
+	if testing.Short() {
+		rounds = 500
+	}
+	path := filepath.Join(shortDir(t), "s")
+	before := runtime.NumGoroutine()
+	for round := range rounds {
+		l, err := Listen(path, Backlog(8))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		other, cancelOther := context.WithCancel(context.Background())
+
+		var waiters, enders sync.WaitGroup
+		for range 1 + rand.N(4) {
+			switch rand.N(6) {
+			case 0:
+				waiters.Go(func() {
+					if c, err := l.Accept(); err == nil {
+						c.Close()
+					}
+				})
+			case 1:
+				waiters.Go(func() {
+					if c, err := l.AcceptContext(ctx); err == nil {
+						c.Close()
+					}
+				})
+			case 2:
+				waiters.Go(func() { <-l.Ready() })
+			case 3:
+				waiters.Go(func() {
+					for a := range l.AcceptEvt(ctx) {
+						a.Conn.Close()
+					}
+				})
+			case 4:
+				waiters.Go(func() {
+					for a := range l.AcceptEvt(other) {
+						a.Conn.Close()
+					}
+				})
+			case 5:
+				waiters.Go(func() {
+					select {
+					case a, ok := <-l.AcceptEvt(ctx):
+						if ok {
+							a.Conn.Close()
+						}
+					case <-l.Ready():
+					case <-other.Done():
+					}
+				})
+			}
+		}
+		for range rand.N(5) {
+			wait := rand.N(50)
+			act := []func(){
+				cancel,
+				cancelOther,
+				func() { l.SetDeadline(time.Now().Add(-time.Second)) },
+				func() { l.SetDeadline(time.Now().Add(50 * time.Microsecond)) },
+				func() { l.SetDeadline(time.Time{}) },
+				func() {
+					if fd, err := newSocket(); err == nil {
+						connectSocket(fd, path)
+						closeSocket(fd)
+					}
+				},
+				func() { l.Close() },
+			}[rand.N(7)]
+			enders.Go(func() {
+				for range wait {
+					runtime.Gosched()
+				}
+				act()
+			})
+		}
+		ends(t, "the enders", enders.Wait)
+		ends(t, "Close", func() { l.Close() })
+		ends(t, "the waiters", waiters.Wait)
+		cancel()
+		cancelOther()
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if round%1000 == 0 {
+			waitGoroutines(t, before)
+		}
+	}
+	waitGoroutines(t, before)
+}
+
+type stormKey struct{}
+
+// TestStormOfClientsIsServedExactlyOnce has many clients, and everyone who can
+// accept at work at once, while events come and go.
+func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
+	clients, atOnce := 3000, 300
+	if testing.Short() {
+		clients = 500
+	}
+	l := mustListen(t, Backlog(64))
+	beforeGoroutines, beforeFiles := runtime.NumGoroutine(), countDescriptors(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+
+	// A server hands its connection a byte and a number of its own; a client
+	// that is served sees both, and one that is served twice sees too much.
+	var served atomic.Int64
+	serve := func(c net.Conn) {
+		served.Add(1)
+		c.Write([]byte("s"))
+		c.Close()
+	}
+	take := func(a Accepted, ok bool) {
+		switch {
+		case ok && a.Err != nil:
+			t.Error(a.Err)
+		case ok:
+			serve(a.Conn)
+		}
+	}
+	var servers sync.WaitGroup
+	for range 2 {
+		servers.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				serve(c)
+			}
+		})
+		servers.Go(func() {
+			for ctx.Err() == nil {
+				own, cancelOwn := context.WithTimeout(ctx, time.Duration(rand.N(2000))*time.Microsecond)
+				if c, err := l.AcceptContext(own); err == nil {
+					serve(c)
+				}
+				cancelOwn()
+			}
+		})
+		servers.Go(func() { // an event for all, asked for anew
+			for ctx.Err() == nil {
+				a, ok := <-l.AcceptEvt(ctx)
+				take(a, ok)
+			}
+		})
+		servers.Go(func() { // Ready, and then an accept that need not find anything
+			for {
+				if _, ok := <-l.Ready(); !ok {
+					return
+				}
+				own, cancelOwn := context.WithTimeout(ctx, 100*time.Microsecond)
+				if c, err := l.AcceptContext(own); err == nil {
+					serve(c)
+				}
+				cancelOwn()
+			}
+		})
+		servers.Go(func() { // events that end without having been received from
+			for ctx.Err() == nil {
+				own, cancelOwn := context.WithCancel(ctx)
+				l.AcceptEvt(own)
+				for range rand.N(20) {
+					runtime.Gosched()
+				}
+				cancelOwn()
+			}
+		})
+		servers.Go(func() { // events of which one is received from
+			for ctx.Err() == nil {
+				a, b := context.WithTimeout(ctx, time.Millisecond)
+				evt := l.AcceptEvt(a)
+				l.AcceptEvt(context.WithValue(ctx, stormKey{}, 1))
+				got, ok := <-evt
+				if ok {
+					// Its context will close it, and must not before it is served.
+					if a.Err() == nil {
+						take(got, ok)
+					} else {
+						served.Add(1)
+						got.Conn.Close()
+					}
+				}
+				b()
+			}
+		})
+	}
+	servers.Go(func() {
+		for ctx.Err() == nil {
+			l.SetDeadline(time.Now().Add(time.Hour))
+			runtime.Gosched()
+			l.SetDeadline(time.Time{})
+			time.Sleep(time.Millisecond)
+		}
+	})
+
+	// A client that gets EOF instead of the byte had a server whose context
+	// ended between receive and write; that is service too, counted once.
+	var wg sync.WaitGroup
+	var left atomic.Int64
+	left.Store(int64(clients))
+	for range atOnce {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				c, err := Connect(l.Addr().String())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				c.SetDeadline(time.Now().Add(patience))
+				b := make([]byte, 2)
+				n, err := c.Read(b)
+				if n > 1 || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("a client got %q, %v", b[:n], err)
+				}
+				c.Close()
+			}
+		})
+	}
+	ends(t, "the clients", wg.Wait)
+	if n := served.Load(); n != int64(clients) {
+		t.Errorf("%d clients were served %d times", clients, n)
+	}
+	cancel()
+	l.Close()
+	ends(t, "the servers", servers.Wait)
+	waitGoroutines(t, beforeGoroutines)
+	waitDescriptors(t, beforeFiles-1)
+}

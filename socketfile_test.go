@@ -1,0 +1,1003 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// helperVar is set in a process that is started to be a helper of a test.
+const helperVar = "UNIXSOCK_TEST_HELPER"
+
+// helperRoles are what a helper may do; args come from startHelper.
+var helperRoles = map[string]func(args []string) error{
+	"listen":     helpListen,
+	"race":       helpRace,
+	"hold lock":  helpHoldLock,
+	"watch mode": helpWatchMode,
+	"watch open": helpWatchOpen,
+	"connect":    helpConnect,
+	"serve":      helpServe,
+	"talk":       helpTalk,
+}
+
+// TestHelperProcess is no test: it is the main function of helpers.
+func TestHelperProcess(t *testing.T) {
+	role := os.Getenv(helperVar)
+	if role == "" {
+		t.Skip("for helper processes only")
+	}
+	if err := helperRoles[role](flag.Args()); err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// A helper is a process that does one thing for a test, line by line. It ends at
+// the end of its input.
+type helper struct {
+	t     testing.TB
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	lines chan string // closed at the end of its output
+}
+
+// startHelper starts a helper, which is killed with the test. setup may be nil.
+func startHelper(t testing.TB, setup func(*exec.Cmd), role string, args ...string) *helper {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.Command(exe, append([]string{"-test.run=^TestHelperProcess$", "-test.timeout=2m", "--"}, args...)...)
+	cmd.Env = append(os.Environ(), helperVar+"="+role)
+	cmd.Stderr = os.Stderr
+	if setup != nil {
+		setup(cmd)
+	}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h := &helper{t: t, cmd: cmd, in: in, lines: make(chan string, 1)}
+	go func() {
+		defer close(h.lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			h.lines <- s.Text()
+		}
+	}()
+	t.Cleanup(h.kill)
+	return h
+}
+
+// kill ends the helper with SIGKILL, and returns when it is gone.
+func (h *helper) kill() {
+	h.cmd.Process.Kill()
+	for range h.lines {
+	}
+	h.in.Close()
+	h.cmd.Wait()
+}
+
+func (h *helper) tell(line string) {
+	h.t.Helper()
+	if _, err := fmt.Fprintln(h.in, line); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// hear returns the helper's next line.
+func (h *helper) hear() string {
+	h.t.Helper()
+	line := receive(h.t, "a line from the helper", h.lines)
+	if err, isError := strings.CutPrefix(line, "error: "); isError {
+		h.t.Fatal("helper: ", err)
+	}
+	return line
+}
+
+func (h *helper) expect(want string) {
+	h.t.Helper()
+	if got := h.hear(); got != want {
+		h.t.Fatalf("the helper says %q, want %q", got, want)
+	}
+}
+
+// untilEOF returns at the end of the helper's input.
+func untilEOF() { io.Copy(io.Discard, os.Stdin) }
+
+// checkDescriptors fails the test if more descriptors are open at its end than
+// now.
+func checkDescriptors(t testing.TB) {
+	t.Helper()
+	// The runtime opens descriptors of its own, with the first that is polled
+	// and with the first process that is started.
+	c1, c2, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c1.Close()
+	c2.Close()
+	if p, err := os.FindProcess(os.Getpid()); err == nil {
+		p.Release()
+	}
+	n := countDescriptors(t)
+	t.Cleanup(func() { waitDescriptors(t, n) })
+}
+
+// leaveStale leaves a socket file without a socket at path.
+func leaveStale(t testing.TB, path string) {
+	t.Helper()
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func lstat(t testing.TB, path string) fs.FileInfo {
+	t.Helper()
+	info, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+// mustAnswer connects to path and makes sure that it is l that accepts.
+func mustAnswer(t testing.TB, l *Listener, path string) {
+	t.Helper()
+	client := mustConnect(t, path)
+	server := mustAccept(t, l)
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	server.Close()
+}
+
+// wantInUse makes sure that nobody can replace what is at path, and that this
+// leaves it as it is.
+func wantInUse(t testing.TB, path string) {
+	t.Helper()
+	before := lstat(t, path)
+	l, err := Listen(path, ReplaceStale())
+	if err == nil {
+		l.Close()
+		t.Fatal("it was replaced")
+	}
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("error %v, want EADDRINUSE", err)
+	}
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "listen" {
+		t.Errorf("error %#v, want a *net.OpError of listen", err)
+	}
+	after := lstat(t, path)
+	if !os.SameFile(before, after) || before.Mode() != after.Mode() {
+		t.Errorf("the file was %v, and is %v", before, after)
+	}
+}
+
+func TestModeIsExactUnderEveryUmask(t *testing.T) {
+	for _, umask := range []int{0, 0o022, 0o077, 0o777} {
+		t.Run(fmt.Sprintf("%03o", umask), func(t *testing.T) {
+			if !inChild(t, nil) {
+				return
+			}
+			checkDescriptors(t)
+			path := filepath.Join(shortDir(t), "s")
+			syscall.Umask(umask)
+			for _, perm := range []fs.FileMode{0, 0o200, 0o222, 0o600, 0o620, 0o640, 0o660, 0o666, 0o711, 0o777} {
+				for _, stale := range []bool{false, true} {
+					if stale {
+						syscall.Umask(0) // for all to ask it
+						leaveStale(t, path)
+						syscall.Umask(umask)
+					}
+					l, err := Listen(path, Mode(perm), ReplaceStale(), UnlinkOnClose())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got := lstat(t, path).Mode(); got != fs.ModeSocket|perm {
+						t.Errorf("Mode(%#o), stale %v: the file has %v", perm, stale, got)
+					}
+					if err := l.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if got := syscall.Umask(umask); got != umask {
+				t.Errorf("the umask is %#o, was %#o", got, umask)
+			}
+		})
+	}
+}
+
+func TestWithoutModeTheUmaskRules(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	syscall.Umask(0o027)
+	l := mustListen(t)
+	if got := lstat(t, l.name).Mode().Perm(); got != 0o750 {
+		t.Errorf("the file has %#o, want 0750", got)
+	}
+}
+
+func TestModeLeavesFilesOfOthersAlone(t *testing.T) {
+	const umask = 0o022
+	if !inChild(t, nil) {
+		return
+	}
+	syscall.Umask(umask)
+	dir := shortDir(t)
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	made := make(chan struct{})
+	go func() {
+		stopped <- func() error {
+			for i := 0; ; i++ {
+				name := filepath.Join(dir, "file")
+				f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0o777)
+				if err != nil {
+					return err
+				}
+				info, err := f.Stat()
+				f.Close()
+				if err != nil {
+					return err
+				}
+				if info.Mode().Perm() != 0o755 {
+					return fmt.Errorf("file %d has %#o, want 0755", i, info.Mode().Perm())
+				}
+				if err := os.Remove(name); err != nil {
+					return err
+				}
+				if i == 0 {
+					close(made)
+				}
+				select {
+				case <-stop:
+					return nil
+				default:
+				}
+			}
+		}()
+	}()
+	receive(t, "the first file", made)
+	for i := range 300 {
+		l, err := Listen(filepath.Join(dir, "s"), Mode([]fs.FileMode{0, 0o777}[i%2]), UnlinkOnClose())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+	}
+	close(stop)
+	if err := receive(t, "the other goroutine", stopped); err != nil {
+		t.Error(err)
+	}
+	if got := syscall.Umask(umask); got != umask {
+		t.Errorf("the umask is %#o, was %#o", got, umask)
+	}
+}
+
+// modeRounds is how many listeners a watching process looks at.
+const modeRounds = 150
+
+// TestModeIsRightBeforeAConnect has another process connect as soon as that
+// succeeds: the bits must be right then.
+func TestModeIsRightBeforeAConnect(t *testing.T) {
+	for _, test := range []struct {
+		umask int
+		perm  fs.FileMode
+	}{
+		{0, 0o600}, {0o077, 0o666}, {0o077, 0o777},
+	} {
+		t.Run(fmt.Sprintf("%03o %03o", test.umask, test.perm), func(t *testing.T) {
+			if !inChild(t, nil) {
+				return
+			}
+			syscall.Umask(test.umask)
+			path := filepath.Join(shortDir(t), "s")
+			watcher := startHelper(t, nil, "watch open", path, strconv.FormatUint(uint64(test.perm), 8))
+			watcher.expect("watching")
+			for i := range modeRounds {
+				l := mustListenAt(t, fmt.Sprint(path, i), Mode(test.perm))
+				mustAccept(t, l).Close()
+				l.Close()
+			}
+			watcher.expect(fmt.Sprintf("%d connected", modeRounds))
+		})
+	}
+}
+
+// helpWatchOpen connects to each of the listeners as soon as it can, and looks
+// at the bits of its file then.
+func helpWatchOpen(args []string) error {
+	perm, err := strconv.ParseUint(args[1], 8, 32)
+	if err != nil {
+		return err
+	}
+	fmt.Println("watching")
+	for i := range modeRounds {
+		path := fmt.Sprint(args[0], i)
+		c, err := net.Dial("unix", path)
+		for deadline := time.Now().Add(patience); err != nil; c, err = net.Dial("unix", path) {
+			if time.Now().After(deadline) {
+				return err
+			}
+		}
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm() != fs.FileMode(perm) {
+			return fmt.Errorf("connected to %s with the bits %#o", path, info.Mode().Perm())
+		}
+		c.Close()
+	}
+	fmt.Println(modeRounds, "connected")
+	return nil
+}
+
+// helpWatchMode looks at the files of the listeners, from before they are made
+// until each has the bits asked for. Of each it tells all bits that it saw, and
+// whether it saw others before those asked for.
+func helpWatchMode(args []string) error {
+	perm, err := strconv.ParseUint(args[1], 8, 32)
+	if err != nil {
+		return err
+	}
+	in := bufio.NewScanner(os.Stdin)
+	for i := 0; in.Scan(); i++ {
+		fmt.Println("watching")
+		path := fmt.Sprint(args[0], i)
+		seen, mode, early := fs.FileMode(0), fs.FileMode(0), -1
+		for deadline := time.Now().Add(patience); early < 0 || mode != fs.FileMode(perm); {
+			var st unix.Stat_t
+			switch err := unix.Lstat(path, &st); err {
+			case nil:
+				mode = fs.FileMode(st.Mode).Perm()
+				seen |= mode
+				early++
+			case unix.ENOENT:
+				if time.Now().After(deadline) {
+					return fmt.Errorf("no file %s", path)
+				}
+			default:
+				return err
+			}
+		}
+		fmt.Printf("%o %v\n", seen, early > 0)
+	}
+	return nil
+}
+
+func TestModeRefuses(t *testing.T) {
+	checkDescriptors(t)
+	path := filepath.Join(shortDir(t), "s")
+	for _, perm := range []fs.FileMode{fs.ModeSetuid | 0o600, fs.ModeSticky, fs.ModeSocket | 0o600, fs.ModeDir, 0o1600, 0o10000} {
+		l, err := Listen(path, Mode(perm))
+		if err == nil {
+			l.Close()
+			t.Errorf("Mode(%v) is no error", perm)
+			continue
+		}
+		var op *net.OpError
+		if !errors.As(err, &op) || op.Op != "listen" || !strings.Contains(err.Error(), "mode") {
+			t.Errorf("Mode(%v): error %v", perm, err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Mode(%v): there is a file: %v", perm, err)
+		}
+	}
+}
+
+func TestListenInUseWithoutReplaceStale(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	leaveStale(t, path)
+	before := lstat(t, path)
+	if _, err := Listen(path); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("error %v, want EADDRINUSE", err)
+	}
+	if !os.SameFile(before, lstat(t, path)) {
+		t.Error("the file was replaced")
+	}
+}
+
+func TestReplaceStaleReplacesWhatACloseLeft(t *testing.T) {
+	checkDescriptors(t)
+	path := filepath.Join(shortDir(t), "s")
+	leaveStale(t, path)
+	mustAnswer(t, mustListenAt(t, path, ReplaceStale()), path)
+}
+
+func TestReplaceStaleReplacesWhatAKillLeft(t *testing.T) {
+	checkDescriptors(t)
+	path := filepath.Join(shortDir(t), "s")
+	h := startHelper(t, nil, "listen", path)
+	h.expect("listening")
+	wantInUse(t, path)
+	h.kill()
+	mustAnswer(t, mustListenAt(t, path, ReplaceStale()), path)
+}
+
+func helpListen(args []string) error {
+	l, err := Listen(args[0])
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	fmt.Println("listening")
+	untilEOF()
+	return nil
+}
+
+func TestReplaceStaleBindsAFreePath(t *testing.T) {
+	checkDescriptors(t)
+	l := mustListen(t, ReplaceStale())
+	mustAnswer(t, l, l.name)
+}
+
+func TestReplaceStaleLeavesALiveListener(t *testing.T) {
+	checkDescriptors(t)
+	l := mustListen(t)
+	wantInUse(t, l.name)
+	if isReady(l) {
+		t.Error("the listener has heard of it")
+	}
+	mustAnswer(t, l, l.name)
+}
+
+// isReady reports whether a connection waits.
+func isReady(l *Listener) bool {
+	select {
+	case <-l.Ready():
+		return true
+	default:
+		return false
+	}
+}
+
+func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
+	checkDescriptors(t)
+	for name, kind := range map[string]int{
+		"stream": unix.SOCK_STREAM, "datagram": unix.SOCK_DGRAM, "seqpacket": unix.SOCK_SEQPACKET,
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(shortDir(t), "s")
+			fd, err := unix.Socket(unix.AF_UNIX, kind, 0)
+			if err != nil {
+				t.Skip(err)
+			}
+			if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+				t.Fatal(err)
+			}
+			wantInUse(t, path)
+			// It is its socket that keeps the file, and not something else.
+			unix.Close(fd)
+			mustAnswer(t, mustListenAt(t, path, ReplaceStale()), path)
+		})
+	}
+}
+
+func TestReplaceStaleLeavesADatagramSocketThatHasAPeer(t *testing.T) {
+	dir := shortDir(t)
+	path, other := filepath.Join(dir, "s"), filepath.Join(dir, "other")
+	// A connected datagram socket takes nothing from others.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	ofd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ofd)
+	if err := errors.Join(
+		unix.Bind(fd, &unix.SockaddrUnix{Name: path}),
+		unix.Bind(ofd, &unix.SockaddrUnix{Name: other}),
+		unix.Connect(fd, &unix.SockaddrUnix{Name: other}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	wantInUse(t, path)
+}
+
+func TestReplaceStaleLeavesWhatIsNoSocket(t *testing.T) {
+	checkDescriptors(t)
+	for name, make := range map[string]func(path string) error{
+		"file":      func(path string) error { return os.WriteFile(path, []byte("precious"), 0o600) },
+		"empty":     func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"fifo":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(shortDir(t), "s")
+			if err := make(path); err != nil {
+				t.Fatal(err)
+			}
+			size := lstat(t, path).Size()
+			wantInUse(t, path)
+			if got := lstat(t, path).Size(); got != size {
+				t.Errorf("its size was %d, and is %d", size, got)
+			}
+		})
+	}
+}
+
+func TestReplaceStaleLeavesASymbolicLink(t *testing.T) {
+	checkDescriptors(t)
+	for name, make := range map[string]func(target string) error{
+		"dangling":      func(string) error { return nil },
+		"to a file":     func(target string) error { return os.WriteFile(target, []byte("precious"), 0o600) },
+		"to itself":     nil,
+		"to a stale":    func(target string) error { leaveStale(t, target); return nil },
+		"to a listener": func(target string) error { mustListenAt(t, target); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := shortDir(t)
+			path, target := filepath.Join(dir, "s"), filepath.Join(dir, "target")
+			if make == nil {
+				target = path
+			} else if err := make(target); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(target, path); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.Lstat(target)
+			wantInUse(t, path)
+			if got, err := os.Readlink(path); got != target {
+				t.Errorf("it links to %q, %v", got, err)
+			}
+			after, err := os.Lstat(target)
+			if (before == nil) != (after == nil) || before != nil && !os.SameFile(before, after) {
+				t.Errorf("the target was %v, and is %v, %v", before, after, err)
+			}
+		})
+	}
+}
+
+func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
+	checkDescriptors(t)
+	dir := shortDir(t)
+	path := filepath.Join(dir, "s")
+	for range 20 {
+		leaveStale(t, path)
+		const racers = 20
+		start := make(chan struct{})
+		type result struct {
+			l   *Listener
+			err error
+		}
+		results := make(chan result, racers)
+		for range racers {
+			go func() {
+				<-start
+				l, err := Listen(path, ReplaceStale())
+				results <- result{l, err}
+			}()
+		}
+		close(start)
+		var winner *Listener
+		for range racers {
+			r := receive(t, "a racer", results)
+			switch {
+			case r.err == nil && winner != nil:
+				r.l.Close()
+				t.Error("two winners")
+			case r.err == nil:
+				winner = r.l
+				defer winner.Close()
+			case !errors.Is(r.err, syscall.EADDRINUSE):
+				t.Error(r.err)
+			}
+		}
+		if winner == nil {
+			t.Fatal("no winner")
+		}
+		mustAnswer(t, winner, path)
+		wantOnly(t, dir, "s")
+		winner.Close()
+		os.Remove(path)
+	}
+}
+
+// wantOnly makes sure that the directory holds these names.
+func wantOnly(t testing.TB, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("the directory holds %q, want %q", got, want)
+	}
+}
+
+// helpRace takes part in races. It is told a path and when to listen there, in
+// nanoseconds since 1970, and says whether it has won. The winner answers with
+// its pid until the next line comes, and leaves its file.
+func helpRace([]string) error {
+	fmt.Println("here")
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		path, at, _ := strings.Cut(in.Text(), " ")
+		ns, err := strconv.ParseInt(at, 10, 64)
+		if err != nil {
+			return err
+		}
+		time.Sleep(time.Until(time.Unix(0, ns)))
+		l, err := Listen(path, ReplaceStale())
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			fmt.Println("in use")
+			in.Scan()
+			continue
+		case err != nil:
+			return err
+		}
+		fmt.Println("won")
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprint(c, os.Getpid())
+				c.Close()
+			}
+		}()
+		in.Scan()
+		l.Close()
+		fmt.Println("closed")
+	}
+	return nil
+}
+
+// askPid returns what a winner of a race answers.
+func askPid(t testing.TB, path string) int {
+	t.Helper()
+	c := mustConnect(t, path)
+	defer c.Close()
+	answer, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(string(answer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// raceTogether tells all racers to listen at the same moment.
+func raceTogether(racers []*helper, path string) {
+	at := time.Now().Add(3 * time.Millisecond).UnixNano()
+	for _, r := range racers {
+		r.tell(fmt.Sprint(path, " ", at))
+	}
+}
+
+func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
+	checkDescriptors(t)
+	dir := shortDir(t)
+	path := filepath.Join(dir, "s")
+	racers := make([]*helper, 20)
+	for i := range racers {
+		racers[i] = startHelper(t, nil, "race")
+	}
+	for _, r := range racers {
+		r.expect("here")
+	}
+	rounds := 60
+	if testing.Short() {
+		rounds = 10
+	}
+	leaveStale(t, path)
+	for range rounds {
+		raceTogether(racers, path)
+		var winner *helper
+		for _, r := range racers {
+			switch said := r.hear(); {
+			case said == "won" && winner != nil:
+				t.Fatal("two winners")
+			case said == "won":
+				winner = r
+			case said != "in use":
+				t.Fatalf("a racer says %q", said)
+			}
+		}
+		if winner == nil {
+			t.Fatal("no winner")
+		}
+		if pid := askPid(t, path); pid != winner.cmd.Process.Pid {
+			t.Errorf("%d answers, %d has won", pid, winner.cmd.Process.Pid)
+		}
+		wantOnly(t, dir, "s")
+		for _, r := range racers {
+			r.tell("next")
+		}
+		winner.expect("closed")
+	}
+	for _, r := range racers {
+		r.kill()
+	}
+}
+
+func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
+	checkDescriptors(t)
+	dir := shortDir(t)
+	path := filepath.Join(dir, "s")
+	leaveStale(t, path)
+	rounds := 12
+	if testing.Short() {
+		rounds = 4
+	}
+	var racers []*helper
+	for range rounds {
+		living := len(racers)
+		for len(racers) < 10 {
+			racers = append(racers, startHelper(t, nil, "race"))
+		}
+		for _, r := range racers[living:] {
+			r.expect("here")
+		}
+		raceTogether(racers, path)
+		for range 5 {
+			time.Sleep(rand.N(2 * time.Millisecond))
+			racers[0].kill()
+			racers = racers[1:]
+		}
+		var winner *helper
+		for _, r := range racers {
+			switch said := r.hear(); {
+			case said == "won" && winner != nil:
+				t.Fatal("two winners live")
+			case said == "won":
+				winner = r
+			case said != "in use":
+				t.Fatalf("a racer says %q", said)
+			}
+		}
+		if winner != nil {
+			if pid := askPid(t, path); pid != winner.cmd.Process.Pid {
+				t.Errorf("%d answers, %d has won", pid, winner.cmd.Process.Pid)
+			}
+			wantInUse(t, path)
+		} else {
+			// Who told the others that the path is in use was killed.
+			l := mustListenAt(t, path, ReplaceStale())
+			mustAnswer(t, l, path)
+			l.Close()
+		}
+		wantOnly(t, dir, "s")
+		for _, r := range racers {
+			r.tell("next")
+		}
+		if winner != nil {
+			winner.expect("closed")
+		}
+	}
+	for _, r := range racers {
+		r.kill()
+	}
+}
+
+// stopwatch fails the test if it takes longer than a bounded wait for a lock
+// may, with room for a busy machine.
+func stopwatch(t testing.TB) (stop func()) {
+	start := time.Now()
+	return func() {
+		t.Helper()
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	}
+}
+
+// helpHoldLock locks a directory for ever.
+func helpHoldLock(args []string) error {
+	fd, err := unix.Open(args[0], unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX); err != nil {
+		return err
+	}
+	fmt.Println("held by", os.Getuid())
+	untilEOF()
+	return nil
+}
+
+func TestAForeignLockStopsNobody(t *testing.T) {
+	checkDescriptors(t)
+	dir := shortDir(t)
+	path := filepath.Join(dir, "s")
+	leaveStale(t, path)
+	holder := startHelper(t, nil, "hold lock", dir)
+	holder.expect(fmt.Sprint("held by ", os.Getuid()))
+
+	stop := stopwatch(t)
+	l := mustListenAt(t, path, ReplaceStale(), UnlinkOnClose())
+	stop()
+	mustAnswer(t, l, path)
+	stop = stopwatch(t)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	stop()
+	wantOnly(t, dir)
+}
+
+func TestUnlinkOnCloseRemovesTheFile(t *testing.T) {
+	checkDescriptors(t)
+	l := mustListen(t, UnlinkOnClose())
+	mustAnswer(t, l, l.name)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	wantOnly(t, filepath.Dir(l.name))
+}
+
+func TestCloseLeavesTheFileWithoutUnlinkOnClose(t *testing.T) {
+	l := mustListen(t, ReplaceStale(), Mode(0o600))
+	before := lstat(t, l.name)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if !os.SameFile(before, lstat(t, l.name)) {
+		t.Error("it is another file")
+	}
+}
+
+func TestUnlinkOnCloseIsOfCloseOnToo(t *testing.T) {
+	checkDescriptors(t)
+	l := mustListen(t, UnlinkOnClose())
+	ctx, cancel := context.WithCancel(t.Context())
+	l.CloseOn(ctx)
+	cancel()
+	waitFor(t, "the file is there", func() bool {
+		_, err := os.Lstat(l.name)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+}
+
+func TestUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
+	checkDescriptors(t)
+	path := filepath.Join(shortDir(t), "s")
+	// Many times, for a file system that soon reuses the number of an inode.
+	for range 50 {
+		first := mustListenAt(t, path, UnlinkOnClose())
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		second := mustListenAt(t, path, UnlinkOnClose())
+		if err := first.Close(); err != nil {
+			t.Error(err)
+		}
+		mustAnswer(t, second, path)
+		if err := second.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("the second's file is there: %v", err)
+		}
+	}
+}
+
+func TestUnlinkOnCloseLeavesWhatIsNoSocket(t *testing.T) {
+	checkDescriptors(t)
+	for name, make := range map[string]func(path string) error{
+		"file":      func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"link":      func(path string) error { return os.Symlink(path+"2", path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := mustListen(t, UnlinkOnClose())
+			// The link leads to the listener's own file.
+			if err := errors.Join(os.Rename(l.name, l.name+"2"), make(l.name)); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			wantOnly(t, filepath.Dir(l.name), "s", "s2")
+		})
+	}
+}
+
+func TestUnlinkOnCloseWithoutAFileIsNoError(t *testing.T) {
+	checkDescriptors(t)
+	l := mustListen(t, UnlinkOnClose())
+	if err := os.RemoveAll(filepath.Dir(l.name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	l := mustListenAt(t, path, UnlinkOnClose())
+	l.Close()
+	next := mustListenAt(t, path)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	mustAnswer(t, next, path)
+}
+
+func TestAFailedListenLeavesNoFile(t *testing.T) {
+	checkDescriptors(t)
+	dir := shortDir(t)
+	if l, err := Listen(filepath.Join(dir, "s"), Backlog(-1), Mode(0o600), ReplaceStale()); err == nil {
+		l.Close()
+		t.Fatal("a negative backlog is no error")
+	}
+	wantOnly(t, dir)
+}
+
+func TestProductionOptionsWorkThroughTCPUnit(t *testing.T) {
+	checkDescriptors(t)
+	dir := shortDir(t)
+	path := filepath.Join(dir, "s")
+	leaveStale(t, path)
+	unit := NewTCPUnit(path, Mode(0o604), ReplaceStale(), UnlinkOnClose())
+	l, err := unit.Listen("tcp", "localhost:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := lstat(t, path).Mode(); got != fs.ModeSocket|0o604 {
+		t.Errorf("the file has %v", got)
+	}
+	if _, err := unit.Listen("tcp", "localhost:80"); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("a second listen: %v, want EADDRINUSE", err)
+	}
+	c, err := unit.Dial("tcp", "localhost:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	wantOnly(t, dir)
+}

@@ -1,0 +1,259 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// unitPair returns the two ends of a connection over a TCPUnit.
+func unitPair(t testing.TB) (client, server net.Conn) {
+	t.Helper()
+	unit := NewTCPUnit(shortDir(t) + "/s")
+	l, err := unit.Listen("tcp", "127.0.0.1:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	client, err = unit.Dial("tcp", "example.com:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	server, err = l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	return client, server
+}
+
+func TestUnitServesHTTPAtBothEnds(t *testing.T) {
+	unit := NewTCPUnit(shortDir(t) + "/s")
+	l, err := unit.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, port, err := net.SplitHostPort(r.RemoteAddr)
+		if host != "127.0.0.1" || port != "0" || err != nil {
+			t.Errorf("RemoteAddr is %q: %v", r.RemoteAddr, err)
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		w.Header().Set("Host-Was", r.Host)
+		w.Write(body)
+	})}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+
+	transport := &http.Transport{DialContext: unit.DialContext}
+	client := &http.Client{Transport: transport}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			body := strings.Repeat("body ", 10000)
+			resp, err := client.Post("http://example.com/echo", "text/plain", strings.NewReader(body))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			got, err := io.ReadAll(resp.Body)
+			if string(got) != body || err != nil || resp.Header.Get("Host-Was") != "example.com" {
+				t.Errorf("%d bytes, %v, from %q", len(got), err, resp.Header.Get("Host-Was"))
+			}
+		})
+	}
+	wg.Wait()
+	transport.CloseIdleConnections()
+	if err := server.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := receive(t, "the server", served); err != http.ErrServerClosed {
+		t.Error(err)
+	}
+}
+
+func TestUnitsConnectionsCanBeHijacked(t *testing.T) {
+	unit := NewTCPUnit(shortDir(t) + "/s")
+	l, err := unit.Listen("tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		io.Copy(c, rw)
+		c.(interface{ CloseWrite() error }).CloseWrite()
+	})}
+	go server.Serve(l)
+	defer server.Close()
+
+	c, err := unit.Dial("tcp", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+	if _, err := io.WriteString(c, request+"raw bytes"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	wantEOF(t, c, "raw bytes")
+}
+
+func TestUnitsAddressesLookLikeTCPs(t *testing.T) {
+	unit := NewTCPUnit(shortDir(t) + "/s")
+	l, err := unit.Listen("tcp", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, server := unitPair(t)
+	for what, test := range map[string]struct {
+		addr net.Addr
+		want string
+	}{
+		"the listener's":       {l.Addr(), "127.0.0.1:1"},
+		"the client's, local":  {client.LocalAddr(), "127.0.0.1:1"},
+		"the client's, remote": {client.RemoteAddr(), "127.0.0.1:0"},
+		"the server's, local":  {server.LocalAddr(), "127.0.0.1:1"},
+		"the server's, remote": {server.RemoteAddr(), "127.0.0.1:0"},
+	} {
+		if _, ok := test.addr.(*net.TCPAddr); !ok || test.addr.Network() != "tcp" || test.addr.String() != test.want {
+			t.Errorf("%s: %#v, want %s", what, test.addr, test.want)
+		}
+	}
+}
+
+func TestUnitsConnectionsStayFullOnes(t *testing.T) {
+	client, server := unitPair(t)
+	for what, c := range map[string]net.Conn{"dialed": client, "accepted": server} {
+		full, ok := c.(interface {
+			net.Conn
+			syscall.Conn
+			CloseRead() error
+			CloseWrite() error
+			NetConn() net.Conn
+		})
+		if !ok {
+			t.Fatalf("%s: a method is missing", what)
+		}
+		below, ok := full.NetConn().(*Conn)
+		if !ok || below.RemoteAddr().Network() != "unix" {
+			t.Errorf("%s: NetConn is %#v, want a Conn with its own addresses", what, full.NetConn())
+		}
+		if _, err := full.SyscallConn(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := client.(*tcpConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	wantEOF(t, server, "")
+}
+
+func TestUnitsConnectionsReadFromAndWriteTo(t *testing.T) {
+	client, server := unitPair(t)
+	for what, ends := range map[string][2]net.Conn{"dialed": {client, server}, "accepted": {server, client}} {
+		from, ok := ends[0].(io.ReaderFrom)
+		if !ok {
+			t.Fatalf("%s: no ReadFrom", what)
+		}
+		if n, err := from.ReadFrom(strings.NewReader("hello")); n != 5 || err != nil {
+			t.Fatalf("%s: ReadFrom: %d, %v", what, n, err)
+		}
+		ends[0].(interface{ CloseWrite() error }).CloseWrite()
+		to, ok := ends[1].(io.WriterTo)
+		if !ok {
+			t.Fatalf("%s: no WriteTo", what)
+		}
+		var got strings.Builder
+		if n, err := to.WriteTo(&got); n != 5 || err != nil || got.String() != "hello" {
+			t.Errorf("%s: WriteTo: %d, %v, %q", what, n, err, &got)
+		}
+	}
+}
+
+func TestUnitsBacklogIs511UnlessToldOtherwise(t *testing.T) {
+	skipUnlessBacklogsWait(t)
+	if limit, err := os.ReadFile("/proc/sys/net/core/somaxconn"); err == nil && len(strings.TrimSpace(string(limit))) < 4 {
+		t.Skipf("the system caps it at %s", limit)
+	}
+	for want, opts := range map[int][]ListenOption{511: nil, 2: {Backlog(2)}} {
+		unit := NewTCPUnit(shortDir(t)+"/s", opts...)
+		l, err := unit.Listen("tcp", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		// Linux lets one more wait than it is told.
+		for i := range want + 1 {
+			if err := dialNow(t, unit.name); err != nil {
+				t.Fatalf("backlog %d: connection %d: %v", want, i, err)
+			}
+		}
+		if err := dialNow(t, unit.name); err != errWouldBlock {
+			t.Errorf("backlog %d: one too many: %v", want, err)
+		}
+	}
+}
+
+// dialNow connects to name if there is room. The socket stays until the test is
+// over.
+func dialNow(t testing.TB, name string) error {
+	t.Helper()
+	fd, err := newSocket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeSocket(fd) })
+	return connectSocket(fd, name)
+}
+
+func TestUnitsErrorsAreThoseOfListenAndConnect(t *testing.T) {
+	dir := shortDir(t)
+	if c, err := NewTCPUnit(dir+"/absent").Dial("tcp", ""); c != nil || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Dial: %v, %v; want ErrNotExist", c, err)
+	}
+	if l, err := NewTCPUnit(dir+"/absent/s").Listen("tcp", ""); l != nil || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Listen: %v, %v; want ErrNotExist", l, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	unit := NewTCPUnit(dir + "/s")
+	l, err := unit.Listen("tcp", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if c, err := unit.DialContext(ctx, "tcp", ""); c != nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("DialContext: %v, %v; want Canceled", c, err)
+	}
+	if l, err := unit.Listen("tcp", ""); l != nil || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("a second Listen: %v, %v; want EADDRINUSE", l, err)
+	}
+	l.Close()
+	if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept: %v, %v; want ErrClosed", c, err)
+	}
+}
