@@ -1,0 +1,407 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Each benchmark has two sub-benchmarks that do the same work, one over this
+// package and one over net. To compare them:
+//
+//	go test -run '^$' -bench . -count 10 > bench.txt
+//	benchstat -col '/impl@(net ours)' bench.txt
+
+// An impl is a package to measure, by the functions that a program calls.
+type impl struct {
+	name   string
+	listen func(path string, backlog int) (net.Listener, error)
+	dial   func(path string) (net.Conn, error)
+}
+
+var impls = []impl{
+	{
+		name:   "ours",
+		listen: func(path string, backlog int) (net.Listener, error) { return Listen(path, Backlog(backlog)) },
+		dial:   func(path string) (net.Conn, error) { return Connect(path) },
+	},
+	{
+		name:   "net",
+		listen: func(path string, _ int) (net.Listener, error) { return net.Listen("unix", path) },
+		dial:   func(path string) (net.Conn, error) { return net.Dial("unix", path) },
+	},
+}
+
+// compare runs f for each package.
+func compare(b *testing.B, f func(b *testing.B, p impl)) {
+	for _, p := range impls {
+		b.Run("impl="+p.name, func(b *testing.B) {
+			b.ReportAllocs()
+			f(b, p)
+		})
+	}
+}
+
+// mustListen listens on a new path, with a backlog as net's.
+func (p impl) mustListen(b *testing.B) (l net.Listener, path string) {
+	b.Helper()
+	path = filepath.Join(shortDir(b), "s")
+	l, err := p.listen(path, 4096)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { l.Close() })
+	return l, path
+}
+
+// mustPair returns the two ends of a connection.
+func (p impl) mustPair(b *testing.B) (client, server net.Conn) {
+	b.Helper()
+	l, path := p.mustListen(b)
+	client, server = pairOf(b, l, func() (net.Conn, error) { return p.dial(path) })
+	l.Close()
+	return client, server
+}
+
+// tcpPair returns the two ends of a connection over TCP.
+func tcpPair(b *testing.B) (client, server net.Conn) {
+	b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	return pairOf(b, l, func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) })
+}
+
+func pairOf(b *testing.B, l net.Listener, dial func() (net.Conn, error)) (client, server net.Conn) {
+	b.Helper()
+	client, err := dial()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { client.Close() })
+	server, err = l.Accept()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { server.Close() })
+	return client, server
+}
+
+func BenchmarkConnectAcceptClose(b *testing.B) {
+	compare(b, func(b *testing.B, p impl) {
+		l, path := p.mustListen(b)
+		for b.Loop() {
+			client, err := p.dial(path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			server, err := l.Accept()
+			if err != nil {
+				b.Fatal(err)
+			}
+			client.Close()
+			server.Close()
+		}
+	})
+}
+
+// answer serves one request of 64 bytes on each connection that l accepts.
+func answer(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			var request [64]byte
+			if _, err := io.ReadFull(c, request[:]); err == nil {
+				c.Write(request[:])
+			}
+		}()
+	}
+}
+
+// ask makes one request on a connection of its own.
+func (p impl) ask(path string) error {
+	c, err := p.dial(path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var b [64]byte
+	if _, err := c.Write(b[:]); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, b[:])
+	return err
+}
+
+func BenchmarkRequest(b *testing.B) {
+	compare(b, func(b *testing.B, p impl) {
+		l, path := p.mustListen(b)
+		go answer(l)
+		for b.Loop() {
+			if err := p.ask(path); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+func BenchmarkRequestFrom32Clients(b *testing.B) {
+	compare(b, func(b *testing.B, p impl) {
+		l, path := p.mustListen(b)
+		go answer(l)
+		requests := make(chan struct{}, 64)
+		var clients sync.WaitGroup
+		for range 32 {
+			clients.Go(func() {
+				for range requests {
+					if err := p.ask(path); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		for b.Loop() {
+			requests <- struct{}{}
+		}
+		close(requests)
+		clients.Wait()
+	})
+}
+
+func BenchmarkRoundTrip64(b *testing.B) {
+	compare(b, func(b *testing.B, p impl) {
+		client, server := p.mustPair(b)
+		go func() {
+			var message [64]byte
+			for {
+				if _, err := io.ReadFull(server, message[:]); err != nil {
+					return
+				}
+				if _, err := server.Write(message[:]); err != nil {
+					return
+				}
+			}
+		}()
+		var message [64]byte
+		for b.Loop() {
+			if _, err := client.Write(message[:]); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.ReadFull(client, message[:]); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// swallow reads c to its end. It returns a function that waits until it is there.
+func swallow(c io.Reader) (wait func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buffer := make([]byte, 1<<20)
+		for {
+			if _, err := c.Read(buffer); err != nil {
+				return
+			}
+		}
+	}()
+	return func() { <-done }
+}
+
+func BenchmarkThroughput(b *testing.B) {
+	for _, size := range []int{4 << 10, 64 << 10, 1 << 20} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			compare(b, func(b *testing.B, p impl) {
+				client, server := p.mustPair(b)
+				wait := swallow(server)
+				b.SetBytes(int64(size))
+				message := make([]byte, size)
+				for b.Loop() {
+					if _, err := client.Write(message); err != nil {
+						b.Fatal(err)
+					}
+				}
+				client.Close()
+				wait()
+			})
+		})
+	}
+}
+
+func BenchmarkWriteBuffers(b *testing.B) {
+	const count, size = 64, 1 << 10
+	compare(b, func(b *testing.B, p impl) {
+		client, server := p.mustPair(b)
+		wait := swallow(server)
+		b.SetBytes(count * size)
+		parts, message := make(net.Buffers, count), make([]byte, size)
+		for b.Loop() {
+			for i := range parts {
+				parts[i] = message
+			}
+			buffers := parts
+			var err error
+			if c, ok := client.(*Conn); ok {
+				_, err = c.WriteBuffers(&buffers)
+			} else {
+				_, err = buffers.WriteTo(client)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+		client.Close()
+		wait()
+	})
+}
+
+const copied = 64 << 20
+
+func BenchmarkCopyFile(b *testing.B) {
+	name := filepath.Join(b.TempDir(), "file")
+	if err := os.WriteFile(name, make([]byte, copied), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	compare(b, func(b *testing.B, p impl) {
+		f, err := os.Open(name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+		client, server := p.mustPair(b)
+		wait := swallow(server)
+		b.SetBytes(copied)
+		for b.Loop() {
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				b.Fatal(err)
+			}
+			if n, err := io.Copy(client, f); n != copied || err != nil {
+				b.Fatal(n, err)
+			}
+		}
+		client.Close()
+		wait()
+	})
+}
+
+// benchmarkCopy measures io.Copy from one connection to another, as a proxy
+// does. from and to return both ends of a new connection.
+func benchmarkCopy(b *testing.B, from, to func(p impl, b *testing.B) (near, far net.Conn)) {
+	compare(b, func(b *testing.B, p impl) {
+		message := make([]byte, 64<<10)
+		b.SetBytes(copied)
+		for b.Loop() {
+			source, feed := from(p, b)
+			drain, sink := to(p, b)
+			wait := swallow(sink)
+			go func() {
+				defer feed.Close()
+				for range copied / len(message) {
+					feed.Write(message)
+				}
+			}()
+			if n, err := io.Copy(drain, source); n != copied || err != nil {
+				b.Fatal(n, err)
+			}
+			drain.Close()
+			wait()
+			source.Close()
+			sink.Close()
+		}
+	})
+}
+
+func overUnix(p impl, b *testing.B) (near, far net.Conn) { return p.mustPair(b) }
+
+func overTCP(_ impl, b *testing.B) (near, far net.Conn) { return tcpPair(b) }
+
+func BenchmarkCopyUnixToTCP(b *testing.B)  { benchmarkCopy(b, overUnix, overTCP) }
+func BenchmarkCopyTCPToUnix(b *testing.B)  { benchmarkCopy(b, overTCP, overUnix) }
+func BenchmarkCopyUnixToUnix(b *testing.B) { benchmarkCopy(b, overUnix, overUnix) }
+
+// BenchmarkReadyThenAccept compares two loops of a server, both ours: one waits
+// for Ready before each Accept, the other accepts at once.
+func BenchmarkReadyThenAccept(b *testing.B) {
+	for _, loop := range []string{"ready", "accept"} {
+		b.Run("loop="+loop, func(b *testing.B) {
+			path := filepath.Join(shortDir(b), "s")
+			l, err := Listen(path, Backlog(4096))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			if loop == "accept" {
+				go answer(l)
+			} else {
+				go answer(readyListener{l})
+			}
+			p := impls[0]
+			for b.Loop() {
+				if err := p.ask(path); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// readyListener accepts when Ready says so.
+type readyListener struct{ *Listener }
+
+func (l readyListener) Accept() (net.Conn, error) {
+	if _, ok := <-l.Ready(); !ok {
+		return nil, net.ErrClosed
+	}
+	return l.Listener.Accept()
+}
+
+// BenchmarkConnectTheFull measures 1,000 connects at once against a backlog of
+// 4, all of them served. There is no twin: net gives up.
+func BenchmarkConnectTheFull(b *testing.B) {
+	for b.Loop() {
+		path := filepath.Join(shortDir(b), "s")
+		l, err := Listen(path, Backlog(4))
+		if err != nil {
+			b.Fatal(err)
+		}
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+			}
+		}()
+		ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+		var clients sync.WaitGroup
+		for range 1000 {
+			clients.Go(func() {
+				c, err := ConnectContext(ctx, path)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				c.Close()
+			})
+		}
+		clients.Wait()
+		cancel()
+		l.Close()
+	}
+}
