@@ -1,0 +1,105 @@
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+)
+
+// testHTTP sends requests at once and checks that they are answered in proto,
+// over few connections.
+func testHTTP(t *testing.T, n network, scheme, proto string, server *http.Server, transport *http.Transport) {
+	data := noise(1 << 20)
+	var mu sync.Mutex
+	conns := map[net.Conn]bool{}
+	server.ConnState = func(c net.Conn, _ http.ConnState) {
+		mu.Lock()
+		defer mu.Unlock()
+		conns[c] = true
+	}
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Errorf("the request's body: %v", err)
+		}
+		w.Write(body)
+	})
+	served := make(chan error, 1)
+	go func() {
+		if scheme == "https" {
+			served <- server.ServeTLS(n.listener, "", "")
+		} else {
+			served <- server.Serve(n.listener)
+		}
+	}()
+	defer func() {
+		transport.CloseIdleConnections()
+		if err := server.Shutdown(timeLimit(t)); err != nil {
+			t.Errorf("Shutdown: %v", err)
+		}
+		if err := <-served; err != http.ErrServerClosed {
+			t.Errorf("Serve returned %v", err)
+		}
+	}()
+
+	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return n.dialContext(ctx) }
+	client := &http.Client{Transport: transport}
+	post := func(body []byte) {
+		req, err := http.NewRequestWithContext(timeLimit(t), "POST", scheme+"://unix.test/", bytes.NewReader(body))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		res, err := client.Do(req)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer res.Body.Close()
+		got, err := io.ReadAll(res.Body)
+		switch {
+		case err != nil || !bytes.Equal(got, body):
+			t.Errorf("%d bytes came back of %d, or others: %v", len(got), len(body), err)
+		case res.Proto != proto:
+			t.Errorf("the answer came in %s, want %s", res.Proto, proto)
+		}
+	}
+	post(data) // the connection is there from now on
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() { post(data[:i*10_000]) })
+	}
+	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	if proto == "HTTP/2.0" && len(conns) != 1 {
+		t.Errorf("21 requests came over %d connections, want 1", len(conns))
+	}
+}
+
+func TestHTTP1(t *testing.T) {
+	eachNetwork(t, func(t *testing.T, n network) {
+		testHTTP(t, n, "http", "HTTP/1.1", new(http.Server), new(http.Transport))
+	})
+}
+
+func TestHTTP2Unencrypted(t *testing.T) {
+	eachNetwork(t, func(t *testing.T, n network) {
+		protocols := new(http.Protocols)
+		protocols.SetUnencryptedHTTP2(true)
+		testHTTP(t, n, "http", "HTTP/2.0", &http.Server{Protocols: protocols}, &http.Transport{Protocols: protocols})
+	})
+}
+
+func TestHTTP2OverTLS(t *testing.T) {
+	serverConfig, clientConfig := tlsConfigs(t)
+	eachNetwork(t, func(t *testing.T, n network) {
+		testHTTP(t, n, "https", "HTTP/2.0",
+			&http.Server{TLSConfig: serverConfig.Clone()},
+			&http.Transport{TLSClientConfig: clientConfig.Clone(), ForceAttemptHTTP2: true})
+	})
+}

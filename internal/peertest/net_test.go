@@ -1,0 +1,249 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package peertest
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-unixsock/unixsock"
+)
+
+// eachNetName runs a test with names as this package has them and as package
+// net does: a leading @ for the NUL of an abstract one.
+func eachNetName(t *testing.T, test func(t *testing.T, name, netName string)) {
+	t.Run("path", func(t *testing.T) {
+		path := socketDir(t) + "/s"
+		test(t, path, path)
+	})
+	// Package net wants a NUL behind a path, within what sun_path has room for.
+	t.Run("longest path of net", func(t *testing.T) {
+		path := longPath(t, socketDir(t), len(syscall.RawSockaddrUnix{}.Path)-1)
+		test(t, path, path)
+	})
+	t.Run("abstract", func(t *testing.T) {
+		linux(t)
+		name := abstract("net")
+		test(t, name, "@"+name[1:])
+	})
+	t.Run("abstract with NULs", func(t *testing.T) {
+		linux(t)
+		name := abstract("\x00net\x00\x00")
+		test(t, name, "@"+name[1:])
+	})
+	t.Run("longest abstract name", func(t *testing.T) {
+		linux(t)
+		name := abstract("")
+		name += strings.Repeat("n", unixsock.MaxPathLen-len(name))
+		test(t, name, "@"+name[1:])
+	})
+}
+
+// dialNet connects with package net.
+func dialNet(t *testing.T, name string) *net.UnixConn {
+	t.Helper()
+	c, err := net.DialTimeout("unix", name, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c.(*net.UnixConn)
+}
+
+// listenNet listens with package net.
+func listenNet(t *testing.T, name string) *net.UnixListener {
+	t.Helper()
+	l, err := net.Listen("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	ul := l.(*net.UnixListener)
+	ul.SetDeadline(time.Now().Add(patience))
+	return ul
+}
+
+// acceptNet accepts with package net.
+func acceptNet(t *testing.T, l *net.UnixListener) *net.UnixConn {
+	t.Helper()
+	c, err := l.AcceptUnix()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c
+}
+
+func TestNetIsClient(t *testing.T) {
+	data := noise(1<<20 + 1)
+	eachNetName(t, func(t *testing.T, name, netName string) {
+		l := listen(t, name)
+		theirs := dialNet(t, netName)
+		ours := accept(t, l)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { echo(t, theirs) })
+		converse(t, ours, data)
+	})
+}
+
+func TestNetIsServer(t *testing.T) {
+	data := noise(1<<20 + 1)
+	eachNetName(t, func(t *testing.T, name, netName string) {
+		l := listenNet(t, netName)
+		ours := connect(t, name)
+		theirs := acceptNet(t, l)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { echo(t, theirs) })
+		converse(t, ours, data)
+	})
+}
+
+// A name that package net shows with @ is one that this package shows with NUL.
+func TestNetsNameIsRemoteAddr(t *testing.T) {
+	eachNetName(t, func(t *testing.T, name, netName string) {
+		l := listen(t, socketDir(t)+"/s")
+		to := &net.UnixAddr{Name: l.Addr().String(), Net: "unix"}
+		c, err := net.DialUnix("unix", &net.UnixAddr{Name: netName, Net: "unix"}, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got := accept(t, l).RemoteAddr().String(); got != name {
+			t.Errorf("RemoteAddr is %q, want %q", got, name)
+		}
+	})
+}
+
+func TestNetSeesHalfClose(t *testing.T) {
+	l := listen(t, socketDir(t)+"/s")
+	theirs := dialNet(t, l.Addr().String())
+	ours := accept(t, l)
+
+	if err := ours.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	expectEOF(t, theirs)
+	// The other half goes on.
+	if _, err := io.WriteString(theirs, "on"); err != nil {
+		t.Fatal(err)
+	}
+	expectBytes(t, ours, "on")
+	if err := ours.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := theirs.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("package net's Write gave %v, want EPIPE", err)
+	}
+}
+
+func TestNetsHalfCloseIsSeen(t *testing.T) {
+	l := listenNet(t, socketDir(t)+"/s")
+	ours := connect(t, l.Addr().String())
+	theirs := acceptNet(t, l)
+
+	if err := theirs.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	expectEOF(t, ours)
+	if _, err := ours.Write([]byte("on")); err != nil {
+		t.Fatal(err)
+	}
+	expectBytes(t, theirs, "on")
+	if err := theirs.CloseRead(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("Write gave %v, want EPIPE", err)
+	}
+}
+
+// What is an abstract name for package net is a file here.
+func TestNetReachesFileCalledAt(t *testing.T) {
+	dir := socketDir(t)
+	t.Chdir(dir)
+	l := listen(t, "@x")
+	if info, err := os.Lstat(dir + "/@x"); err != nil || info.Mode().Type() != os.ModeSocket {
+		t.Fatalf("no socket file: %v, %v", info, err)
+	}
+	theirs := dialNet(t, "./@x")
+	io.WriteString(theirs, "at")
+	expectBytes(t, accept(t, l), "at")
+}
+
+// withFile has adopt adopt a copy of from's descriptor.
+func withFile[T any](t *testing.T, from interface{ File() (*os.File, error) }, adopt func(*os.File) (T, error)) T {
+	t.Helper()
+	f, err := from.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	adopted, err := adopt(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return adopted
+}
+
+func TestNetAdoptsConn(t *testing.T) {
+	data := noise(1<<20 + 1)
+	ours, given, err := unixsock.Pair()
+	limit(t, ours, err)
+	theirs := withFile(t, limit(t, given, err), net.FileConn).(*net.UnixConn)
+	defer theirs.Close()
+	theirs.SetDeadline(time.Now().Add(patience))
+	given.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { echo(t, theirs) })
+	converse(t, ours, data)
+}
+
+func TestNetAdoptsListener(t *testing.T) {
+	given := listen(t, socketDir(t)+"/s")
+	l := withFile(t, given, net.FileListener).(*net.UnixListener)
+	defer l.Close()
+	l.SetDeadline(time.Now().Add(patience))
+	given.Close()
+	c := connect(t, given.Addr().String())
+	io.WriteString(c, "x")
+	expectBytes(t, acceptNet(t, l), "x")
+}
+
+func TestNetsConnIsAdopted(t *testing.T) {
+	data := noise(1<<20 + 1)
+	l := listenNet(t, socketDir(t)+"/s")
+	given := dialNet(t, l.Addr().String())
+	theirs := acceptNet(t, l)
+	ours := limit(t, withFile(t, given, unixsock.FileConn), nil)
+	given.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { echo(t, theirs) })
+	converse(t, ours, data)
+}
+
+func TestNetsListenerIsAdopted(t *testing.T) {
+	given := listenNet(t, socketDir(t)+"/s")
+	given.SetUnlinkOnClose(false)
+	l := withFile(t, given, unixsock.FileListener)
+	defer l.Close()
+	given.Close()
+	if got, want := l.Addr().String(), given.Addr().String(); got != want {
+		t.Errorf("Addr is %q, want %q", got, want)
+	}
+	c := dialNet(t, given.Addr().String())
+	io.WriteString(c, "x")
+	expectBytes(t, accept(t, l), "x")
+}

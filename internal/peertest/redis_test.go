@@ -1,0 +1,196 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package peertest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-unixsock/unixsock"
+)
+
+// redis starts a Redis server on a unix socket and returns the socket's path.
+func redis(t *testing.T) string {
+	t.Helper()
+	dir := socketDir(t)
+	path := dir + "/s"
+	cmd := peer(t, "redis-server", "--port", "0", "--unixsocket", path,
+		"--save", "", "--appendonly", "no", "--dir", dir, "--daemonize", "no")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	connect(t, path).Close()
+	return path
+}
+
+// redisDials are the ways to connect to a socket.
+func redisDials(path string) map[string]func(ctx context.Context) (net.Conn, error) {
+	return map[string]func(ctx context.Context) (net.Conn, error){
+		"ConnectContext": func(ctx context.Context) (net.Conn, error) {
+			return unixsock.ConnectContext(ctx, path)
+		},
+		"TCPUnit": func(ctx context.Context) (net.Conn, error) {
+			return unixsock.NewTCPUnit(path).DialContext(ctx, "tcp", "localhost:6379")
+		},
+	}
+}
+
+// A session speaks RESP, Redis's protocol.
+type session struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func newSession(t *testing.T, dial func(ctx context.Context) (net.Conn, error)) *session {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	c, err := dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return &session{c, bufio.NewReader(c)}
+}
+
+// send sends a command: an array of bulk strings.
+func (s *session) send(args ...string) error {
+	b := fmt.Appendf(nil, "*%d\r\n", len(args))
+	for _, arg := range args {
+		b = fmt.Appendf(b, "$%d\r\n%s\r\n", len(arg), arg)
+	}
+	_, err := s.Write(b)
+	return err
+}
+
+// reply reads a simple string, an integer or a bulk string.
+func (s *session) reply() (string, error) {
+	line, err := s.r.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	if len(line) < 3 {
+		return "", fmt.Errorf("the reply is %q", line)
+	}
+	kind, rest := line[0], line[1:len(line)-2]
+	switch kind {
+	case '+', ':':
+		return rest, nil
+	case '$':
+		n, err := strconv.Atoi(rest)
+		if err != nil || n < 0 {
+			return "", fmt.Errorf("the reply is %q", line)
+		}
+		b := make([]byte, n+2)
+		if _, err := io.ReadFull(s.r, b); err != nil {
+			return "", err
+		}
+		return string(b[:n]), nil
+	}
+	return "", fmt.Errorf("the reply is %q", line)
+}
+
+func (s *session) do(args ...string) (string, error) {
+	if err := s.send(args...); err != nil {
+		return "", err
+	}
+	return s.reply()
+}
+
+// want does a command and checks its reply.
+func (s *session) want(t *testing.T, want string, args ...string) {
+	t.Helper()
+	got, err := s.do(args...)
+	if err != nil {
+		t.Fatalf("%s: %v", args[0], err)
+	}
+	if len(want) < 100 && got != want {
+		t.Fatalf("%s: the reply is %q, want %q", args[0], got, want)
+	}
+	same(t, []byte(got), []byte(want))
+}
+
+func TestRedisKeepsValues(t *testing.T) {
+	value := string(noise(1 << 20))
+	for way, dial := range redisDials(redis(t)) {
+		t.Run(way, func(t *testing.T) {
+			s := newSession(t, dial)
+			s.want(t, "PONG", "PING")
+			for i := range 8 {
+				key := fmt.Sprint("key\x00\r\n", i)
+				s.want(t, "OK", "SET", key, value[i:])
+				s.want(t, value[i:], "GET", key)
+			}
+		})
+	}
+}
+
+func TestRedisAnswersPipeline(t *testing.T) {
+	for way, dial := range redisDials(redis(t)) {
+		t.Run(way, func(t *testing.T) {
+			s := newSession(t, dial)
+			const n = 2000
+			sent := make(chan error, 1)
+			go func() {
+				for i := range n {
+					if err := s.send("ECHO", strconv.Itoa(i)); err != nil {
+						sent <- err
+						return
+					}
+				}
+				sent <- nil
+			}()
+			for i := range n {
+				got, err := s.reply()
+				if err != nil || got != strconv.Itoa(i) {
+					t.Fatalf("reply %d is %q, %v", i, got, err)
+				}
+			}
+			if err := <-sent; err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestRedisCountsAcrossConnections(t *testing.T) {
+	for way, dial := range redisDials(redis(t)) {
+		t.Run(way, func(t *testing.T) {
+			const conns, each = 50, 20
+			var wg sync.WaitGroup
+			for range conns {
+				s := newSession(t, dial)
+				wg.Go(func() {
+					for range each {
+						if _, err := s.do("INCR", way); err != nil {
+							t.Errorf("INCR: %v", err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+			newSession(t, dial).want(t, strconv.Itoa(conns*each), "GET", way)
+		})
+	}
+}
+
+func TestRedisQuitIsEOF(t *testing.T) {
+	for way, dial := range redisDials(redis(t)) {
+		t.Run(way, func(t *testing.T) {
+			s := newSession(t, dial)
+			s.want(t, "OK", "QUIT")
+			if n, err := s.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Errorf("Read after QUIT gave %d, %v, want EOF", n, err)
+			}
+		})
+	}
+}
