@@ -1,0 +1,100 @@
+// Command activation is a server that is started with its sockets listening
+// already, and stops when nobody has come for a while: the sockets stay with who
+// started it, and who comes then waits for the next start. That is systemd, or
+// (for one start) systemd-socket-activate, or by hand the command itself:
+//
+//	go build -o activation.out ./examples/activation
+//	systemd-socket-activate -l /tmp/one.sock ./activation.out -idle 5s &
+//	nc -U -N /tmp/one.sock </dev/null
+//	./activation.out -start /tmp/many.sock -idle 1s &
+//	nc -U -N /tmp/many.sock </dev/null
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-unixsock/unixsock"
+)
+
+func main() {
+	log.SetFlags(0)
+	start := flag.String("start", "", "listen at `path`, and start this command whenever a client waits there")
+	idle := flag.Duration("idle", 10*time.Second, "stop when nobody has come for so `long`")
+	flag.Parse()
+	if !unixsock.Available {
+		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
+	}
+	if *start != "" {
+		log.Fatal(starter(*start, *idle))
+	}
+	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
+	count, _ := strconv.Atoi(fds)
+	if count < 1 || pid != strconv.Itoa(os.Getpid()) {
+		log.Fatalf("no sockets for process %d: LISTEN_PID=%s LISTEN_FDS=%s", os.Getpid(), pid, fds)
+	}
+	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
+	names = append(names, make([]string, count)...) // there may be too few
+	var servers sync.WaitGroup
+	for i, name := range names[:count] {
+		f := os.NewFile(uintptr(3+i), name)
+		listener, err := unixsock.FileListener(f)
+		f.Close()
+		if err != nil {
+			log.Fatalf("socket %d, %q: %v", i, name, err)
+		}
+		servers.Go(func() { serve(listener, name, *idle) })
+	}
+	servers.Wait()
+}
+
+// serve answers clients until none has come for idle. It loses none: a client is
+// answered, or still waits in the backlog for the next start.
+func serve(listener *unixsock.Listener, name string, idle time.Duration) {
+	defer listener.Close()
+	for n := 1; ; n++ {
+		ctx, cancel := context.WithTimeout(context.Background(), idle)
+		conn, err := listener.AcceptContext(ctx)
+		cancel()
+		if err != nil {
+			log.Printf("process %d leaves %q: %v", os.Getpid(), name, err)
+			return
+		}
+		conn.SetDeadline(time.Now().Add(time.Second))
+		fmt.Fprintf(conn, "client %d of process %d\n", n, os.Getpid())
+		conn.Close()
+	}
+}
+
+// starter does as systemd does. That readiness accepts nothing leaves the client
+// to the process that is started.
+func starter(path string, idle time.Duration) error {
+	listener, err := unixsock.Listen(path, unixsock.ReplaceStale(), unixsock.Mode(0o660))
+	if err != nil {
+		return err
+	}
+	for {
+		<-listener.Ready()
+		f, err := listener.File()
+		if err != nil {
+			return err
+		}
+		cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" -idle "$1"`, os.Args[0], idle.String())
+		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=hand")
+		cmd.ExtraFiles = []*os.File{f} // descriptor 3 there
+		cmd.Stderr = os.Stderr
+		if err := cmd.Run(); err != nil {
+			return err
+		}
+		f.Close()
+	}
+}
