@@ -359,12 +359,7 @@ func (w *watcher) settle(fd uintptr) bool {
 		return true
 	}
 	l.hand.Err = nil // what nobody received is asked for anew
-	w.part = false
 	for _, e := range l.evts {
-		if len(w.to) == offersMost {
-			w.part = true // some of them now; the map's order is random
-			break
-		}
 		if !e.over() {
 			w.to = append(w.to, e)
 		}
@@ -375,10 +370,13 @@ func (w *watcher) settle(fd uintptr) bool {
 			if err != nil {
 				l.hand.Err = l.opError("accept", err)
 			}
-			if w.serve() {
-				return true // nothing to offer yet: look again
-			}
 		}
+	}
+	if l.hand != (Accepted{}) && w.serve() {
+		return true // nothing to offer yet: look again
+	}
+	if w.part = len(w.to) > offersMost; w.part {
+		w.to = w.to[:offersMost] // for now; the map's order is random
 	}
 	if l.agree(int(fd), fewTokens) {
 		w.ready = l.ready

@@ -389,7 +389,7 @@ func TestAcceptEvtTakesAnyContext(t *testing.T) {
 }
 
 func TestMoreEventsThanASelectTakesAreServed(t *testing.T) {
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		t.Skip("makes 40,000 contexts")
 	}
 	if !inChild(t, nil) {
@@ -454,7 +454,7 @@ func waitOffer(t testing.TB) {
 
 func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 	rounds := 2500
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		rounds = 500
 	}
 	for what, others := range map[string]int{"alone": 0, "with another event": 1} {

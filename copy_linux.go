@@ -258,7 +258,7 @@ func (t *transfer) splice() (over bool, err error) {
 		}
 		size := t.pipe.data
 		t.left -= int64(size)
-		t.out.Write(drain)
+		_ = t.out.Write(drain) // rescue tells what ended it
 		t.count(size - t.pipe.data)
 		if t.pipe.data > 0 {
 			return t.rescue()

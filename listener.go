@@ -207,7 +207,7 @@ func (l *Listener) take(fd int) (*Conn, error) {
 	if c == nil {
 		c, err = l.acceptOne(fd)
 	}
-	l.agree(fd, fewTokens)
+	l.agree(fd, readyTokens)
 	return c, err
 }
 
@@ -259,13 +259,22 @@ func (l *Listener) await(ctx context.Context, d *deadline, f func(fd uintptr) bo
 
 // interrupted returns why not to wait, if there is a reason.
 func (l *Listener) interrupted(ctx context.Context, d *deadline) error {
-	select {
-	case <-l.done:
+	switch {
+	case isClosed(l.done):
 		return net.ErrClosed
-	case <-d.wait():
+	case isClosed(d.wait()):
 		return os.ErrDeadlineExceeded
+	}
+	return ctx.Err()
+}
+
+// isClosed reports whether c, on which nothing is ever sent, is closed.
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
 	default:
-		return ctx.Err()
+		return false
 	}
 }
 
@@ -355,10 +364,8 @@ func (d *deadline) set(t time.Time, notify func()) {
 		d.timer.Stop()
 		d.timer = nil
 	}
-	select {
-	case <-d.expired:
+	if isClosed(d.expired) {
 		d.expired = make(chan struct{})
-	default:
 	}
 	if t.IsZero() {
 		return

@@ -69,11 +69,12 @@ func startHelper(t testing.TB, setup func(*exec.Cmd), role string, args ...strin
 		t.Skip(err)
 	}
 	cmd := exec.Command(exe, append([]string{"-test.run=^TestHelperProcess$", "-test.timeout=2m", "--"}, args...)...)
-	cmd.Env = append(os.Environ(), helperVar+"="+role)
+	childEnv(cmd, helperVar+"="+role)
 	cmd.Stderr = os.Stderr
 	if setup != nil {
 		setup(cmd)
 	}
+	emulate(cmd)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

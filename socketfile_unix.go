@@ -141,7 +141,7 @@ func lockDir(dir string, patience time.Duration) (unlock func(), locked bool) {
 		time.Sleep(rand.N(pause))
 	}
 	return func() {
-		unix.Flock(fd, unix.LOCK_UN) // a fork under way may have the descriptor, too
+		_ = unix.Flock(fd, unix.LOCK_UN) // a fork under way may have the descriptor, too
 		unix.Close(fd)
 	}, err == nil
 }

@@ -162,10 +162,11 @@ func inChild(t *testing.T, setup func(*exec.Cmd)) bool {
 		t.Skip(err)
 	}
 	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v", "-test.timeout=1m")
-	cmd.Env = append(os.Environ(), childVar+"="+t.Name())
+	childEnv(cmd, childVar+"="+t.Name())
 	if setup != nil {
 		setup(cmd)
 	}
+	emulate(cmd)
 	out, err := cmd.CombinedOutput()
 	switch {
 	case err != nil:
@@ -176,6 +177,29 @@ func inChild(t *testing.T, setup func(*exec.Cmd)) bool {
 		t.Fatalf("the child process ran no test:\n%s", out)
 	}
 	return false
+}
+
+// childEnv gives a child that is this binary its environment. A child of the
+// race detector would linger for a second at its end.
+func childEnv(cmd *exec.Cmd, vars ...string) {
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	cmd.Env = append(cmd.Env, vars...)
+}
+
+// emulate has a child that is this binary run by the program that
+// UNIXSOCK_TEST_EMULATOR names, if it does: an emulator of another processor
+// does not see to the processes that a program starts.
+func emulate(cmd *exec.Cmd) {
+	name := os.Getenv("UNIXSOCK_TEST_EMULATOR")
+	if name == "" {
+		return
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return
+	}
+	cmd.Args = append([]string{path, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = path
 }
 
 // waits reports whether a connection waits at l to be accepted.

@@ -1,0 +1,408 @@
+package unixsock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestFilesystemThatIsFullOrReadOnlyIsSaidSo listens where no file can be made.
+func TestFilesystemThatIsFullOrReadOnlyIsSaidSo(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root may mount")
+	}
+	probe := exec.Command("/proc/self/exe", "-test.run=^$")
+	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if err := probe.Run(); err != nil {
+		t.Skipf("no mounts of one's own: %v", err)
+	}
+	if !inChild(t, func(cmd *exec.Cmd) {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	}) {
+		return
+	}
+	dir := shortDir(t)
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Skipf("no mounts of one's own: %v", err)
+	}
+	// Room for the root of it and three files.
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k,nr_inodes=4"); err != nil {
+		t.Skipf("no mount: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	at := func(name string) string { return filepath.Join(dir, name) }
+
+	stale := mustListenAt(t, at("stale"))
+	stale.Close()
+	l := mustListenAt(t, at("l"), UnlinkOnClose())
+	other := mustListenAt(t, at("other"), UnlinkOnClose())
+	for what, opts := range map[string][]ListenOption{
+		"plainly":          nil,
+		"with all options": {Mode(0o600), ReplaceStale(), UnlinkOnClose()},
+	} {
+		if _, err := Listen(at("more"), opts...); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("Listen %s where it is full: %v, want ENOSPC", what, err)
+		}
+		if isSocketFile(at("more")) {
+			t.Error("a Listen that failed left a file")
+		}
+	}
+	exchange(t, at("l"), l)
+	// To replace a file takes no room.
+	exchange(t, at("stale"), mustListenAt(t, at("stale"), ReplaceStale()))
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	again := mustListenAt(t, at("more"), Mode(0o600))
+	again.Close()
+
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remount(unix.MS_RDONLY)
+	for what, opts := range map[string][]ListenOption{
+		"plainly":            nil,
+		"with Mode":          {Mode(0o600)},
+		"with ReplaceStale":  {ReplaceStale()},
+		"with UnlinkOnClose": {UnlinkOnClose()},
+	} {
+		if _, err := Listen(at("new"), opts...); !errors.Is(err, syscall.EROFS) {
+			t.Errorf("Listen %s where nothing may be written: %v, want EROFS", what, err)
+		}
+	}
+	if _, err := Listen(at("more"), ReplaceStale()); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("ReplaceStale where nothing may be written: %v, want EROFS", err)
+	}
+	exchange(t, at("l"), l) // to connect writes nothing
+	if err := l.Close(); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("Close that cannot remove the file: %v, want EROFS", err)
+	}
+	remount(0)
+	exchange(t, at("l"), mustListenAt(t, at("l"), ReplaceStale()))
+}
+
+// TestWantOfDescriptorsCostsNobodyWhereStandardInputIsClosed leaves one number
+// free, and that is one that a Conn may not have.
+func TestWantOfDescriptorsCostsNobodyWhereStandardInputIsClosed(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	l := mustListen(t)
+	c := mustConnect(t, l.Addr().String())
+	free := exhaustDescriptors(t)
+	if err := unix.Close(0); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := l.AcceptContext(t.Context()); err != nil && !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("accepted %v, %v; want EMFILE", got, err)
+	}
+	free()
+	c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the client read %d, %v; want that it still waits", n, err)
+	}
+}
+
+// peerOfRaw returns a Conn and the descriptor of its other end.
+func peerOfRaw(t *testing.T) (*Conn, int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "")
+	defer f.Close()
+	c, err := FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); unix.Close(fds[1]) })
+	return c, fds[1]
+}
+
+// setOption sets a socket option of c, or skips.
+func setOption(t *testing.T, c *Conn, option int, name string) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, 1) })
+	if err != nil {
+		t.Skipf("%s: %v", name, err)
+	}
+}
+
+// TestReadFilesPassesOverCredentials receives messages of other kinds beside and
+// between those with descriptors.
+func TestReadFilesPassesOverCredentials(t *testing.T) {
+	before := countDescriptors(t)
+	t.Run("", func(t *testing.T) {
+		c, peer := peerOfRaw(t)
+		setOption(t, c, unix.SO_PASSCRED, "SO_PASSCRED")
+		cred := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())})
+		rights := func(n int) []byte { return unix.UnixRights(make([]int, n)...) }
+		for _, m := range []struct {
+			what string
+			oob  []byte
+			want int
+		}{
+			{"nothing", nil, 0},
+			{"credentials", cred, 0},
+			{"no descriptors", rights(0), 0},
+			{"a descriptor", rights(1), 1},
+			{"credentials, then two", append(cred[:len(cred):len(cred)], rights(2)...), 2},
+			{"two, then credentials", append(rights(2), cred...), 2},
+			{"one and one more", append(rights(1), rights(1)...), 2},
+			{"the most that may be", rights(maxRights), maxRights},
+		} {
+			if err := unix.Sendmsg(peer, []byte("!"), m.oob, nil, 0); err != nil {
+				if m.what == "one and one more" && err == unix.EINVAL {
+					continue // a kernel that takes one message of a kind
+				}
+				t.Fatalf("%s: %v", m.what, err)
+			}
+			n, files, err := c.ReadFiles(make([]byte, 1), m.want)
+			if n != 1 || len(files) != m.want || err != nil {
+				t.Errorf("%s: %d bytes, %d files, %v; want %d files", m.what, n, len(files), err, m.want)
+			}
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	})
+	waitDescriptors(t, before)
+}
+
+// TestReadFilesLeavesNoDescriptorOfAPeer asks the kernel for the pidfd of each
+// message's sender too, a descriptor that ReadFiles was not asked for.
+func TestReadFilesLeavesNoDescriptorOfAPeer(t *testing.T) {
+	const passPidfd = 76 // SO_PASSPIDFD, Linux 6.5
+	before := countDescriptors(t)
+	t.Run("", func(t *testing.T) {
+		c, peer := peerOfRaw(t)
+		setOption(t, c, passPidfd, "SO_PASSPIDFD")
+		for _, rights := range []int{0, 1} {
+			if err := unix.Sendmsg(peer, []byte("!"), unix.UnixRights(make([]int, rights)...), nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			n, files, err := c.ReadFiles(make([]byte, 1), 1)
+			if n != 1 || len(files) != rights || err != nil {
+				t.Errorf("%d bytes, %d files, %v; want %d files", n, len(files), err, rights)
+			}
+			for _, f := range files {
+				f.Close()
+			}
+		}
+		c.Close()
+	})
+	if after := countDescriptors(t); after > before {
+		t.Errorf("%d descriptors, there were %d", after, before)
+	}
+}
+
+// storm sends signals to every thread of this process, until it is stopped.
+func storm(t *testing.T, signals ...syscall.Signal) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var sent int
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			tasks, err := os.ReadDir("/proc/self/task")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for _, task := range tasks {
+				tid, _ := strconv.Atoi(task.Name())
+				for _, s := range signals {
+					unix.Tgkill(os.Getpid(), tid, s)
+					sent++
+				}
+			}
+			unix.Kill(os.Getpid(), signals[0])
+			time.Sleep(50 * time.Microsecond)
+		}
+	})
+	return func() {
+		cancel()
+		wg.Wait()
+		t.Logf("%d signals", sent)
+	}
+}
+
+// neverRestart makes a signal interrupt the system calls that Go has the kernel
+// start again. It reports whether it can: it knows how the kernel's structure
+// looks on most machines, not on all.
+func neverRestart(s syscall.Signal) bool {
+	switch runtime.GOARCH {
+	case "mips", "mipsle", "mips64", "mips64le", "alpha", "sparc64":
+		return false
+	}
+	var action struct {
+		handler, flags, restorer uintptr
+		mask                     uint64
+	}
+	const saRestart = 0x10000000
+	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), 0, uintptr(unsafe.Pointer(&action)), 8, 0, 0); errno != 0 {
+		return false
+	}
+	if action.flags&saRestart == 0 {
+		return false
+	}
+	action.flags &^= saRestart
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	return errno == 0
+}
+
+// TestSignalsReachNoCaller does everything in a storm of signals.
+func TestSignalsReachNoCaller(t *testing.T) {
+	if !inChild(t, withRounds) {
+		return
+	}
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, syscall.SIGCHLD)
+	defer signal.Stop(children)
+	if !neverRestart(syscall.SIGCHLD) || !neverRestart(syscall.SIGURG) {
+		t.Log("the kernel starts system calls again")
+	}
+	l := mustListen(t, Backlog(1))
+	path := l.Addr().String()
+	goroutines := runtime.NumGoroutine()
+	stop := storm(t, syscall.SIGURG, syscall.SIGCHLD)
+
+	var servers, clients sync.WaitGroup
+	for _, accept := range []func() (*Conn, error){
+		func() (*Conn, error) { return l.AcceptContext(context.Background()) },
+		func() (*Conn, error) {
+			<-l.Ready()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+			defer cancel()
+			return l.AcceptContext(ctx)
+		},
+		func() (*Conn, error) {
+			a, ok := <-l.AcceptEvt(context.Background())
+			if !ok {
+				return nil, net.ErrClosed
+			}
+			return a.Conn, a.Err
+		},
+	} {
+		servers.Go(func() {
+			for {
+				c, err := accept()
+				switch {
+				case errors.Is(err, net.ErrClosed):
+					return
+				case errors.Is(err, context.DeadlineExceeded):
+					continue
+				case err != nil:
+					t.Error(err)
+					return
+				}
+				servers.Go(func() {
+					defer c.Close()
+					if _, err := io.Copy(c, c); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		})
+	}
+	until := time.Now().Add(time.Duration(times(1000)) * time.Millisecond)
+	for range 8 {
+		clients.Go(func() {
+			for time.Now().Before(until) && !t.Failed() {
+				if err := everything(path); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	clients.Go(func() {
+		dir := shortDir(t)
+		for i := 0; time.Now().Before(until); i++ {
+			l, err := Listen(filepath.Join(dir, "s"), Mode(0o600), ReplaceStale())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	clients.Wait()
+	stop()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	servers.Wait()
+	waitGoroutines(t, goroutines)
+}
+
+// everything does with one connection to path, which echoes, what there is to do.
+func everything(path string) error {
+	c, err := Connect(path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.PeerCred(); err != nil {
+		return err
+	}
+	f, err := c.File()
+	if err != nil {
+		return err
+	}
+	f.Close()
+	const size = 300 << 10
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.CopyN(c, &textReader{}, size)
+		if err == nil {
+			_, err = c.WriteFiles([]byte{text(0).at(size)}, os.Stdin)
+		}
+		sent <- errors.Join(err, c.CloseWrite())
+	}()
+	to := &textChecker{}
+	b := make([]byte, 1+rand.IntN(32<<10))
+	for {
+		n, files, err := c.ReadFiles(b, 1)
+		for _, f := range files {
+			f.Close()
+		}
+		if _, wrong := to.Write(b[:n]); wrong != nil {
+			return wrong
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if to.offset != size+1 {
+		return fmt.Errorf("%d bytes came back of %d", to.offset, size+1)
+	}
+	return <-sent
+}

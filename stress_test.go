@@ -1,0 +1,532 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package unixsock
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// What go test says of this package's own:
+//
+//	go test . -rounds 50                     the tests by chance and by number, 50 times as long
+//	go test . -soak 10m -timeout 0           TestSoak, which is skipped without
+//	go test . -run TestModel$ -seed 123      the run that was called seed=123 again
+var (
+	rounds = flag.Int("rounds", 1, "how many times as long the tests by chance and by number run")
+	soak   = flag.Duration("soak", 0, "how long TestSoak runs")
+	seed   = flag.Uint64("seed", 0, "play the run of a test by chance that has this seed, not new ones")
+)
+
+// times returns how often to do what is done n times unless told otherwise.
+func times(n int) int {
+	if testing.Short() {
+		n /= 10
+	}
+	return max(1, n**rounds)
+}
+
+// withRounds has a child process run as long as this one was told to.
+func withRounds(cmd *exec.Cmd) {
+	cmd.Args = append(cmd.Args, "-test.timeout=0", "-test.short="+strconv.FormatBool(testing.Short()),
+		"-rounds="+strconv.Itoa(*rounds))
+}
+
+// byChance runs f n times, each with a seed of its own, which is its name.
+func byChance(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
+	t.Helper()
+	first := rand.Uint64() >> 1
+	n = times(n)
+	if *seed != 0 {
+		first, n = *seed, 1
+	}
+	for s := first; s < first+uint64(n); s++ {
+		ok := t.Run("seed="+strconv.FormatUint(s, 10), func(t *testing.T) {
+			f(t, rand.New(rand.NewPCG(s, s)))
+		})
+		if !ok {
+			return
+		}
+	}
+}
+
+// TestTenThousandConnectionsAreOpenAtOnce opens them between two processes, each
+// of which may have some 20,000 descriptors on most systems, and one would not
+// be enough for both ends.
+func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
+	const pathVar = "UNIXSOCK_TEST_STRESS_PATH"
+	n := 10000
+	if testing.Short() {
+		n = 1000
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if room := uint64(n + 100); uint64(limit.Cur) < room {
+		limit.Cur = min(limit.Max, 1<<20)
+		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
+		if uint64(limit.Cur) < room {
+			n = int(limit.Cur) - 100
+			t.Logf("%d descriptors are allowed, so there are %d connections", limit.Cur, n)
+		}
+	}
+	if os.Getenv(childVar) == t.Name() {
+		openMany(t, os.Getenv(pathVar), n)
+		return
+	}
+	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	l := mustListen(t, Backlog(511))
+	served := make(chan error, 1)
+	go func() { served <- serveMany(l, n) }()
+	begin := time.Now()
+	inChild(t, func(cmd *exec.Cmd) {
+		withRounds(cmd)
+		cmd.Env = append(cmd.Env, pathVar+"="+l.Addr().String())
+	})
+	if err := receive(t, "the server", served); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d connections were open at once; it took %v", n, time.Since(begin).Round(time.Millisecond))
+	l.Close()
+	waitGoroutines(t, goroutines)
+	waitDescriptors(t, descriptors)
+}
+
+// openMany connects n times, and then has each answered.
+func openMany(t *testing.T, path string, n int) {
+	conns := make([]*Conn, n)
+	for i := range conns {
+		c, err := Connect(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := binary.Write(c, binary.BigEndian, uint32(i)); err != nil {
+			t.Fatal(err)
+		}
+		conns[i] = c
+	}
+	// The answers come when all are open.
+	for i, c := range conns {
+		var answer uint32
+		if err := binary.Read(c, binary.BigEndian, &answer); err != nil || answer != ^uint32(i) {
+			t.Fatalf("connection %d was answered %x, %v", i, answer, err)
+		}
+	}
+}
+
+// serveMany accepts n connections, with a goroutine in each that waits for its
+// question; answers them all; and waits for their end.
+func serveMany(l *Listener, n int) error {
+	var wg sync.WaitGroup
+	all := make(chan struct{})
+	errs := make(chan error, n)
+	for range n {
+		c, err := l.AcceptContext(context.Background())
+		if err != nil {
+			return err
+		}
+		wg.Go(func() {
+			defer c.Close()
+			var id uint32
+			err := binary.Read(c, binary.BigEndian, &id)
+			if err == nil {
+				<-all
+				err = binary.Write(c, binary.BigEndian, ^id)
+			}
+			if err == nil {
+				if _, err = c.Read(make([]byte, 1)); err == io.EOF {
+					err = nil
+				}
+			}
+			errs <- err
+		})
+	}
+	close(all)
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// acceptors are the ways to take the next connection.
+var acceptors = []func(ctx context.Context, l *Listener) (*Conn, error){
+	func(ctx context.Context, l *Listener) (*Conn, error) {
+		c, err := l.Accept()
+		if err != nil {
+			return nil, err
+		}
+		return c.(*Conn), nil
+	},
+	func(ctx context.Context, l *Listener) (*Conn, error) { return l.AcceptContext(ctx) },
+	func(ctx context.Context, l *Listener) (*Conn, error) {
+		if _, ok := <-l.Ready(); !ok {
+			return nil, net.ErrClosed
+		}
+		return l.AcceptContext(ctx)
+	},
+	func(ctx context.Context, l *Listener) (*Conn, error) {
+		a, ok := <-l.AcceptEvt(ctx)
+		if !ok {
+			return nil, net.ErrClosed
+		}
+		return a.Conn, a.Err
+	},
+}
+
+// TestConnectionsOneAfterTheOther serves very many, and has nothing left of them.
+func TestConnectionsOneAfterTheOther(t *testing.T) {
+	n := times(20000)
+	l := mustListen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	const clients = 4
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for id := next.Add(1); id <= int64(n) && !t.Failed(); id = next.Add(1) {
+				if err := askID(l.Addr().String(), uint64(id)); err != nil {
+					t.Errorf("client %d: %v", id, err)
+					cancel()
+				}
+			}
+		})
+	}
+	begin, heap := time.Now(), heapInUse()
+	seen := make([]bool, n+1)
+	for i := range n {
+		c, err := acceptors[i*len(acceptors)/n](ctx, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := answerID(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id > uint64(n) || seen[id] {
+			t.Fatalf("client %d came twice", id)
+		}
+		seen[id] = true
+	}
+	wg.Wait()
+	took := time.Since(begin)
+	t.Logf("%d connections in %v, %v each; heap %+d KiB", n, took.Round(time.Millisecond), took/time.Duration(n), (heapInUse()-heap)>>10)
+	cancel()
+	waitGoroutines(t, goroutines+2) // the watcher, and who waits for ctx
+	waitDescriptors(t, descriptors)
+}
+
+// askID connects to path, says id and hears the answer.
+func askID(path string, id uint64) error {
+	c, err := Connect(path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], id)
+	if _, err := c.Write(b[:]); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return err
+	}
+	if got := binary.BigEndian.Uint64(b[:]); got != ^id {
+		return fmt.Errorf("answered %x", got)
+	}
+	return nil
+}
+
+// answerID answers one who asks, and returns what he said.
+func answerID(c *Conn) (id uint64, err error) {
+	defer c.Close()
+	var b [8]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return 0, err
+	}
+	id = binary.BigEndian.Uint64(b[:])
+	binary.BigEndian.PutUint64(b[:], ^id)
+	_, err = c.Write(b[:])
+	return id, err
+}
+
+// heapInUse returns how many bytes of the heap are reachable.
+func heapInUse() int64 {
+	runtime.GC()
+	runtime.GC() // what has a finalizer goes with the second
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// TestTwoHundredGoroutinesShareAConn has them do all that a Conn can, at once.
+// Each byte that they say they wrote arrives, each that arrives was read by one
+// or is left, and every error is one that a deadline or a close explains.
+func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
+	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	const many = 200
+	custodian, end := context.WithCancel(t.Context())
+	defer end()
+	totalWrote, totalRead := int64(0), int64(0)
+	for range times(5) {
+		c, peer, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wrote, read, arrived, sent atomic.Int64
+		var peers, users sync.WaitGroup
+		peers.Go(func() {
+			for {
+				n, files, err := peer.ReadFiles(make([]byte, 10000), 10)
+				arrived.Add(int64(n))
+				for _, f := range files {
+					f.Close()
+				}
+				if err != nil {
+					if !isEnd(err) {
+						t.Errorf("the peer's read: %v", err)
+					}
+					return
+				}
+			}
+		})
+		peers.Go(func() {
+			b := make([]byte, 10000)
+			for {
+				n, err := peer.Write(b[:1+rand.IntN(len(b))])
+				sent.Add(int64(n))
+				if err != nil {
+					if !isEnd(err) {
+						t.Errorf("the peer's write: %v", err)
+					}
+					return
+				}
+			}
+		})
+		var stop atomic.Bool
+		for i := range many {
+			users.Go(func() {
+				for !stop.Load() {
+					if err := use(custodian, c, i%20, &wrote, &read); err != nil && !isEnd(err) {
+						t.Errorf("use %d: %v", i%20, err)
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(100 * time.Millisecond)
+		// In one half, then in the other, and in all the rest.
+		c.SetWriteDeadline(time.Time{})
+		if err := c.CloseWrite(); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(rand.N(5 * time.Millisecond))
+		for range 10 {
+			users.Go(func() {
+				if err := c.CloseRead(); err != nil {
+					t.Error(err)
+				}
+				if err := c.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		stop.Store(true)
+		users.Wait()
+		peers.Wait()
+		peer.Close()
+		if wrote.Load() != arrived.Load() {
+			t.Errorf("%d bytes were written, %d arrived", wrote.Load(), arrived.Load())
+		}
+		if read.Load() > sent.Load() {
+			t.Errorf("%d bytes were read of %d", read.Load(), sent.Load())
+		}
+		if t.Failed() {
+			return
+		}
+		totalWrote, totalRead = totalWrote+wrote.Load(), totalRead+read.Load()
+	}
+	t.Logf("%d bytes were written, %d were read", totalWrote, totalRead)
+	if totalWrote == 0 || totalRead == 0 {
+		t.Error("nothing was written, or nothing read")
+	}
+	waitGoroutines(t, goroutines)
+	waitDescriptors(t, descriptors)
+}
+
+// use does one of the things that can be done with c.
+func use(custodian context.Context, c *Conn, what int, wrote, read *atomic.Int64) error {
+	b := make([]byte, 1+rand.IntN(5000))
+	var n int
+	var err error
+	switch what {
+	case 0, 1, 2, 3, 4:
+		n, err = c.Write(b)
+		wrote.Add(int64(n))
+	case 5:
+		n, err = c.WriteFiles(b, os.Stdin)
+		wrote.Add(int64(n))
+	case 6, 7, 8, 9:
+		n, err = c.Read(b)
+		read.Add(int64(n))
+	case 10:
+		var files []*os.File
+		n, files, err = c.ReadFiles(b, 1)
+		read.Add(int64(n))
+		for _, f := range files {
+			f.Close()
+		}
+	case 11:
+		err = c.SetDeadline(time.Now().Add(rand.N(time.Millisecond)))
+	case 12:
+		err = c.SetReadDeadline(time.Now().Add(rand.N(time.Millisecond)))
+	case 13:
+		err = c.SetWriteDeadline(time.Now().Add(rand.N(time.Millisecond)))
+	case 14, 15:
+		err = c.SetDeadline(time.Time{})
+	case 16:
+		var f *os.File
+		if f, err = c.File(); err == nil {
+			f.Close()
+		}
+	case 17:
+		if _, err = c.PeerCred(); errors.Is(err, errors.ErrUnsupported) {
+			err = nil
+		}
+	case 18:
+		if rand.IntN(100) == 0 {
+			c.CloseOn(custodian)
+		}
+		c.LocalAddr()
+		c.RemoteAddr()
+	case 19:
+		raw, _ := c.SyscallConn()
+		if err = raw.Control(func(uintptr) {}); err == nil {
+			err = raw.Write(func(uintptr) bool { return true })
+		}
+	}
+	return err
+}
+
+// TestSoak does what servers and clients do, for long, and prints what they cost:
+// descriptors, goroutines and heap are flat at its end.
+func TestSoak(t *testing.T) {
+	if *soak == 0 {
+		t.Skip("it runs for as long as -soak says")
+	}
+	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	l := mustListen(t)
+	ctx, stop := context.WithCancel(t.Context())
+	var served, asked, cancelled atomic.Int64
+	var servers, clients sync.WaitGroup
+	for i := range 2 * len(acceptors) {
+		servers.Go(func() {
+			for ctx.Err() == nil {
+				// Its custodian lives as long as the exchange may take.
+				short, cancel := context.WithTimeout(ctx, time.Second)
+				c, err := acceptors[i%len(acceptors)](short, l)
+				if err == nil {
+					if _, err = answerID(c); err == nil {
+						served.Add(1)
+					}
+				}
+				cancel()
+				if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) && !isEnd(err) {
+					t.Error(err)
+					stop()
+				}
+			}
+		})
+	}
+	for range 8 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				err := askID(l.Addr().String(), rand.Uint64())
+				switch {
+				case err == nil:
+					asked.Add(1)
+				case err == io.EOF || isGone(err):
+					cancelled.Add(1) // its custodian was done
+				case ctx.Err() == nil:
+					t.Error(err)
+					stop()
+				}
+			}
+		})
+	}
+	clients.Go(func() {
+		for ctx.Err() == nil {
+			short, cancel := context.WithTimeout(ctx, rand.N(time.Millisecond))
+			if c, err := ConnectContext(short, l.Addr().String()); err == nil {
+				c.Close()
+			}
+			cancel()
+			l.AcceptEvt(short)
+			if c, p, err := Pair(); err == nil {
+				c.CloseOn(ctx)
+				c.WriteFiles([]byte("!"), os.Stdin)
+				if rand.IntN(2) == 0 {
+					_, files, _ := p.ReadFiles(make([]byte, 1), 1)
+					for _, f := range files {
+						f.Close()
+					}
+				}
+				c.Close()
+				p.Close()
+			}
+		}
+	})
+	var first, last int64
+	show := func(at time.Duration) {
+		last = heapInUse()
+		t.Logf("%8v  %10d served  %6d cut off  %5d descriptors  %5d goroutines  %7d KiB of heap", at.Round(time.Second),
+			served.Load(), cancelled.Load(), countDescriptors(t), runtime.NumGoroutine(), last>>10)
+	}
+	begin := time.Now()
+	for part := range 10 {
+		select {
+		case <-time.After(*soak / 10):
+		case <-ctx.Done():
+		}
+		show(time.Since(begin))
+		if part == 0 {
+			first = last
+		}
+	}
+	stop()
+	l.Close()
+	servers.Wait()
+	clients.Wait()
+	waitGoroutines(t, goroutines)
+	waitDescriptors(t, descriptors)
+	show(time.Since(begin))
+	if last > first+1<<20 {
+		t.Errorf("the heap grew from %d to %d KiB", first>>10, last>>10)
+	}
+	if asked.Load() != served.Load() {
+		// A client that hung up while it was answered is served and no more.
+		t.Logf("%d served, %d answered", served.Load(), asked.Load())
+	}
+}
