@@ -192,7 +192,8 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 			}
 		}
 		cmd := exec.Command(exe, "-test.run=^"+name+"$", "-test.count=1", "-test.timeout=1m")
-		cmd.Env = append(os.Environ(), childVar+"="+name, faultPathVar+"="+path, faultRoleVar+"="+role)
+		childEnv(cmd, childVar+"="+name, faultPathVar+"="+path, faultRoleVar+"="+role)
+		emulate(cmd)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
