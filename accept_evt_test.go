@@ -485,8 +485,11 @@ func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 // and what is delivered then must be closed.
 func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 	rounds := 10000
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		rounds = 500
+	case raceEnabled:
+		rounds = 2500
 	}
 	for what, others := range map[string]int{"alone": 0, "with another event": 1} {
 		for _, ready := range []bool{false, true} {

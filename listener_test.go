@@ -303,6 +303,7 @@ func TestDeadlineMovedEarlierEndsAllWhoAccept(t *testing.T) {
 func TestDeadlineMovedAwayEndsNobody(t *testing.T) {
 	for what, later := range map[string]time.Time{"later": time.Now().Add(time.Hour), "zero": {}} {
 		t.Run(what, func(t *testing.T) {
+			t.Parallel() // it waits, most of the time
 			l := mustListen(t)
 			soon := time.Now().Add(time.Second)
 			l.SetDeadline(soon)

@@ -158,8 +158,11 @@ func TestReadyKeptIsLevelTriggeredWhenPolled(t *testing.T) {
 
 func TestReadyIsExactWhenPolled(t *testing.T) {
 	rounds := 2000
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		rounds = 100
+	case raceEnabled:
+		rounds = 700
 	}
 	connects := map[string]func(*Listener) (net.Conn, error){
 		"Connect":  func(l *Listener) (net.Conn, error) { return Connect(l.Addr().String()) },

@@ -35,8 +35,11 @@ var (
 
 // times returns how often to do what is done n times unless told otherwise.
 func times(n int) int {
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		n /= 10
+	case raceEnabled:
+		n /= 3
 	}
 	return max(1, n**rounds)
 }
