@@ -86,8 +86,8 @@ const recheck = 50 * time.Millisecond
 // is exact: the call itself looks at the backlog. A channel kept in a variable
 // follows when an Accept, AcceptContext or Connect of this package in this
 // process returns; news of a connect made elsewhere, and of a connection that
-// came out of AcceptEvt's channel, comes as soon as a goroutine can run. After
-// 128 receives in a row it may want that, too.
+// came out of AcceptEvt's channel, comes as soon as a goroutine can run. A kept
+// channel that is polled more than 128 times in a row may lag in the same way.
 //
 // Readiness accepts nothing. Closing the listener closes the channel.
 func (l *Listener) Ready() <-chan *Listener {

@@ -14,9 +14,10 @@ import (
 	"time"
 )
 
-// Each benchmark has two sub-benchmarks that do the same work, one over this
-// package and one over net. To compare them:
+// A benchmark of what net can do too has two sub-benchmarks that do the same
+// work, one over this package and one over net. To compare them, in some minutes:
 //
+//	go install golang.org/x/perf/cmd/benchstat@latest
 //	go test -run '^$' -bench . -count 10 > bench.txt
 //	benchstat -col '/impl@(net ours)' bench.txt
 

@@ -27,6 +27,8 @@ const (
 // goroutines. Its errors are *[net.OpError]: after a close they are
 // [net.ErrClosed], past a deadline [os.ErrDeadlineExceeded].
 //
+// At the end of the peer's output, Read returns io.EOF as it is.
+//
 // Its two halves, the input and the output, close apart: by [Conn.CloseRead]
 // and [Conn.CloseWrite], or through its [Conn.Ports]. The descriptor is closed
 // with the second half.

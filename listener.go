@@ -64,10 +64,9 @@ var (
 // name as [CheckPath] has them. It mirrors unix-socket-listen, its default
 // backlog of 4 too.
 //
-// Binding a filesystem path makes a file there, which must be removed apart
-// from closing the Listener, as in Racket, unless [UnlinkOnClose] is given. A
-// file that is there already is an error, [syscall.EADDRINUSE]; see
-// [ReplaceStale].
+// Binding a filesystem path makes a file there, which stays after Close, as in
+// Racket: remove it yourself, or use [UnlinkOnClose]. A file that is there
+// already is an error, [syscall.EADDRINUSE]; see [ReplaceStale].
 //
 // Errors are *[net.OpError] with Op "listen". Among what errors.Is finds are
 // [ErrInvalidPath], [syscall.EADDRINUSE], [io/fs.ErrNotExist] and
@@ -153,8 +152,9 @@ func newListener(fd int, name string) (*Listener, error) {
 }
 
 // Accept waits for a connection and returns it, a *[Conn]. It mirrors
-// unix-socket-accept. Want of descriptors (EMFILE) is returned, and the
-// connection goes on waiting for the next Accept.
+// unix-socket-accept; [Conn.Ports] are its two ports. If descriptors run out,
+// Accept returns EMFILE and the connection goes on waiting for the next Accept:
+// a loop should pause before it tries again.
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
 	if err != nil {
@@ -163,8 +163,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// AcceptContext is [Listener.Accept], until ctx is done; the error then is
-// ctx.Err(). Once accepted, ctx has no hold on the Conn.
+// AcceptContext is [Listener.Accept], until ctx is done; errors.Is finds
+// ctx.Err() in the error then. Once accepted, ctx has no hold on the Conn.
 func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	if l.file == nil {
 		return nil, l.opError("accept", os.ErrInvalid)

@@ -16,7 +16,8 @@ const maxRights = 253
 // WriteFiles writes b, and with its first byte passes copies of the descriptors
 // of files, at most 253 (SCM_RIGHTS). It returns how many bytes of b went out; if
 // any did, so did the descriptors. b must not be empty if files are given, for
-// on a stream descriptors travel with a byte. The files stay open here.
+// on a stream descriptors travel with a byte. More files, an empty b or a closed
+// file is an error, and nothing goes out. The files stay open here.
 //
 // The peer must call [Conn.ReadFiles]: of a plain Read the kernel closes what
 // came with the bytes.
@@ -82,9 +83,11 @@ func withDescriptors(controls []syscall.RawConn, fds []int, f func(fds []int) er
 }
 
 // ReadFiles reads up to len(b) bytes as Read does, and takes the descriptors
-// that came with them, at most max. They are close-on-exec, and the caller's to
-// close. If more came, or not all of them could be taken (EMFILE), that is an
-// error, and none is left open here; the n bytes have been read all the same.
+// that came with them, at most max; files is nil if none came. They are
+// close-on-exec, and the caller's to close. If more came than max, which may be
+// 0 but not negative, or not all of them could be taken for want of descriptors,
+// that is an error, and none is left open here; the n bytes have been read all
+// the same.
 func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error) {
 	switch {
 	case c.isClosed(readHalf):
@@ -113,7 +116,7 @@ func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error)
 		err = io.EOF
 	}
 	if err == nil && len(fds) > max {
-		err = fmt.Errorf("%d descriptors came, at most %d were asked for", len(fds), max)
+		err = fmt.Errorf("more descriptors came than the %d that were asked for", max)
 	}
 	if err != nil {
 		closeDescriptors(fds)

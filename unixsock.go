@@ -1,5 +1,5 @@
-// Package unixsock is unix domain sockets of the stream kind, with what Racket's
-// unix-socket library has and package net has not: a listener that can be waited
+// Package unixsock is unix domain sockets of the stream kind, with the features
+// of Racket's unix-socket library that package net lacks: a listener that can be waited
 // for in a select, all the bytes of a path or an abstract name, two ends of a
 // connection that close apart, and a Connect that waits while a server is busy.
 //
@@ -15,10 +15,13 @@
 //     that accepts.
 //   - Connect waits while the listener's backlog is full, as connect(2) does in
 //     C, where net.Dial fails with EAGAIN.
-//   - The backlog is 4 unless [Backlog] says otherwise.
+//   - The backlog is 4 unless [Backlog] says otherwise: few, for a server whose
+//     clients are not of this package and fail when it is full.
 //   - A leading @ means nothing special. An abstract name begins with NUL; see
 //     [Abstract] and [CheckPath]. Every byte of it counts.
-//   - Closing a listener leaves the socket file.
+//   - Closing a listener leaves the socket file, unless [UnlinkOnClose] is given.
+//   - What Accept returns is a *Conn, not a *net.UnixConn, and the name of an
+//     abstract socket in addresses and errors has its NUL; print it with %q.
 //
 // # From Racket
 //
@@ -86,9 +89,9 @@ func Connect(path string) (*Conn, error) {
 // abstract name as [CheckPath] has them.
 //
 // As a blocking connect(2) would, it waits while the backlog of the listener is
-// full, until ctx is done; the error then is ctx.Err(). On Linux, that is: on
-// macOS and the BSDs a full backlog is ECONNREFUSED, no different from nobody
-// listening. Once connected, ctx has no hold on the Conn.
+// full, until ctx is done; errors.Is finds ctx.Err() in the error then. On Linux,
+// that is: on macOS and the BSDs a full backlog is ECONNREFUSED, no different
+// from nobody listening. Once connected, ctx has no hold on the Conn.
 //
 // Errors are *[net.OpError] with Op "dial". Among what errors.Is finds are
 // [ErrInvalidPath], [io/fs.ErrNotExist], [io/fs.ErrPermission] and

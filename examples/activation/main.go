@@ -1,13 +1,13 @@
 // Command activation is a server that is started with its sockets listening
-// already, and stops when nobody has come for a while: the sockets stay with who
-// started it, and who comes then waits for the next start. That is systemd, or
-// (for one start) systemd-socket-activate, or by hand the command itself:
+// already, and stops when nobody has come for a while: who comes then waits for
+// the next start. It is started by systemd, or by hand:
 //
 //	go build -o activation.out ./examples/activation
-//	systemd-socket-activate -l /tmp/one.sock ./activation.out -idle 5s &
+//	systemd-socket-activate -l /tmp/one.sock ./activation.out -idle 5s & sleep 1
 //	nc -U -N /tmp/one.sock </dev/null
-//	./activation.out -start /tmp/many.sock -idle 1s &
+//	./activation.out -start /tmp/many.sock -idle 1s & sleep 1
 //	nc -U -N /tmp/many.sock </dev/null
+//	kill %%; rm /tmp/one.sock /tmp/many.sock activation.out
 package main
 
 import (

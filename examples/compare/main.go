@@ -8,6 +8,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"regexp"
@@ -61,7 +62,7 @@ func run(perRow time.Duration, only string) error {
 			continue
 		}
 		ours, theirs, err := r.medians(perRow)
-		fmt.Fprint(os.Stderr, "\r\x1b[K")
+		fmt.Fprint(progress, "\r\x1b[K")
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.work, err)
 		}
@@ -75,15 +76,23 @@ func run(perRow time.Duration, only string) error {
 	if !pattern.MatchString(crowdWork) {
 		return nil
 	}
-	fmt.Fprint(os.Stderr, crowdWork, " ...")
+	fmt.Fprint(progress, crowdWork, " ...")
 	crowd, err := b.crowd()
-	fmt.Fprint(os.Stderr, "\r\x1b[K")
+	fmt.Fprint(progress, "\r\x1b[K")
 	if err != nil {
 		return err
 	}
 	fmt.Println(crowd)
 	return nil
 }
+
+// progress is where the progress line goes: to a terminal only.
+var progress = func() io.Writer {
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		return os.Stderr
+	}
+	return io.Discard
+}()
 
 // medians measures both sides in turns, each first in every other turn, until
 // the time is over.
@@ -92,7 +101,7 @@ func (r row) medians(d time.Duration) (ours, theirs float64, err error) {
 	var samples [2][]float64
 	began := time.Now()
 	for turn := 0; turn < 4 || time.Since(began) < d; turn++ {
-		fmt.Fprintf(os.Stderr, "\r\x1b[K%s ... %3.0f %%", r.work, min(100, 100*float64(time.Since(began))/float64(d)))
+		fmt.Fprintf(progress, "\r\x1b[K%s ... %3.0f %%", r.work, min(100, 100*float64(time.Since(began))/float64(d)))
 		for i := range sides {
 			side := (turn + i) % 2
 			v, err := sides[side]()

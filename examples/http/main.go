@@ -3,7 +3,7 @@
 // its user and group alone, takes the place of one that a crash has left, and is
 // removed in the end; each answer says who has asked, by the kernel's word.
 //
-//	go run ./examples/http &
+//	go run ./examples/http                # and in another terminal:
 //	curl --unix-socket http.sock http://localhost/hello
 package main
 

@@ -2,7 +2,7 @@
 // signal in one select. It answers a line with that line in capitals, and stops
 // when nobody has come for a while, or at Ctrl-C, without losing a client.
 //
-//	go run ./examples/select &
+//	go run ./examples/select              # and soon, in another terminal:
 //	echo hello | nc -U -N select.sock
 package main
 
