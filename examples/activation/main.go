@@ -38,7 +38,7 @@ func main() {
 		log.Fatal(starter(*start, *idle))
 	}
 	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
-	count, _ := strconv.Atoi(fds)
+	count, _ := strconv.Atoi(fds) // 0 if there is none
 	if count < 1 || pid != strconv.Itoa(os.Getpid()) {
 		log.Fatalf("no sockets for process %d: LISTEN_PID=%s LISTEN_FDS=%s", os.Getpid(), pid, fds)
 	}
@@ -75,8 +75,7 @@ func serve(listener *unixsock.Listener, name string, idle time.Duration) {
 	}
 }
 
-// starter does as systemd does. That readiness accepts nothing leaves the client
-// to the process that is started.
+// starter does as systemd does: readiness leaves the client to whom it starts.
 func starter(path string, idle time.Duration) error {
 	listener, err := unixsock.Listen(path, unixsock.ReplaceStale(), unixsock.Mode(0o660))
 	if err != nil {
