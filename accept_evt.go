@@ -87,7 +87,8 @@ const recheck = 50 * time.Millisecond
 // follows when an Accept, AcceptContext or Connect of this package in this
 // process returns; news of a connect made elsewhere, and of a connection that
 // came out of AcceptEvt's channel, comes as soon as a goroutine can run. A kept
-// channel that is polled more than 128 times in a row may lag in the same way.
+// channel that is polled many times in a row, 128 or (if others wait on it, too)
+// 4, may lag in the same way.
 //
 // Readiness accepts nothing. Closing the listener closes the channel.
 func (l *Listener) Ready() <-chan *Listener {
@@ -349,7 +350,7 @@ func (w *watcher) settle(fd uintptr) bool {
 	l := w.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	clear(w.to) // what has ended must not be held
+	clear(w.to[:cap(w.to)]) // what has ended must not be held
 	w.offering, w.ready, w.to = false, nil, w.to[:0]
 	if l.closed {
 		return true

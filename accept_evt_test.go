@@ -455,7 +455,7 @@ func waitOffer(t testing.TB) {
 func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 	rounds := 2500
 	if testing.Short() || raceEnabled {
-		rounds = 500
+		rounds = 200
 	}
 	for what, others := range map[string]int{"alone": 0, "with another event": 1} {
 		t.Run(what, func(t *testing.T) {
@@ -823,4 +823,29 @@ func TestConnectionInHandKeepsToItsPeer(t *testing.T) {
 	if string(b) != "last words" || err != nil && !errors.Is(err, os.ErrClosed) {
 		t.Errorf("got %q, %v", b, err)
 	}
+}
+
+func TestEventThatHasEndedHoldsNothing(t *testing.T) {
+	l := mustListen(t)
+	l.Ready() // which keeps the watcher going
+	const n = 3
+	freed := make(chan struct{}, n)
+	type key struct{}
+	func() {
+		for range n {
+			value := new([1024]byte)
+			runtime.AddCleanup(value, func(struct{}) { freed <- struct{}{} }, struct{}{})
+			ctx, cancel := context.WithCancel(context.WithValue(context.Background(), key{}, value))
+			evt := l.AcceptEvt(ctx)
+			mustConnect(t, l.Addr().String())
+			mustReceive(t, evt)
+			cancel()
+			mustBeOver(t, evt)
+		}
+	}()
+	waitFor(t, "the contexts of events that have ended are held", func() bool {
+		runtime.GC()
+		return len(freed) == n
+	})
+	runtime.KeepAlive(l)
 }

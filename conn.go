@@ -116,7 +116,10 @@ func (c *Conn) closeHalf(h half) error {
 	was := half(c.closed.Load())
 	now := was | h
 	c.closed.Store(uint32(now))
-	custody := c.custody
+	var custody custody
+	if now == bothHalves {
+		custody, c.custody = c.custody, nil
+	}
 	c.mu.Unlock()
 
 	var err error

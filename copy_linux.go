@@ -201,7 +201,7 @@ func (t *transfer) sendfile() (over bool, err error) {
 			return true, c.ioError("write", writeHalf, rawCause(t.waitErr))
 		case t.failed == io.EOF:
 			return true, nil
-		case t.failed == unix.EIO || refused(t.failed):
+		case t.failed == unix.EIO || t.failed == unix.EBADF || t.failed == unix.ESTALE || refused(t.failed):
 			return false, nil // or its Read fails too
 		case t.failed != nil:
 			return true, c.ioError("write", writeHalf, os.NewSyscallError("sendfile", t.failed))

@@ -24,7 +24,10 @@ func countMoved(t *testing.T) *atomic.Int64 {
 func TestKernelMovesTheBytes(t *testing.T) {
 	copies(t, func(t *testing.T, from source, to sink) {
 		count := countMoved(t)
-		const size = 1 << 20
+		size := 1 << 20
+		if raceEnabled {
+			size >>= 3
+		}
 		r := from.open(t, randomBytes(size))
 		w, result := to.open(t)
 		if _, err := io.Copy(w, r); err != nil {

@@ -4,8 +4,7 @@ import "context"
 
 // A custody is the contexts that close one thing, each with what lets go of it.
 // The Done channel stands for the context: it can always be a map's key, and
-// contexts that share it end together. The mutex of the thing guards it until
-// the thing is closed.
+// contexts that share it end together. The mutex of the thing guards it.
 type custody map[<-chan struct{}]func() bool
 
 // add has ctx call close when it is done.

@@ -28,6 +28,7 @@ func TestFilesystemThatIsFullOrReadOnlyIsSaidSo(t *testing.T) {
 		t.Skip("only root may mount")
 	}
 	probe := exec.Command("/proc/self/exe", "-test.run=^$")
+	childEnv(probe)
 	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if err := probe.Run(); err != nil {
 		t.Skipf("no mounts of one's own: %v", err)

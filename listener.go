@@ -298,6 +298,7 @@ func (l *Listener) Close() error {
 	}
 	l.closed = true
 	custody := l.custody
+	l.custody = nil
 	hand := l.endEvents()
 	close(l.done)
 	l.kick()

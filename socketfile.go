@@ -28,9 +28,9 @@ func Mode(perm fs.FileMode) ListenOption {
 //
 // Of many that listen with ReplaceStale on one stale path, one wins. They
 // exclude each other by a lock on the directory. Where the directory cannot be
-// read, or somebody holds the lock for longer than two seconds, which any user
-// may who can read it, Listen goes on without: it then looks 50 ms later if
-// another has won.
+// read, or somebody holds the lock for longer than a second or two, which any
+// user may who can read it, Listen goes on without. Lest another that does so
+// has won, it looks once more 50 ms after it has replaced a file.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.replaceStale = true }
 }

@@ -55,12 +55,13 @@ func replaceStale(fd int, name string, err error) error {
 	case !errors.Is(err, unix.EADDRINUSE):
 		return err
 	}
-	unlock, locked := lockDir(dirOf(name), patience)
-	defer unlock()
+	unlock, alone := lockDir(dirOf(name), patience)
 	if err != nil {
+		alone = false // there was a file to ask about
 		err = replaceFile(fd, name)
 	}
-	if err != nil || locked {
+	unlock()
+	if err != nil || alone {
 		return err
 	}
 	// Another that goes without the lock may have asked before this bind, and
