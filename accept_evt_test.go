@@ -67,6 +67,7 @@ func inHand(t testing.TB, l *Listener) (client *Conn) {
 		defer l.mu.Unlock()
 		return l.hand.Conn != nil && l.offering
 	})
+	waitOffer(t) // before, a cancel may come too late for it
 	return client
 }
 
