@@ -94,8 +94,9 @@ func (c *Conn) Write(b []byte) (int, error) {
 func (c *Conn) Close() error { return c.closeHalf(bothHalves) }
 
 // CloseRead closes the input: Read returns [net.ErrClosed] from now on, to those
-// who wait in it too, and the peer's writes fail with EPIPE. If the output is
-// closed already, the descriptor is closed.
+// who wait in it too, and the peer's writes fail with EPIPE. What has come and
+// was not read is dropped. If the output is closed already, the descriptor is
+// closed.
 func (c *Conn) CloseRead() error { return c.closeHalf(readHalf) }
 
 // CloseWrite closes the output: Write returns [net.ErrClosed] from now on, to

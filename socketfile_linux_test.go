@@ -201,22 +201,7 @@ func TestReplaceStaleWhereOthersMayNotAsk(t *testing.T) {
 // TestALockOfAnotherUserStopsNobody is what the lock's time limit is for.
 func TestALockOfAnotherUserStopsNobody(t *testing.T) {
 	checkDescriptors(t)
-	dir := publicDir(t)
-	path := filepath.Join(dir, "s")
-	leaveStale(t, path)
-	holder := startHelper(t, asNobody(t), "hold lock", dir)
-	holder.expect(fmt.Sprint("held by ", nobody))
-
-	stop := stopwatch(t)
-	l := mustListenAt(t, path, ReplaceStale(), UnlinkOnClose())
-	stop()
-	mustAnswer(t, l, path)
-	stop = stopwatch(t)
-	if err := l.Close(); err != nil {
-		t.Error(err)
-	}
-	stop()
-	wantOnly(t, dir)
+	mustListenAgainstALock(t, publicDir(t), asNobody(t), nobody)
 }
 
 func TestReplaceStaleInADirectoryThatCannotBeRead(t *testing.T) {

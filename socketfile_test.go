@@ -853,11 +853,17 @@ func TestAForeignLockStopsNobody(t *testing.T) {
 		t.Skip("TestALockOfAnotherUserStopsNobody does it as another user")
 	}
 	checkDescriptors(t)
-	dir := shortDir(t)
+	mustListenAgainstALock(t, shortDir(t), nil, os.Getuid())
+}
+
+// mustListenAgainstALock replaces a stale file in dir, and removes its own, while
+// a helper, which setup makes one of user uid, holds the lock of dir.
+func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid int) {
+	t.Helper()
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
-	holder := startHelper(t, nil, "hold lock", dir)
-	holder.expect(fmt.Sprint("held by ", os.Getuid()))
+	holder := startHelper(t, setup, "hold lock", dir)
+	holder.expect(fmt.Sprint("held by ", uid))
 
 	stop := stopwatch(t)
 	l := mustListenAt(t, path, ReplaceStale(), UnlinkOnClose())
