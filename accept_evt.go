@@ -61,9 +61,13 @@ const (
 	fewTokens   = 4
 )
 
-// offersMost is how many events an offer is made to at once: reflect.Select
-// takes 65,536 cases, and its time grows with their number.
-const offersMost = 1 << 8
+// An offer is made to fewEvents by a select statement, to more by
+// reflect.Select, and to offersMost at once: reflect.Select takes 65,536 cases,
+// and its time grows with their number.
+const (
+	fewEvents  = 4
+	offersMost = 1 << 8
+)
 
 // recheck is how old an offer may become that is not of a connection in hand:
 // another process, which has the same listener, may take the connection, and
@@ -132,16 +136,17 @@ func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 	}
 	// The Done channel stands for ctx: it can always be a map's key, and
 	// contexts that share it end together.
-	e := l.evts[ctx.Done()]
+	done := ctx.Done()
+	e := l.evts[done]
 	if e == nil {
-		e = &acceptEvt{ctx: ctx, ch: make(chan Accepted)}
-		if ctx.Done() != nil {
+		e = &acceptEvt{ctx: ctx, done: done, ch: make(chan Accepted)}
+		if done != nil {
 			e.stop = context.AfterFunc(ctx, func() { l.endEvt(e) })
 		}
 		if l.evts == nil {
 			l.evts = make(map[<-chan struct{}]*acceptEvt)
 		}
-		l.evts[ctx.Done()] = e
+		l.evts[done] = e
 		l.watch()
 	}
 	return e.ch
@@ -150,15 +155,16 @@ func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 // An acceptEvt is what AcceptEvt made for one context.
 type acceptEvt struct {
 	ctx  context.Context
-	ch   chan Accepted // unbuffered: what is sent has been received
-	stop func() bool   // lets go of ctx; nil if it never ends
+	done <-chan struct{} // ctx's
+	ch   chan Accepted   // unbuffered: what is sent has been received
+	stop func() bool     // lets go of ctx; nil if it never ends
 }
 
 // over reports whether the context of e is done.
 func (e *acceptEvt) over() bool { return e.ctx.Err() != nil }
 
 // noEvt is an event that nothing can be sent to, and that never ends.
-var noEvt = &acceptEvt{ctx: context.Background()}
+var noEvt = new(acceptEvt)
 
 // overEvt is the channel of every event that is over before it began.
 var overEvt = func() chan Accepted { c := make(chan Accepted); close(c); return c }()
@@ -187,11 +193,11 @@ func (l *Listener) watch() {
 func (l *Listener) endEvt(e *acceptEvt) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.evts[e.ctx.Done()] != e {
+	if l.evts[e.done] != e {
 		return // Close was first
 	}
 	l.withdraw()
-	delete(l.evts, e.ctx.Done())
+	delete(l.evts, e.done)
 	close(e.ch)
 	if len(l.evts) == 0 {
 		l.hand.Err = nil // there is no one to tell it
@@ -418,8 +424,9 @@ func (w *watcher) serve() bool {
 // can rule out is a receive that begins after the cancel returned, while the
 // watcher is between its look at the context and the locks of its select: there
 // it finds both ready, and a select has no preference. (To name Done many times
-// makes the way to the locks longer, and gains nothing.) Such a connection is
-// closed, by its context.
+// makes the way to the locks longer, and gains nothing.) For a few events that
+// way is shorter than the receiver's, so that it takes an interrupt in between.
+// Such a connection is closed, by its context.
 func (w *watcher) offer() {
 	w.fill()
 	var over <-chan time.Time
@@ -432,48 +439,54 @@ func (w *watcher) offer() {
 		defer w.recheck.Stop()
 		over = w.recheck.C
 	}
-	if len(w.to) > 1 {
-		w.offerMany(over)
-		return
+	offer := w.offerFew
+	if len(w.to) > fewEvents {
+		offer = w.offerMany
 	}
-	e := noEvt
-	if len(w.to) == 1 {
-		e = w.to[0]
+	if taker, retracted := offer(over); !retracted {
+		w.l.outcome <- taker
 	}
-	for !e.over() {
+}
+
+// offerFew is offer's select for no more than fewEvents. It reaches its locks
+// much sooner than reflect's, which allocates.
+func (w *watcher) offerFew(over <-chan time.Time) (taker *acceptEvt, retracted bool) {
+	var to [fewEvents]*acceptEvt
+	for i := range to {
+		to[i] = noEvt
+	}
+	copy(to[:], w.to)
+	for !slices.ContainsFunc(w.to, (*acceptEvt).over) {
 		select {
 		case w.ready <- w.l:
 			w.fill()
-		case e.ch <- w.hand:
-			w.l.outcome <- e
-			return
-		case <-e.ctx.Done():
-			w.l.outcome <- nil
-			return
+		case to[0].ch <- w.hand:
+			return to[0], false
+		case to[1].ch <- w.hand:
+			return to[1], false
+		case to[2].ch <- w.hand:
+			return to[2], false
+		case to[3].ch <- w.hand:
+			return to[3], false
+		case <-to[0].done:
+			return nil, false
+		case <-to[1].done:
+			return nil, false
+		case <-to[2].done:
+			return nil, false
+		case <-to[3].done:
+			return nil, false
 		case <-over:
-			w.l.outcome <- nil
-			return
+			return nil, false
 		case <-w.l.retract:
-			return
+			return nil, true
 		}
 	}
-	w.l.outcome <- nil
+	return nil, false
 }
 
-// fill fills the readiness channel, as far as those who empty it let it: it
-// must come to an end.
-func (w *watcher) fill() {
-	for range readyTokens {
-		select {
-		case w.ready <- w.l:
-		default:
-			return
-		}
-	}
-}
-
-// offerMany is offer's select for more than one event.
-func (w *watcher) offerMany(over <-chan time.Time) {
+// offerMany is offer's select for any number of events.
+func (w *watcher) offerMany(over <-chan time.Time) (taker *acceptEvt, retracted bool) {
 	const (
 		retract = iota
 		recheck
@@ -489,23 +502,33 @@ func (w *watcher) offerMany(over <-chan time.Time) {
 		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(e.ch), Send: reflect.ValueOf(w.hand)})
 	}
 	for _, e := range w.to {
-		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(e.ctx.Done())})
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(e.done)})
 	}
 	for !slices.ContainsFunc(w.to, (*acceptEvt).over) {
 		switch i, _, _ := reflect.Select(cases); {
 		case i == retract:
-			return
+			return nil, true
 		case i == ready:
 			w.fill()
 		case i >= first && i < first+len(w.to):
-			w.l.outcome <- w.to[i-first]
-			return
+			return w.to[i-first], false
 		default: // time to look again, or a context is done
-			w.l.outcome <- nil
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+// fill fills the readiness channel, as far as those who empty it let it: it
+// must come to an end.
+func (w *watcher) fill() {
+	for range readyTokens {
+		select {
+		case w.ready <- w.l:
+		default:
 			return
 		}
 	}
-	w.l.outcome <- nil
 }
 
 // observed are the listeners of this process that have been asked for Ready, so
