@@ -2,10 +2,7 @@ package unixsock
 
 import "net"
 
-const (
-	maxBuffers = 1024    // that one writev takes, on every system
-	maxWrite   = 1 << 30 // bytes in one writev; some systems refuse 2 GiB
-)
+const maxBuffers = 1024 // that one writev takes, on every system
 
 // WriteBuffers writes all of the buffers, or returns how many bytes went out and
 // why no more did. As far as the kernel takes them, up to 1,024 go out in one
@@ -16,9 +13,9 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	if c.isClosed(writeHalf) {
 		return 0, c.opError("write", net.ErrClosed)
 	}
-	raw, err := c.file.SyscallConn()
+	raw, err := c.file.raw()
 	if err != nil {
-		return 0, c.opError("write", err)
+		return 0, c.ioError("write", writeHalf, err)
 	}
 	var total int64
 	var failed error
@@ -42,12 +39,12 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 
 // batch returns what of the buffers one writev takes.
 func batch(v [][]byte) [][]byte {
-	if len(v[0]) > maxWrite {
-		return [][]byte{v[0][:maxWrite]}
+	if len(v[0]) > maxIO {
+		return [][]byte{v[0][:maxIO]}
 	}
 	size := 0
 	for i, b := range v {
-		if i == maxBuffers || len(b) > maxWrite-size {
+		if i == maxBuffers || len(b) > maxIO-size {
 			return v[:i]
 		}
 		size += len(b)
@@ -91,16 +88,9 @@ func (c *Conn) setBuffer(h half, bytes int) error {
 	if c.isClosed(h) {
 		return c.opError("set", net.ErrClosed)
 	}
-	raw, err := c.file.SyscallConn()
+	err := c.file.control(func(fd int) error { return setBufferSize(fd, h, bytes) })
 	if err != nil {
 		return c.opError("set", err)
-	}
-	var failed error
-	if raw.Control(func(fd uintptr) { failed = setBufferSize(int(fd), h, bytes) }) != nil {
-		failed = net.ErrClosed
-	}
-	if failed != nil {
-		return c.opError("set", failed)
 	}
 	return nil
 }

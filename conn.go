@@ -48,8 +48,8 @@ type Conn struct {
 	mu      sync.Mutex // guards changes of closed, deadlines, and custody
 	custody custody    // the contexts of CloseOn
 
-	file          *os.File // its reference count keeps the descriptor open while in use
-	local, remote string   // socket names, as the kernel has them
+	file          *lazyFile // which keeps the descriptor open while it is in use
+	local, remote string    // socket names, as the kernel has them
 }
 
 var (
@@ -58,12 +58,8 @@ var (
 )
 
 // newConn makes a Conn of fd, which it then owns.
-func newConn(fd int, local, remote string) (*Conn, error) {
-	file, err := newFile(fd)
-	if err != nil {
-		return nil, err
-	}
-	return &Conn{file: file, local: local, remote: remote}, nil
+func newConn(fd int, local, remote string) *Conn {
+	return &Conn{file: newLazyFile(fd), local: local, remote: remote}
 }
 
 // Read reads up to len(b) bytes. At the end of the peer's output it returns
@@ -139,29 +135,28 @@ func (c *Conn) closeHalf(h half) error {
 	return nil
 }
 
-// shutdown shuts down one half. Control keeps the descriptor from becoming
-// someone else's meanwhile; if the file is closed already, so is this half.
+// shutdown shuts down one half.
 func (c *Conn) shutdown(h half) error {
-	raw, err := c.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	if raw.Control(func(fd uintptr) {
-		if failed = shutdownSocket(int(fd), h); h == readHalf {
-			discard(int(fd)) // past who reads just now, and finds closed set behind it
+	err := c.file.control(func(fd int) error {
+		err := shutdownSocket(fd, h)
+		if h == readHalf {
+			discard(fd) // past who reads just now, and finds closed set behind it
 		}
-	}) != nil {
-		return nil
-	}
+		return err
+	})
 	// The shutdown alone does not wake a writer on Linux: of a socket whose
 	// buffer is full, poll has nothing to tell.
-	if h == readHalf {
-		c.file.SetReadDeadline(past)
-	} else {
-		c.file.SetWriteDeadline(past)
+	switch file := c.file.file.Load(); {
+	case file == nil: // nobody waits
+	case h == readHalf:
+		file.SetReadDeadline(past)
+	default:
+		file.SetWriteDeadline(past)
 	}
-	return failed
+	if err == net.ErrClosed {
+		return nil // and so is this half
+	}
+	return err
 }
 
 // past is a deadline that wakes those who wait.
@@ -204,16 +199,18 @@ func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(writeH
 func (c *Conn) setDeadline(h half, t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var err error
-	switch h &^ half(c.closed.Load()) {
-	case bothHalves:
-		err = c.file.SetDeadline(t)
-	case readHalf:
-		err = c.file.SetReadDeadline(t)
-	case writeHalf:
-		err = c.file.SetWriteDeadline(t)
-	default:
-		err = net.ErrClosed
+	file, err := c.file.open()
+	if err == nil {
+		switch h &^ half(c.closed.Load()) {
+		case bothHalves:
+			err = file.SetDeadline(t)
+		case readHalf:
+			err = file.SetReadDeadline(t)
+		case writeHalf:
+			err = file.SetWriteDeadline(t)
+		default:
+			err = net.ErrClosed
+		}
 	}
 	if err != nil {
 		return c.opError("set", err)
@@ -224,38 +221,43 @@ func (c *Conn) setDeadline(h half, t time.Time) error {
 // SyscallConn returns access to the descriptor, for what this package does not
 // offer. It is used only while the Conn, or the half concerned, is open.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
-	raw, err := c.file.SyscallConn()
-	if err != nil {
-		return nil, c.opError("raw", err)
+	if c.file == nil {
+		return nil, c.opError("raw", os.ErrInvalid)
 	}
-	return &rawConn{c, raw}, nil
+	return rawConn{c}, nil
 }
 
 // rawConn is os.File's syscall.RawConn with a Conn's halves and errors.
-type rawConn struct {
-	conn *Conn
-	raw  syscall.RawConn
-}
+type rawConn struct{ c *Conn }
 
-func (r *rawConn) Control(f func(fd uintptr)) error {
-	if err := r.raw.Control(f); err != nil {
-		return r.conn.opError("raw-control", net.ErrClosed)
+func (r rawConn) Control(f func(fd uintptr)) error {
+	raw, err := r.c.file.raw()
+	if err == nil {
+		err = raw.Control(f)
+	}
+	if err != nil {
+		return r.c.opError("raw-control", rawCause(err))
 	}
 	return nil
 }
 
-func (r *rawConn) Read(f func(fd uintptr) bool) error {
-	if r.conn.isClosed(readHalf) {
-		return r.conn.opError("raw-read", net.ErrClosed)
-	}
-	return r.conn.ioError("raw-read", readHalf, rawCause(r.raw.Read(f)))
+func (r rawConn) Read(f func(fd uintptr) bool) error {
+	return r.wait("raw-read", readHalf, syscall.RawConn.Read, f)
 }
 
-func (r *rawConn) Write(f func(fd uintptr) bool) error {
-	if r.conn.isClosed(writeHalf) {
-		return r.conn.opError("raw-write", net.ErrClosed)
+func (r rawConn) Write(f func(fd uintptr) bool) error {
+	return r.wait("raw-write", writeHalf, syscall.RawConn.Write, f)
+}
+
+func (r rawConn) wait(op string, h half, wait func(syscall.RawConn, func(fd uintptr) bool) error, f func(fd uintptr) bool) error {
+	if r.c.isClosed(h) {
+		return r.c.opError(op, net.ErrClosed)
 	}
-	return r.conn.ioError("raw-write", writeHalf, rawCause(r.raw.Write(f)))
+	raw, err := r.c.file.raw()
+	if err == nil {
+		err = rawCause(wait(raw, f))
+	}
+	return r.c.ioError(op, h, err)
 }
 
 // An InputPort is the half of a [Conn] that reads, Racket's input port.

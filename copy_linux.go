@@ -21,7 +21,7 @@ const (
 
 	// pipeSize is what the pipe between two sockets is asked to hold: what a unix
 	// socket holds, and little enough that its pages are still in the cache.
-	pipeSize = 256 << 10
+	pipeSize = 128 << 10
 )
 
 // moved, if set, is told of each move of bytes by the kernel. It is for tests.
@@ -69,7 +69,7 @@ const (
 // reads or writes, and its kind.
 func descriptor(v any) (syscall.RawConn, kind) {
 	if c := connOf(v); c != nil {
-		raw, err := c.file.SyscallConn()
+		raw, err := c.file.raw()
 		if err != nil {
 			return nil, unfit
 		}

@@ -13,13 +13,10 @@ type Cred struct {
 // the PID. On other platforms the error is [errors.ErrUnsupported].
 func (c *Conn) PeerCred() (Cred, error) {
 	var cred Cred
-	raw, err := c.file.SyscallConn()
-	if err == nil {
-		controlErr := raw.Control(func(fd uintptr) { cred, err = peerCred(int(fd)) })
-		if controlErr != nil {
-			err = rawCause(controlErr)
-		}
-	}
+	err := c.file.control(func(fd int) (err error) {
+		cred, err = peerCred(fd)
+		return err
+	})
 	if err != nil {
 		return Cred{}, c.opError("peercred", err)
 	}

@@ -3,6 +3,7 @@ package unixsock
 import (
 	"net"
 	"os"
+	"syscall"
 )
 
 // Pair returns two connected Conns, both ends unnamed, as socketpair(2) makes
@@ -15,17 +16,7 @@ func Pair() (*Conn, *Conn, error) {
 	if err != nil {
 		return nil, nil, fileError(err)
 	}
-	c1, err := newConn(fd1, "", "")
-	if err != nil {
-		closeSocket(fd2)
-		return nil, nil, fileError(err)
-	}
-	c2, err := newConn(fd2, "", "")
-	if err != nil {
-		c1.Close()
-		return nil, nil, fileError(err)
-	}
-	return c1, c2, nil
+	return newConn(fd1, "", ""), newConn(fd2, "", ""), nil
 }
 
 // FileConn returns a Conn of a copy of f's descriptor, which must be a connected
@@ -37,8 +28,9 @@ func FileConn(f *os.File) (*Conn, error) {
 	if err != nil {
 		return nil, fileError(err)
 	}
-	c, err := newConn(fd, local, remote)
-	if err != nil {
+	c := newConn(fd, local, remote)
+	if _, err := c.file.open(); err != nil {
+		c.Close()
 		return nil, fileError(err)
 	}
 	return c, nil
@@ -101,7 +93,7 @@ func fileError(err error) error {
 // that it is sent to. The two close apart, but are one socket: what one shuts
 // down is shut down for both. The copy is in non-blocking mode, as the Conn is.
 func (c *Conn) File() (*os.File, error) {
-	f, err := copyFile(c.file, "unix:"+c.local+"->"+c.remote)
+	f, err := copyFile(c.file.raw, "unix:"+c.local+"->"+c.remote)
 	if err != nil {
 		return nil, c.opError("file", err)
 	}
@@ -112,15 +104,15 @@ func (c *Conn) File() (*os.File, error) {
 // another that it is sent to. The two close apart, but share one backlog. The
 // copy is in non-blocking mode, as the Listener is.
 func (l *Listener) File() (*os.File, error) {
-	f, err := copyFile(l.file, "unix:"+l.name)
+	f, err := copyFile(l.file.SyscallConn, "unix:"+l.name)
 	if err != nil {
 		return nil, l.opError("file", err)
 	}
 	return f, nil
 }
 
-func copyFile(f *os.File, name string) (*os.File, error) {
-	raw, err := f.SyscallConn()
+func copyFile(syscallConn func() (syscall.RawConn, error), name string) (*os.File, error) {
+	raw, err := syscallConn()
 	if err != nil {
 		return nil, err
 	}

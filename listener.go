@@ -134,6 +134,7 @@ func (config *listenConfig) listen(name string) (*Listener, error) {
 func newListener(fd int, name string) (*Listener, error) {
 	file, err := newFile(fd)
 	if err != nil {
+		file.Close()
 		return nil, err
 	}
 	raw, err := file.SyscallConn()
@@ -176,24 +177,38 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	return c, nil
 }
 
-func (l *Listener) accept(ctx context.Context) (c *Conn, err error) {
+func (l *Listener) accept(ctx context.Context) (*Conn, error) {
+	var taken struct {
+		conn   *Conn
+		err    error
+		waited bool
+	}
 	try := func(fd uintptr) bool {
-		c, err = l.take(int(fd))
-		return err != errWouldBlock
+		taken.conn, taken.err = l.take(int(fd))
+		if taken.err == errWouldBlock {
+			taken.waited = true
+			return false
+		}
+		return true
 	}
 	if l.watched.Load() {
 		// The watcher may have the turn; what waits can be had without.
 		if err := l.interrupted(ctx, &l.deadline); err != nil {
 			return nil, err
 		}
-		if rawErr := l.raw.Control(func(fd uintptr) { try(fd) }); rawErr == nil && err != errWouldBlock {
-			return c, err
+		if err := l.raw.Control(func(fd uintptr) { try(fd) }); err == nil && taken.err != errWouldBlock {
+			return taken.conn, taken.err
 		}
 	}
 	if err := l.await(ctx, &l.deadline, try); err != nil {
 		return nil, err
 	}
-	return c, err
+	if taken.waited && taken.err == nil {
+		// A server that was idle comes before the client's first bytes, and has
+		// the time now; with a busy one they may be there when it reads.
+		taken.conn.file.open() // if that fails, so does what has to wait
+	}
+	return taken.conn, taken.err
 }
 
 // take accepts one connection, the one in hand first, or returns errWouldBlock.
@@ -218,7 +233,7 @@ func (l *Listener) acceptOne(fd int) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(nfd, l.name, peer)
+	return newConn(nfd, l.name, peer), nil
 }
 
 // await calls f with the descriptor, at once and whenever connections have

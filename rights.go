@@ -38,9 +38,9 @@ func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 			return 0, c.opError("write", fmt.Errorf("file %d: %w", i, err))
 		}
 	}
-	raw, err := c.file.SyscallConn()
+	raw, err := c.file.raw()
 	if err != nil {
-		return 0, c.opError("write", err)
+		return 0, c.ioError("write", writeHalf, err)
 	}
 	fds := make([]int, 0, len(files))
 	rawErr := raw.Write(func(fd uintptr) bool {
@@ -97,9 +97,9 @@ func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error)
 	case len(b) == 0:
 		return 0, nil, nil
 	}
-	raw, err := c.file.SyscallConn()
+	raw, err := c.file.raw()
 	if err != nil {
-		return 0, nil, c.opError("read", err)
+		return 0, nil, c.ioError("read", readHalf, err)
 	}
 	var fds []int
 	rawErr := raw.Read(func(fd uintptr) bool {

@@ -4,7 +4,9 @@ package unixsock
 
 import (
 	"errors"
+	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,20 +39,53 @@ func aboveStandard(fd int) (int, error) {
 	return nfd, os.NewSyscallError("fcntl", err)
 }
 
-// newFile gives fd, which it then owns, to the runtime's poller.
+// newFile gives fd to the runtime's poller. If that refuses (ENOSPC, ENOMEM), it
+// returns an error and the file all the same, which owns fd then, too: a call
+// of it that would have to wait fails with EAGAIN.
 func newFile(fd int) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "unix socket")
-	// os.NewFile passes over a poller that refuses (ENOSPC, ENOMEM); without
-	// it, Read would return EAGAIN.
-	if err := f.SetDeadline(time.Time{}); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
+	return f, f.SetDeadline(time.Time{}) // os.NewFile does not tell
 }
 
-func closeSocket(fd int) {
-	unix.Close(fd)
+func closeSocket(fd int) error {
+	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// readSocket reads what has come, or returns errWouldBlock. Like os.File, it goes
+// by package syscall, whose calls the race detector knows to be in order.
+func readSocket(fd int, b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	for {
+		switch n, err := syscall.Read(fd, b[:min(len(b), maxIO)]); {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return 0, errWouldBlock
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// writeSocket writes as much of b as there is room for, or returns
+// errWouldBlock if there is none.
+func writeSocket(fd int, b []byte) (int, error) {
+	for {
+		switch n, err := syscall.Write(fd, b[:min(len(b), maxIO)]); err {
+		case nil:
+			return n, nil
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return 0, errWouldBlock
+		default:
+			return 0, os.NewSyscallError("write", err)
+		}
+	}
 }
 
 func bindSocket(fd int, name string) error {

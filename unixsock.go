@@ -121,11 +121,7 @@ func dial(ctx context.Context, name string) (*Conn, error) {
 		return nil, dialError(name, err)
 	}
 	observed.connected(fd, name)
-	c, err := newConn(fd, "", name)
-	if err != nil {
-		return nil, dialError(name, err)
-	}
-	return c, nil
+	return newConn(fd, "", name), nil
 }
 
 func dialError(name string, err error) error {

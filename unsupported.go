@@ -20,7 +20,9 @@ const MaxPathLen = 0
 
 func newSocket() (int, error)                               { return -1, errors.ErrUnsupported }
 func newFile(int) (*os.File, error)                         { return nil, errors.ErrUnsupported }
-func closeSocket(int)                                       {}
+func closeSocket(int) error                                 { return errors.ErrUnsupported }
+func readSocket(int, []byte) (int, error)                   { return 0, errors.ErrUnsupported }
+func writeSocket(int, []byte) (int, error)                  { return 0, errors.ErrUnsupported }
 func unlink(string) error                                   { return errors.ErrUnsupported }
 func lockDir(string, time.Duration) (func(), bool)          { return func() {}, false }
 func (*listenConfig) bind(int, string) (*socketFile, error) { return nil, errors.ErrUnsupported }

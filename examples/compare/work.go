@@ -132,12 +132,13 @@ func repeat(n int, f func() error) error {
 
 // connecting returns a function that connects, accepts and closes.
 func (b *bench) connecting(s side) func() error {
-	l, err := s.listen(b.path())
+	path := b.path()
+	l, err := s.listen(path)
 	return func() error {
 		if err != nil {
 			return err
 		}
-		client, err := s.dial(l.Addr().String())
+		client, err := s.dial(path)
 		if err != nil {
 			return err
 		}
