@@ -456,7 +456,7 @@ func waitOffer(t testing.TB) {
 func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 	rounds := 2500
 	if testing.Short() || raceEnabled {
-		rounds = 200
+		rounds = 100
 	}
 	for what, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": 2 * fewEvents} {
 		t.Run(what, func(t *testing.T) {

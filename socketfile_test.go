@@ -215,6 +215,7 @@ func wantInUse(t testing.TB, path string) {
 func TestModeIsExactUnderEveryUmask(t *testing.T) {
 	for _, umask := range []int{0, 0o022, 0o077, 0o777} {
 		t.Run(fmt.Sprintf("%03o", umask), func(t *testing.T) {
+			t.Parallel() // each in a process of its own
 			if !inChild(t, nil) {
 				return
 			}
@@ -597,7 +598,11 @@ func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
 	checkDescriptors(t)
 	dir := shortDir(t)
 	path := filepath.Join(dir, "s")
-	for range 20 {
+	rounds := 20
+	if testing.Short() || raceEnabled {
+		rounds = 8
+	}
+	for range rounds {
 		leaveStale(t, path)
 		const racers = 20
 		start := make(chan struct{})
@@ -729,8 +734,8 @@ func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
 		r.expect("here")
 	}
 	rounds := 60
-	if testing.Short() {
-		rounds = 10
+	if testing.Short() || raceEnabled {
+		rounds = 15
 	}
 	leaveStale(t, path)
 	for range rounds {
@@ -769,7 +774,7 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
 	rounds := 12
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		rounds = 4
 	}
 	var racers []*helper
