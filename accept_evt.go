@@ -375,9 +375,10 @@ func (w *watcher) settle(fd uintptr) bool {
 	}
 	if len(w.to) > 0 && l.hand == (Accepted{}) {
 		if c, err := l.acceptOne(int(fd)); err != errWouldBlock {
-			l.hand.Conn = c
-			if err != nil {
+			if l.hand.Conn = c; err != nil {
 				l.hand.Err = l.opError("accept", err)
+			} else {
+				c.file.open() // there is time until it is received; as in accept
 			}
 		}
 	}
