@@ -378,7 +378,7 @@ func (w *watcher) settle(fd uintptr) bool {
 			if l.hand.Conn = c; err != nil {
 				l.hand.Err = l.opError("accept", err)
 			} else {
-				c.file.open() // there is time until it is received; as in accept
+				_, _ = c.file.open() // there is time until it is received; as in accept
 			}
 		}
 	}

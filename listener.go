@@ -206,7 +206,7 @@ func (l *Listener) accept(ctx context.Context) (*Conn, error) {
 	if taken.waited && taken.err == nil {
 		// A server that was idle comes before the client's first bytes, and has
 		// the time now; with a busy one they may be there when it reads.
-		taken.conn.file.open() // if that fails, so does what has to wait
+		_, _ = taken.conn.file.open() // if that fails, so does what has to wait
 	}
 	return taken.conn, taken.err
 }
