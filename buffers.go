@@ -10,10 +10,7 @@ const maxBuffers = 1024 // that one writev takes, on every system
 // [net.Buffers.WriteTo], which knows only the connections of package net. What
 // other goroutines write does not mix with the buffers.
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
-	if c.isClosed(writeHalf) {
-		return 0, c.opError("write", net.ErrClosed)
-	}
-	raw, err := c.file.raw()
+	raw, err := c.raw(writeHalf)
 	if err != nil {
 		return 0, c.ioError("write", writeHalf, err)
 	}

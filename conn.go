@@ -227,11 +227,25 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	return rawConn{c}, nil
 }
 
+// raw returns the RawConn for a call that may have to wait in half h. A close of
+// h moves the file's deadline, to wake who waits: so the file must be there
+// before h is seen to be open.
+func (c *Conn) raw(h half) (syscall.RawConn, error) {
+	file, err := c.file.open()
+	switch {
+	case err != nil:
+		return nil, err
+	case c.isClosed(h):
+		return nil, net.ErrClosed
+	}
+	return file.SyscallConn()
+}
+
 // rawConn is os.File's syscall.RawConn with a Conn's halves and errors.
 type rawConn struct{ c *Conn }
 
 func (r rawConn) Control(f func(fd uintptr)) error {
-	raw, err := r.c.file.raw()
+	raw, err := r.c.file.SyscallConn()
 	if err == nil {
 		err = raw.Control(f)
 	}
@@ -250,10 +264,7 @@ func (r rawConn) Write(f func(fd uintptr) bool) error {
 }
 
 func (r rawConn) wait(op string, h half, wait func(syscall.RawConn, func(fd uintptr) bool) error, f func(fd uintptr) bool) error {
-	if r.c.isClosed(h) {
-		return r.c.opError(op, net.ErrClosed)
-	}
-	raw, err := r.c.file.raw()
+	raw, err := r.c.raw(h)
 	if err == nil {
 		err = rawCause(wait(raw, f))
 	}

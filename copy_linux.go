@@ -69,7 +69,7 @@ const (
 // reads or writes, and its kind.
 func descriptor(v any) (syscall.RawConn, kind) {
 	if c := connOf(v); c != nil {
-		raw, err := c.file.raw()
+		raw, err := c.file.SyscallConn()
 		if err != nil {
 			return nil, unfit
 		}

@@ -93,7 +93,7 @@ func fileError(err error) error {
 // that it is sent to. The two close apart, but are one socket: what one shuts
 // down is shut down for both. The copy is in non-blocking mode, as the Conn is.
 func (c *Conn) File() (*os.File, error) {
-	f, err := copyFile(c.file.raw, "unix:"+c.local+"->"+c.remote)
+	f, err := copyFile(c.file.SyscallConn, "unix:"+c.local+"->"+c.remote)
 	if err != nil {
 		return nil, c.opError("file", err)
 	}

@@ -9,8 +9,13 @@ import (
 	"syscall"
 )
 
-// maxIO is how many bytes one call reads or writes: some systems refuse 2 GiB.
-const maxIO = 1 << 30
+const (
+	// maxIO is how many bytes one call reads or writes: some systems refuse 2 GiB.
+	maxIO = 1 << 30
+
+	// bareMost is how many bytes a bare call moves: others wait for it to end.
+	bareMost = 64 << 10
+)
 
 // A lazyFile is a connected socket that becomes an os.File, and so is given to
 // the runtime's poller, no sooner than somebody has to wait for it or asks for a
@@ -30,6 +35,8 @@ type lazyFile struct {
 	mu   sync.Mutex // guards what follows, and file's becoming set
 	bare bool
 	fd   int
+
+	refused error // by the poller; set before file is
 }
 
 // newLazyFile makes a lazyFile of fd, which it then owns: like an os.File, it
@@ -37,34 +44,40 @@ type lazyFile struct {
 func newLazyFile(fd int) *lazyFile {
 	f := &lazyFile{bare: true, fd: fd}
 	runtime.SetFinalizer(f, (*lazyFile).Close)
+	startPoller.Do(func() { _, _ = f.open() })
 	return f
 }
 
-// open returns f as an os.File, for those who may have to wait.
+// startPoller has the first lazyFile of the process be a file at once. That
+// starts the runtime's poller, which needs descriptors of its own and ends the
+// process if it cannot have them: later there may be none left.
+var startPoller sync.Once
+
+// open returns f as an os.File, for those who may have to wait. If the poller
+// has refused it, that is the error, and there is a file all the same.
 func (f *lazyFile) open() (*os.File, error) {
 	if f == nil {
 		return nil, os.ErrInvalid
 	}
-	if file := f.file.Load(); file != nil {
-		return file, nil
+	if f.file.Load() == nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.bare {
+			f.become(newFile(f.fd))
+		}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	switch file := f.file.Load(); {
-	case file != nil:
-		return file, nil
-	case !f.bare:
+	file := f.file.Load()
+	if file == nil {
 		return nil, net.ErrClosed
 	}
-	file, err := newFile(f.fd)
-	f.become(file)
-	return file, err
+	return file, f.refused
 }
 
 // become makes f a file. mu is held.
-func (f *lazyFile) become(file *os.File) {
+func (f *lazyFile) become(file *os.File, refused error) {
 	f.bare = false
 	runtime.SetFinalizer(f, nil)
+	f.refused = refused
 	f.file.Store(file)
 }
 
@@ -90,12 +103,12 @@ func (f *lazyFile) readBare(b []byte) (int, error) {
 	if !f.bare {
 		return 0, errWouldBlock
 	}
-	return readSocket(f.fd, b)
+	return readSocket(f.fd, b[:min(len(b), bareMost)])
 }
 
 // Write is os.File's.
 func (f *lazyFile) Write(b []byte) (int, error) {
-	if f != nil && f.file.Load() == nil {
+	if f != nil && f.file.Load() == nil && len(b) <= bareMost {
 		f.mu.Lock()
 		if f.bare {
 			n, err := writeSocket(f.fd, b)
@@ -119,14 +132,14 @@ func (f *lazyFile) Write(b []byte) (int, error) {
 // lets go of it: but others see the file only once its write lock is held here,
 // so that nothing they write comes in between.
 func (f *lazyFile) writeRest(b []byte) (n int, err error) {
-	file, err := newFile(f.fd)
+	file, refused := newFile(f.fd)
 	letGo := sync.OnceFunc(func() {
-		f.become(file)
+		f.become(file, refused)
 		f.mu.Unlock()
 	})
 	defer letGo()
-	if err != nil {
-		return 0, err
+	if refused != nil {
+		return 0, refused
 	}
 	raw, err := file.SyscallConn()
 	if err != nil {
@@ -162,10 +175,10 @@ func (f *lazyFile) Close() error {
 	return closeSocket(f.fd)
 }
 
-// raw returns f as a RawConn, for those who may have to wait.
-func (f *lazyFile) raw() (syscall.RawConn, error) {
+// SyscallConn is os.File's. To wait in it is for Conn.raw.
+func (f *lazyFile) SyscallConn() (syscall.RawConn, error) {
 	file, err := f.open()
-	if err != nil {
+	if file == nil {
 		return nil, err
 	}
 	return file.SyscallConn()
@@ -183,7 +196,7 @@ func (f *lazyFile) control(do func(fd int) error) error {
 		return do(f.fd)
 	}
 	f.mu.Unlock()
-	raw, err := f.raw()
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return net.ErrClosed
 	}

@@ -5,11 +5,18 @@ package unixsock
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -17,8 +24,23 @@ import (
 // isBare reports whether the poller does not know c yet.
 func isBare(c *Conn) bool { return c.file.file.Load() == nil }
 
+// barePair returns two connected Conns that the poller does not know yet.
+func barePair(t testing.TB) (c, peer *Conn) {
+	t.Helper()
+	for {
+		c, peer, err := Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close(); peer.Close() })
+		if isBare(c) && isBare(peer) { // all but the first of a process
+			return c, peer
+		}
+	}
+}
+
 func TestConnectionThatNeverWaitsMeetsNoPoller(t *testing.T) {
-	client, server := mustPair(t)
+	client, server := barePair(t)
 	b := make([]byte, 8)
 	for range 3 {
 		mustTalk(t, client, server)
@@ -73,11 +95,11 @@ func TestWritesDoNotMixAsTheFirstComesToWait(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		rounds = 50
 	}
-	const writers, size = 4, 1 << 18
+	const writers, size = 4, bareMost
 	got := make([]byte, writers*size)
 	for range rounds {
-		c, peer, err := Pair()
-		if err != nil {
+		c, peer := barePair(t)
+		if err := c.SetWriteBuffer(size / 4); err != nil { // so that part of it fits
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
@@ -114,7 +136,7 @@ func TestPollerComesInAmongClosesAndDeadlines(t *testing.T) {
 	uses := []func(c *Conn, ctx context.Context){
 		func(c *Conn, _ context.Context) { c.Read(make([]byte, 8)) },
 		func(c *Conn, _ context.Context) { c.Read(make([]byte, 8)) },
-		func(c *Conn, _ context.Context) { c.Write(make([]byte, 1<<19)) }, // more than fits
+		func(c *Conn, _ context.Context) { c.Write(make([]byte, bareMost)) }, // more than fits
 		func(c *Conn, _ context.Context) { c.Write(make([]byte, 1<<19)) },
 		func(c *Conn, _ context.Context) { c.ReadFrom(bytes.NewReader(make([]byte, 8))) },
 		func(c *Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
@@ -132,6 +154,9 @@ func TestPollerComesInAmongClosesAndDeadlines(t *testing.T) {
 	for range rounds {
 		c, peer, err := Pair()
 		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetWriteBuffer(bareMost / 4); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -187,4 +212,159 @@ func TestConnectionThatNobodyCanReachIsClosed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A half that is closed while the poller comes in must not keep who waits in it:
+// on Linux no event would tell, of a socket that is half full, that it is closed.
+func TestHalfClosedAsTheFirstComesToWaitEndsTheWait(t *testing.T) {
+	rounds := 5000
+	if testing.Short() || raceEnabled {
+		rounds = 500
+	}
+	for what, half := range map[string]struct {
+		close func(*Conn) error
+		wait  func(syscall.RawConn) error
+	}{
+		"input":  {(*Conn).CloseRead, func(raw syscall.RawConn) error { return raw.Read(func(uintptr) bool { return false }) }},
+		"output": {(*Conn).CloseWrite, func(raw syscall.RawConn) error { return raw.Write(func(uintptr) bool { return false }) }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			for range rounds {
+				c, peer := barePair(t)
+				if err := c.SetWriteBuffer(4 << 10); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := c.Write(make([]byte, 1<<10)); n != 1<<10 || err != nil || !isBare(c) {
+					t.Fatal(n, err)
+				}
+				raw, err := c.SyscallConn()
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				go func() { ended <- half.wait(raw) }()
+				if err := half.close(c); err != nil {
+					t.Fatal(err)
+				}
+				if err := receive(t, "the wait", ended); !errors.Is(err, net.ErrClosed) {
+					t.Fatal(err)
+				}
+				c.Close()
+				peer.Close()
+			}
+		})
+	}
+}
+
+func TestPollerThatRefusesIsSaidSoByWhatWouldWait(t *testing.T) {
+	barePair(t)                                             // so that the next is bare
+	f, err := os.Create(filepath.Join(shortDir(t), "file")) // which epoll refuses
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if f.SetDeadline(time.Time{}) == nil {
+		t.Skip("the poller takes regular files here")
+	}
+	fd, err := duplicate(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newConn(fd, "", "")
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.SetDeadline(time.Time{}); !errors.Is(err, os.ErrNoDeadline) {
+			t.Errorf("SetDeadline: %v", err)
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrNoDeadline) {
+			t.Errorf("Read: %v", err)
+		}
+		if _, err := c.Write(make([]byte, 1)); !errors.Is(err, os.ErrNoDeadline) {
+			t.Errorf("Write: %v", err)
+		}
+		if err := raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrNoDeadline) {
+			t.Errorf("RawConn.Read: %v", err)
+		}
+		if err := raw.Control(func(uintptr) {}); err != nil {
+			t.Errorf("RawConn.Control: %v", err)
+		}
+		if copied, err := c.File(); err != nil {
+			t.Errorf("File: %v", err)
+		} else {
+			copied.Close()
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The runtime's poller wants descriptors of its own when it starts, and ends the
+// process if there are none. A test would have it started: the child runs none.
+func TestPollerStartsBeforeDescriptorsRunOut(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.Command(exe)
+	childEnv(cmd, startVar+"=1")
+	emulate(cmd)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+const startVar = "UNIXSOCK_TEST_START"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(startVar) == "" {
+		os.Exit(m.Run())
+	}
+	if err := waitWithoutDescriptors(); err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+// waitWithoutDescriptors takes all descriptors and then has connections wait.
+func waitWithoutDescriptors() error {
+	var pairs [2][2]*Conn
+	for i := range pairs {
+		c, peer, err := Pair()
+		if err != nil {
+			return err
+		}
+		pairs[i] = [2]*Conn{c, peer}
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	limit.Cur = 64
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	for {
+		if _, err := syscall.Dup(0); err != nil {
+			break
+		}
+	}
+	for _, pair := range pairs {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := pair[0].Read(make([]byte, 1))
+			ended <- err
+		}()
+		runtime.Gosched() // it likely waits then; if not, the rest holds all the same
+		if _, err := pair[1].Write([]byte("x")); err != nil {
+			return err
+		}
+		if err := <-ended; err != nil {
+			return err
+		}
+	}
+	return nil
 }

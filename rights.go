@@ -38,7 +38,7 @@ func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 			return 0, c.opError("write", fmt.Errorf("file %d: %w", i, err))
 		}
 	}
-	raw, err := c.file.raw()
+	raw, err := c.raw(writeHalf)
 	if err != nil {
 		return 0, c.ioError("write", writeHalf, err)
 	}
@@ -97,7 +97,7 @@ func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error)
 	case len(b) == 0:
 		return 0, nil, nil
 	}
-	raw, err := c.file.raw()
+	raw, err := c.raw(readHalf)
 	if err != nil {
 		return 0, nil, c.ioError("read", readHalf, err)
 	}

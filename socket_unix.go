@@ -4,6 +4,7 @@ package unixsock
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"syscall"
@@ -40,12 +41,16 @@ func aboveStandard(fd int) (int, error) {
 }
 
 // newFile gives fd to the runtime's poller. If that refuses (ENOSPC, ENOMEM), it
-// returns an error and the file all the same, which owns fd then, too: a call
-// of it that would have to wait fails with EAGAIN.
+// returns an error and the file all the same, which owns fd then, too.
 func newFile(fd int) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "unix socket")
-	return f, f.SetDeadline(time.Time{}) // os.NewFile does not tell
+	if f.SetDeadline(time.Time{}) != nil { // os.NewFile does not tell
+		return f, errRefused
+	}
+	return f, nil
 }
+
+var errRefused = fmt.Errorf("the runtime's poller refuses the descriptor: %w", os.ErrNoDeadline)
 
 func closeSocket(fd int) error {
 	return os.NewSyscallError("close", unix.Close(fd))
