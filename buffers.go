@@ -2,7 +2,10 @@ package unixsock
 
 import "net"
 
-const maxBuffers = 1024 // that one writev takes, on every system
+const (
+	maxBuffers = 1024    // that one writev takes, on every system
+	maxWrite   = 1 << 30 // bytes in one writev; some systems refuse 2 GiB
+)
 
 // WriteBuffers writes all of the buffers, or returns how many bytes went out and
 // why no more did. As far as the kernel takes them, up to 1,024 go out in one
@@ -36,12 +39,12 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 
 // batch returns what of the buffers one writev takes.
 func batch(v [][]byte) [][]byte {
-	if len(v[0]) > maxIO {
-		return [][]byte{v[0][:maxIO]}
+	if len(v[0]) > maxWrite {
+		return [][]byte{v[0][:maxWrite]}
 	}
 	size := 0
 	for i, b := range v {
-		if i == maxBuffers || len(b) > maxIO-size {
+		if i == maxBuffers || len(b) > maxWrite-size {
 			return v[:i]
 		}
 		size += len(b)

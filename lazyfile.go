@@ -9,13 +9,8 @@ import (
 	"syscall"
 )
 
-const (
-	// maxIO is how many bytes one call reads or writes: some systems refuse 2 GiB.
-	maxIO = 1 << 30
-
-	// bareMost is how many bytes a bare call moves: others wait for it to end.
-	bareMost = 64 << 10
-)
+// bareMost is how many bytes a bare call moves: others wait for it to end.
+const bareMost = 64 << 10
 
 // A lazyFile is a connected socket that becomes an os.File, and so is given to
 // the runtime's poller, no sooner than somebody has to wait for it or asks for a

@@ -694,8 +694,11 @@ func TestAbandonedListenerWithoutReadyIsCollected(t *testing.T) {
 // the waits in all the ways there are, at once and in random order.
 func TestAnyOrderOfEndsWakesAllWhoWait(t *testing.T) {
 	rounds := 10000
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		rounds = 500
+	case raceEnabled:
+		rounds = 4000
 	}
 	path := filepath.Join(shortDir(t), "s")
 	before := runtime.NumGoroutine()

@@ -63,7 +63,7 @@ func readSocket(fd int, b []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		switch n, err := syscall.Read(fd, b[:min(len(b), maxIO)]); {
+		switch n, err := syscall.Read(fd, b); {
 		case err == syscall.EINTR:
 		case err == syscall.EAGAIN:
 			return 0, errWouldBlock
@@ -81,7 +81,7 @@ func readSocket(fd int, b []byte) (int, error) {
 // errWouldBlock if there is none.
 func writeSocket(fd int, b []byte) (int, error) {
 	for {
-		switch n, err := syscall.Write(fd, b[:min(len(b), maxIO)]); err {
+		switch n, err := syscall.Write(fd, b); err {
 		case nil:
 			return n, nil
 		case syscall.EINTR:
