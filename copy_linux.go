@@ -19,6 +19,10 @@ const (
 	// others who write, and deadlines are looked at.
 	fileChunk = 4 << 20
 
+	// bulk is how large a chunk from a Conn must be for the next to be tried for
+	// twice.
+	bulk = 16 << 10
+
 	// pipeSize is what the pipe between two sockets is asked to hold: what a unix
 	// socket holds, and little enough that its pages are still in the cache.
 	pipeSize = 128 << 10
@@ -174,6 +178,7 @@ type transfer struct {
 	file    int
 	pipe    *pipe
 	n       int   // how much of a chunk is sent
+	last    int   // the size of the chunk before, from a Conn; 0 once made use of
 	failed  error // of the last system call
 	waitErr error // of the wait for w, within one for r
 }
@@ -257,6 +262,9 @@ func (t *transfer) splice() (over bool, err error) {
 			return true, c.opError("read", net.ErrClosed)
 		}
 		size := t.pipe.data
+		if c != nil {
+			t.last = size // of TCP, which holds more, nothing is gained
+		}
 		t.left -= int64(size)
 		_ = t.out.Write(drain) // rescue tells what ended it
 		t.count(size - t.pipe.data)
@@ -274,13 +282,22 @@ func (t *transfer) fill(in uintptr) bool {
 	if t.pipe = newPipe(); t.pipe == nil {
 		return true
 	}
-	t.pipe.data, t.failed = splice(t.pipe.w, int(in), int(min(t.left, pipeSize)))
-	if t.failed == unix.EAGAIN { // not for want of room: the pipe is empty
-		t.pipe.release()
-		t.pipe = nil
-		return false
+	for {
+		t.pipe.data, t.failed = splice(t.pipe.w, int(in), int(min(t.left, pipeSize)))
+		if t.failed != unix.EAGAIN { // which is not for want of room: the pipe is empty
+			return true
+		}
+		if t.last < bulk {
+			break
+		}
+		// Whoever sends in bulk may be of this program, too, and want for a
+		// processor. To let him go on costs less than to wait for him.
+		t.last = 0
+		runtime.Gosched()
 	}
-	return true
+	t.pipe.release()
+	t.pipe = nil
+	return false
 }
 
 // drain moves bytes out of the pipe.
