@@ -59,6 +59,7 @@ func (r *textReader) Read(b []byte) (int, error) {
 type textChecker struct {
 	s      text
 	offset int64
+	begun  func() // called with the first bytes; may be nil
 }
 
 var errNotTheText = errors.New("not what was written")
@@ -68,6 +69,9 @@ func (w *textChecker) Write(b []byte) (int, error) {
 	w.s.fill(want, w.offset)
 	if !bytes.Equal(b, want) {
 		return 0, fmt.Errorf("%w: %d bytes at %d", errNotTheText, len(b), w.offset)
+	}
+	if w.offset == 0 && len(b) > 0 && w.begun != nil {
+		w.begun()
 	}
 	w.offset += int64(len(b))
 	return len(b), nil
@@ -136,13 +140,14 @@ func hear(c *Conn, to *textChecker, r *rand.Rand) error {
 	}
 }
 
-// converse talks and hears until both have ended. It returns how many bytes it
-// heard, and an end that is none of those that there may be.
-func converse(c *Conn, says, hears text) (int64, error) {
+// converse talks and hears until both have ended, and calls begun, which may be
+// nil, when it first hears something. It returns how many bytes it heard, and an
+// end that is none of those that there may be.
+func converse(c *Conn, says, hears text, begun func()) (int64, error) {
 	defer c.Close()
 	var wg sync.WaitGroup
 	var talked, heard error
-	to := &textChecker{s: hears}
+	to := &textChecker{s: hears, begun: begun}
 	wg.Go(func() { talked = talk(c, says, rand.New(rand.NewPCG(rand.Uint64(), 0))) })
 	wg.Go(func() {
 		heard = hear(c, to, rand.New(rand.NewPCG(rand.Uint64(), 0)))
@@ -182,7 +187,7 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
 	n, name := times(100), t.Name()
 	var met, heard atomic.Int64
-	for range n {
+	for round := range n {
 		path := filepath.Join(shortDir(t), "s")
 		role := []string{"connects", "listens"}[rand.IntN(2)]
 		var l *Listener
@@ -200,16 +205,20 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 			t.Fatal(err)
 		}
 		var talks sync.WaitGroup
-		begun, dead := make(chan struct{}, talksEach), make(chan struct{})
+		begun, dead := make(chan struct{}, 2*talksEach), make(chan struct{})
+		begin := func() { begun <- struct{}{} }
+		early := round%2 == 0 // before anything need have been said
 		for i := range talksEach {
 			talks.Go(func() {
 				c, err := meet(dead, l, path)
-				begun <- struct{}{}
+				if early || err != nil {
+					begin()
+				}
 				switch {
 				case err == nil:
 					c.SetDeadline(time.Now().Add(patience))
 					var n int64
-					n, err = converse(c, 0, 1)
+					n, err = converse(c, 0, 1, begin)
 					met.Add(1)
 					heard.Add(n)
 				case l == nil && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)),
@@ -281,7 +290,7 @@ func talkUntilKilled(role, path string) error {
 				return
 			}
 			// The other side ends none; so it is this one's end that is awaited.
-			_, err = converse(c, 1, 0)
+			_, err = converse(c, 1, 0, nil)
 			errs <- fmt.Errorf("a conversation ended early: %v", err)
 		}()
 	}
