@@ -116,9 +116,10 @@ func (l *Listener) Ready() <-chan *Listener {
 // connection's custodian, as the current custodian is in Racket: when it is
 // done, the channel is closed, and so are the connections that came out of it.
 // Nothing is delivered any more; a connection that nobody has received yet goes
-// to the listener's other users. (One exception is beyond a select's power: a
-// receive that begins after the cancel, but while an offer is on its way, may
-// rarely get a connection, which is closed at once.)
+// to the listener's other users. Asked for anew, the channel is closed as soon as
+// ctx is done. (For one kept in a variable there is an exception, beyond a
+// select's power: a receive that begins after the cancel, but while an offer is
+// on its way, may rarely get a connection, which is closed at once.)
 //
 // The same ctx gives the same channel, so that a loop may call AcceptEvt anew in
 // each select. At most one connection is accepted ahead of its receiver, and it

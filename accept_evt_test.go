@@ -481,6 +481,32 @@ func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 	}
 }
 
+func TestEventAskedForAnewIsOverAsSoonAsItsContextIs(t *testing.T) {
+	rounds := 10000
+	if testing.Short() || raceEnabled {
+		rounds = 1000
+	}
+	l := mustListen(t)
+	client := mustConnect(t, l.Addr().String())
+	for round := range rounds {
+		ctx, cancel := context.WithCancel(t.Context())
+		l.AcceptEvt(ctx)
+		for range round % 50 {
+			runtime.Gosched()
+		}
+		cancel()
+		select {
+		case a, ok := <-l.AcceptEvt(ctx):
+			if ok {
+				t.Fatalf("round %d: the event gave %+v", round, a)
+			}
+		default:
+			t.Fatalf("round %d: the event is not over", round)
+		}
+	}
+	mustTalk(t, client, mustAccept(t, l))
+}
+
 // An offer that is on its way while the context ends can find a receiver that
 // came after: a select in which both are ready picks either. That must be rare,
 // and what is delivered then must be closed.
