@@ -154,7 +154,7 @@ func TestInvalidPathNeverReachesTheKernel(t *testing.T) {
 		return
 	}
 	// With no descriptor to be had, whoever asks for one hears of that instead.
-	exhaustDescriptors(t)
+	defer exhaustDescriptors(t)()
 	for _, path := range []string{"", "a\x00b", strings.Repeat("/a", 60), "\x00" + strings.Repeat("a", MaxPathLen)} {
 		if _, err := Connect(path); !errors.Is(err, ErrInvalidPath) {
 			t.Errorf("Connect(%q): %v", path, err)
