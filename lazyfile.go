@@ -1,6 +1,7 @@
 package unixsock
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"runtime"
@@ -27,12 +28,14 @@ const bareMost = 64 << 10
 type lazyFile struct {
 	file atomic.Pointer[os.File]
 
-	mu   sync.Mutex // guards what follows, and file's becoming set
-	bare bool
-	fd   int
-
-	refused error // by the poller; set before file is
+	mu      sync.Mutex // guards what follows, and file's becoming set
+	fd      int
+	bare    bool
+	refused bool // by the poller; set before file is
 }
+
+// errRefused says that the poller will not have a descriptor.
+var errRefused = fmt.Errorf("the runtime's poller refuses the descriptor: %w", os.ErrNoDeadline)
 
 // newLazyFile makes a lazyFile of fd, which it then owns: like an os.File, it
 // closes a descriptor that nobody can reach any more.
@@ -65,14 +68,17 @@ func (f *lazyFile) open() (*os.File, error) {
 	if file == nil {
 		return nil, net.ErrClosed
 	}
-	return file, f.refused
+	if f.refused {
+		return file, errRefused
+	}
+	return file, nil
 }
 
 // become makes f a file. mu is held.
 func (f *lazyFile) become(file *os.File, refused error) {
 	f.bare = false
 	runtime.SetFinalizer(f, nil)
-	f.refused = refused
+	f.refused = refused != nil
 	f.file.Store(file)
 }
 

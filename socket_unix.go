@@ -4,7 +4,6 @@ package unixsock
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"syscall"
@@ -49,8 +48,6 @@ func newFile(fd int) (*os.File, error) {
 	}
 	return f, nil
 }
-
-var errRefused = fmt.Errorf("the runtime's poller refuses the descriptor: %w", os.ErrNoDeadline)
 
 func closeSocket(fd int) error {
 	return os.NewSyscallError("close", unix.Close(fd))
