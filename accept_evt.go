@@ -94,7 +94,13 @@ const recheck = 50 * time.Millisecond
 // channel that is polled many times in a row, 128 or (if others wait on it, too)
 // 4, may lag in the same way.
 //
-// Readiness accepts nothing. Closing the listener closes the channel.
+// Readiness accepts nothing. Between a receive and an Accept another goroutine or
+// process that accepts may take the connection, and the Accept then waits for the
+// next. Where there are such, give AcceptContext a context that ends, or use
+// [Listener.AcceptEvt].
+//
+// The first call starts a goroutine, which Close ends. Closing the listener closes
+// the channel.
 func (l *Listener) Ready() <-chan *Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()

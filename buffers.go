@@ -76,7 +76,7 @@ func consume(v *net.Buffers, n int) {
 
 // SetReadBuffer sets the size of the kernel's receive buffer (SO_RCVBUF). On
 // Linux it makes no difference to a unix socket: what has been written and not
-// yet read counts against the writer's [Conn.SetWriteBuffer].
+// yet read counts against the writer's send buffer.
 func (c *Conn) SetReadBuffer(bytes int) error { return c.setBuffer(readHalf, bytes) }
 
 // SetWriteBuffer sets the size of the kernel's send buffer (SO_SNDBUF): how

@@ -31,7 +31,10 @@ const (
 //
 // Its two halves, the input and the output, close apart: by [Conn.CloseRead]
 // and [Conn.CloseWrite], or through its [Conn.Ports]. The descriptor is closed
-// with the second half.
+// with the second half. It is no error to close again what is closed, nor that
+// the peer has gone.
+//
+// Read and Write allocate nothing, but for the first that has to wait.
 type Conn struct {
 	// A Conn goes through these states, and never back:
 	//

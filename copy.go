@@ -18,7 +18,8 @@ var (
 // On Linux the kernel moves the bytes itself, past the memory of the program, if
 // r is an [os.File] that is a regular file, a pipe or a stream socket, a
 // [net.TCPConn], a [net.UnixConn], a Conn or an [InputPort], or one of these in
-// an [io.LimitedReader]. So it does if r is of another type that has a
+// an [io.LimitedReader]; a pipe or socket in non-blocking mode, as Go's own are
+// and a shell's are not. So it does if r is of another type that has a
 // SyscallConn method of its own, and a descriptor of such a kind: a type must not
 // have that method if its Read does more than read the descriptor. A type that
 // embeds one with such a method is read by its own Read.

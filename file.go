@@ -7,7 +7,7 @@ import (
 )
 
 // Pair returns two connected Conns, both ends unnamed, as socketpair(2) makes
-// them.
+// them; close-on-exec, as all descriptors of this package are.
 func Pair() (*Conn, *Conn, error) {
 	if !Available {
 		return nil, nil, fileError(errUnavailable)
@@ -37,10 +37,11 @@ func FileConn(f *os.File) (*Conn, error) {
 }
 
 // FileListener returns a Listener of a copy of f's descriptor, which must be a
-// listening AF_UNIX stream socket; any other is refused. It is for sockets that
-// were inherited, from systemd or a parent process. f stays open, and remains
-// the caller's to close. The two share the non-blocking mode, which is set, and
-// the backlog.
+// listening AF_UNIX stream socket; any other is refused, but that NetBSD, OpenBSD
+// and DragonFly do not tell one that does not listen. It is for sockets that were
+// inherited, from systemd or a parent process. f stays open, and remains the
+// caller's to close. The two share the non-blocking mode, which is set, and the
+// backlog.
 func FileListener(f *os.File) (*Listener, error) {
 	fd, local, _, err := adopt(f, true)
 	if err != nil {
@@ -91,7 +92,8 @@ func fileError(err error) error {
 
 // File returns a copy of the Conn's descriptor, for a child process or another
 // that it is sent to. The two close apart, but are one socket: what one shuts
-// down is shut down for both. The copy is in non-blocking mode, as the Conn is.
+// down is shut down for both. The copy is in non-blocking mode, as the Conn is,
+// and close-on-exec: a child gets it by os/exec's ExtraFiles.
 func (c *Conn) File() (*os.File, error) {
 	f, err := copyFile(c.file.SyscallConn, "unix:"+c.local+"->"+c.remote)
 	if err != nil {
@@ -102,7 +104,8 @@ func (c *Conn) File() (*os.File, error) {
 
 // File returns a copy of the Listener's descriptor, for a child process or
 // another that it is sent to. The two close apart, but share one backlog. The
-// copy is in non-blocking mode, as the Listener is.
+// copy is in non-blocking mode, as the Listener is, and close-on-exec: a child
+// gets it by os/exec's ExtraFiles.
 func (l *Listener) File() (*os.File, error) {
 	f, err := copyFile(l.file.SyscallConn, "unix:"+l.name)
 	if err != nil {

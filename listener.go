@@ -23,9 +23,9 @@ type listenConfig struct {
 	unlinkOnClose bool
 }
 
-// Backlog sets how many connections may wait to be accepted, 4 unless told.
-// It may be 0, and the system caps it (Linux at net.core.somaxconn); a negative
-// one is an error of [Listen].
+// Backlog sets how many connections may wait to be accepted, 4 unless told. The
+// kernel has it its own way: Linux lets one more wait, so that 0 serves, too, and
+// caps it at net.core.somaxconn. A negative one is an error of [Listen].
 func Backlog(n int) ListenOption {
 	return func(c *listenConfig) { c.backlog = n }
 }
@@ -417,8 +417,8 @@ func (d *deadline) wait() <-chan struct{} {
 }
 
 // SyscallConn returns access to the descriptor, for what this package does not
-// offer. A Read waits as an Accept does, its deadline too; a Write never is
-// ready.
+// offer. A Read waits as an Accept does, its deadline too; a Write fails with
+// [errors.ErrUnsupported].
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if l.file == nil {
 		return nil, l.opError("raw", os.ErrInvalid)

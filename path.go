@@ -34,7 +34,8 @@ func ValidPath(path string) bool {
 // string is a filesystem path. It is valid if it is not empty, holds no NUL,
 // and its absolute form has at most MaxPathLen bytes. The absolute form is the
 // working directory, a slash, and the path, with runs of slashes made one and
-// nothing else changed: no dot, no dot-dot and no link is resolved. A leading @
+// nothing else changed: no dot, no dot-dot and no link is resolved. That is what
+// is bound and connected to, whatever the working directory is later. A leading @
 // has no special meaning.
 func CheckPath(path string) error {
 	_, err := resolve(path)

@@ -30,13 +30,14 @@ func Mode(perm fs.FileMode) ListenOption {
 // exclude each other by a lock on the directory. Where the directory cannot be
 // read, or somebody holds the lock for longer than a second or two, which any
 // user may who can read it, Listen goes on without. Lest another that does so
-// has won, it looks once more 50 ms after it has replaced a file.
+// has won, it looks once more 50 ms after it has bound.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.replaceStale = true }
 }
 
 // UnlinkOnClose makes [Listener.Close] remove the socket file, if what is there
-// is still this listener's own. On an abstract name, which goes with its
+// is still this listener's own. Close waits a second at most for who holds the
+// lock that [ReplaceStale] takes. On an abstract name, which goes with its
 // socket, it has no effect.
 func UnlinkOnClose() ListenOption {
 	return func(c *listenConfig) { c.unlinkOnClose = true }

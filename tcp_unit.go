@@ -36,7 +36,9 @@ func (u *TCPUnit) check() error {
 }
 
 // Listen is [Listen] on the unit's path; its arguments are not looked at. The
-// listener's address, and those of its connections, look like TCP's.
+// listener's address, and those of its connections, look like TCP's. It has the
+// methods of a [Listener] besides, by assertion; of these only Accept returns
+// connections such as [TCPUnit.DialContext] does, the others plain Conns.
 func (u *TCPUnit) Listen(network, address string) (net.Listener, error) {
 	if err := u.check(); err != nil {
 		return nil, listenError(u.path, err)
@@ -55,8 +57,8 @@ func (u *TCPUnit) Dial(network, address string) (net.Conn, error) {
 
 // DialContext is [ConnectContext] to the unit's path; network and address are
 // not looked at. The connection's addresses look like TCP's, local 127.0.0.1:1
-// and remote 127.0.0.1:0. It has the methods of a [Conn] besides, and NetConn
-// returns that Conn.
+// and remote 127.0.0.1:0. It has the methods of a [Conn] besides, by assertion,
+// and NetConn returns that Conn. So it is with the listener's connections.
 func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if err := u.check(); err != nil {
 		return nil, dialError(u.path, err)

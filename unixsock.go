@@ -14,12 +14,13 @@
 //     contexts alike. It accepts nothing. [Listener.AcceptEvt] is such a channel
 //     that accepts.
 //   - Connect waits while the listener's backlog is full, as connect(2) does in
-//     C, where net.Dial fails with EAGAIN.
+//     C, where net.Dial fails with EAGAIN. (On Linux; elsewhere it is refused.)
 //   - The backlog is 4 unless [Backlog] says otherwise: few, for a server whose
 //     clients are not of this package and fail when it is full.
 //   - A leading @ means nothing special. An abstract name begins with NUL; see
 //     [Abstract] and [CheckPath]. Every byte of it counts.
 //   - Closing a listener leaves the socket file, unless [UnlinkOnClose] is given.
+//   - [Conn.CloseRead] drops what has come and was not read, and Read fails then.
 //   - What Accept returns is a *Conn, not a *net.UnixConn, and the name of an
 //     abstract socket in addresses and errors has its NUL; print it with %q.
 //
@@ -91,7 +92,9 @@ func Connect(path string) (*Conn, error) {
 // As a blocking connect(2) would, it waits while the backlog of the listener is
 // full, until ctx is done; errors.Is finds ctx.Err() in the error then. On Linux,
 // that is: on macOS and the BSDs a full backlog is ECONNREFUSED, no different
-// from nobody listening. Once connected, ctx has no hold on the Conn.
+// from nobody listening. It waits by trying again at intervals, of some
+// milliseconds, more if many wait, for no event tells of room: who came first
+// need not be the first to connect. Once connected, ctx has no hold on the Conn.
 //
 // Errors are *[net.OpError] with Op "dial". Among what errors.Is finds are
 // [ErrInvalidPath], [io/fs.ErrNotExist], [io/fs.ErrPermission] and
