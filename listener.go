@@ -46,6 +46,7 @@ type Listener struct {
 	// its own context. The others queue for the turn.
 	turn     chan struct{}
 	done     chan struct{} // closed by Close
+	gone     chan struct{} // closed once Close is through
 	deadline deadline
 
 	// mu guards what follows, and every accept(2) on the descriptor.
@@ -148,6 +149,7 @@ func newListener(fd int, name string) (*Listener, error) {
 		name:     name,
 		turn:     make(chan struct{}, 1),
 		done:     make(chan struct{}),
+		gone:     make(chan struct{}),
 		deadline: deadline{expired: make(chan struct{})},
 	}, nil
 }
@@ -301,7 +303,8 @@ func (l *Listener) kick() {
 
 // Close closes the listener and wakes all who wait for it. The socket file
 // stays, as with unix-socket-close-listener, unless [UnlinkOnClose] was among
-// the options. A second Close returns nil.
+// the options. A second Close returns nil, once the first is through: the name is
+// free then, whoever was first.
 func (l *Listener) Close() error {
 	if l.file == nil {
 		return l.opError("close", os.ErrInvalid)
@@ -309,8 +312,10 @@ func (l *Listener) Close() error {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
+		<-l.gone
 		return nil
 	}
+	defer close(l.gone)
 	l.closed = true
 	custody := l.custody
 	l.custody = nil

@@ -392,6 +392,27 @@ func TestSecondCloseIsNil(t *testing.T) {
 	}
 }
 
+func TestNameIsFreeWhenASecondCloseReturns(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	if onLinux {
+		path = Abstract(path)
+	}
+	for range times(3000) {
+		l := mustListenAt(t, path, UnlinkOnClose())
+		ctx, cancel := context.WithCancel(t.Context())
+		l.CloseOn(ctx)
+		cancel()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Listen(path, UnlinkOnClose())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+	}
+}
+
 func TestClosedListenerSaysSo(t *testing.T) {
 	l := mustListen(t)
 	raw, err := l.SyscallConn()

@@ -1,6 +1,7 @@
 package unixsock
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -90,7 +91,10 @@ func (f *socketFile) unlink() error {
 	if !f.stillThere() {
 		return nil
 	}
-	return unlink(f.path)
+	if err := unlink(f.path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (f *socketFile) stillThere() bool {

@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -968,6 +969,44 @@ func TestUnlinkOnCloseWithoutAFileIsNoError(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestUnlinkOnCloseOfAFileThatGoesMeanwhileIsNoError(t *testing.T) {
+	rounds := 3000
+	if testing.Short() || raceEnabled {
+		rounds = 300
+	}
+	path := filepath.Join(shortDir(t), "s")
+	for range rounds {
+		l := mustListenAt(t, path, UnlinkOnClose())
+		removed := make(chan struct{})
+		go func() { os.Remove(path); close(removed) }()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		<-removed
+	}
+}
+
+func TestUnlinkOnCloseIsDoneWhenASecondCloseReturns(t *testing.T) {
+	l := mustListen(t, UnlinkOnClose())
+	// Somebody holds up the first.
+	dir, err := os.Open(filepath.Dir(l.name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	var first sync.WaitGroup
+	first.Go(func() { l.Close() })
+	<-l.done
+	time.AfterFunc(10*time.Millisecond, func() { dir.Close() })
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	wantOnly(t, filepath.Dir(l.name))
+	first.Wait()
 }
 
 func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {
