@@ -377,6 +377,13 @@ func newPipe() *pipe {
 	if unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK) != nil {
 		return nil
 	}
+	for i, fd := range fds {
+		fds[i] = aboveStandard(fd)
+	}
+	if min(fds[0], fds[1]) <= 2 {
+		closePipe(fds) // what the process prints would come out of it
+		return nil
+	}
 	// A smaller one does as well, in more steps.
 	unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	p := &pipe{r: fds[0], w: fds[1]}

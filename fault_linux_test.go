@@ -101,25 +101,100 @@ func TestFilesystemThatIsFullOrReadOnlyIsSaidSo(t *testing.T) {
 	exchange(t, at("l"), mustListenAt(t, at("l"), ReplaceStale()))
 }
 
-// TestWantOfDescriptorsCostsNobodyWhereStandardInputIsClosed leaves one number
-// free, and that is one that a Conn may not have.
-func TestWantOfDescriptorsCostsNobodyWhereStandardInputIsClosed(t *testing.T) {
+// TestWantOfDescriptorsCostsNobodyWhereAStandardOneIsClosed leaves one number
+// free, and that is one that a Conn should not have.
+func TestWantOfDescriptorsCostsNobodyWhereAStandardOneIsClosed(t *testing.T) {
 	if !inChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
-	c := mustConnect(t, l.Addr().String())
-	free := exhaustDescriptors(t)
-	if err := unix.Close(0); err != nil {
-		t.Fatal(err)
+	for standard := range 3 {
+		l := mustListen(t)
+		c := mustConnect(t, l.Addr().String())
+		save, err := unix.FcntlInt(uintptr(standard), unix.F_DUPFD_CLOEXEC, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		free := exhaustDescriptors(t)
+		unix.Close(standard)
+		// Until it is there again, nothing may be printed.
+		trouble := func() error {
+			s, err := l.AcceptContext(t.Context())
+			if err != nil {
+				return fmt.Errorf("accept: %w", err)
+			}
+			defer s.Close()
+			if _, err := s.Write([]byte("x")); err != nil {
+				return err
+			}
+			if n, err := c.Read(make([]byte, 1)); n != 1 {
+				return err
+			}
+			c.Close()
+			for _, size := range []int{1, bareMost + 1} { // the second by way of the poller
+				if _, err := s.Write(make([]byte, size)); !errors.Is(err, syscall.EPIPE) {
+					return fmt.Errorf("write of %d bytes to a peer that has gone: %w, want EPIPE", size, err)
+				}
+			}
+			return nil
+		}()
+		free()
+		if err := unix.Dup3(save, standard, 0); err != nil {
+			panic(err)
+		}
+		unix.Close(save)
+		if trouble != nil {
+			t.Errorf("with descriptor %d: %v", standard, trouble)
+		}
 	}
-	if got, err := l.AcceptContext(t.Context()); err != nil && !errors.Is(err, syscall.EMFILE) {
-		t.Errorf("accepted %v, %v; want EMFILE", got, err)
+}
+
+// What a process prints that has closed its standard output and error must not
+// get into the pipe of a copy.
+func TestCopyInAProcessWithoutStandardDescriptorsIsExact(t *testing.T) {
+	if !inChild(t, nil) {
+		return
 	}
-	free()
-	c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the client read %d, %v; want that it still waits", n, err)
+	var saved [3]int
+	for fd := range saved {
+		var err error
+		if saved[fd], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 10); err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+	}
+	trouble := func() error {
+		a, b, err := Pair()
+		if err != nil {
+			return err
+		}
+		c, d, err := Pair()
+		if err != nil {
+			return err
+		}
+		go io.Copy(c, b)
+		got := make([]byte, 100)
+		for i := range 3 {
+			want := fmt.Sprint("message ", i)
+			if _, err := a.Write([]byte(want)); err != nil {
+				return err
+			}
+			n, err := d.Read(got)
+			if string(got[:n]) != want {
+				return fmt.Errorf("read %q, %v; want %q", got[:n], err, want)
+			}
+			for fd := range saved {
+				unix.Write(fd, []byte("printed")) // which fails, unless it goes where it should not
+			}
+		}
+		return errors.Join(a.Close(), b.Close(), c.Close(), d.Close())
+	}()
+	for fd, save := range saved {
+		if err := unix.Dup3(save, fd, 0); err != nil {
+			panic(err)
+		}
+	}
+	if trouble != nil {
+		t.Error(trouble)
 	}
 }
 

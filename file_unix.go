@@ -15,17 +15,7 @@ func newPair() (int, int, error) {
 	if err != nil {
 		return -1, -1, os.NewSyscallError("socketpair", err)
 	}
-	fd1, err := aboveStandard(fds[0])
-	if err != nil {
-		unix.Close(fds[1])
-		return -1, -1, err
-	}
-	fd2, err := aboveStandard(fds[1])
-	if err != nil {
-		unix.Close(fd1)
-		return -1, -1, err
-	}
-	return fd1, fd2, nil
+	return aboveStandard(fds[0]), aboveStandard(fds[1]), nil
 }
 
 // duplicate copies fd, close-on-exec from birth.

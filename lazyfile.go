@@ -123,8 +123,12 @@ func (f *lazyFile) Write(b []byte) (int, error) {
 		f.mu.Unlock()
 	}
 	file, err := f.open()
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, err
+	case f.fd <= 2:
+		// Of 1 and 2 os.File takes EPIPE for the end of the program.
+		return writeAll(file, b, func() {})
 	}
 	return file.Write(b)
 }
@@ -142,12 +146,17 @@ func (f *lazyFile) writeRest(b []byte) (n int, err error) {
 	if refused != nil {
 		return 0, refused
 	}
+	return writeAll(file, b, letGo)
+}
+
+// writeAll writes all of b, and calls begun once file's write lock is held.
+func writeAll(file *os.File, b []byte, begun func()) (n int, err error) {
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
 	rawErr := raw.Write(func(fd uintptr) bool {
-		letGo()
+		begun()
 		for n < len(b) {
 			var m int
 			if m, err = writeSocket(int(fd), b[n:]); err != nil {

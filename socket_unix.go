@@ -22,21 +22,22 @@ func newSocket() (int, error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	return aboveStandard(fd)
+	return aboveStandard(fd), nil
 }
 
-// aboveStandard moves a descriptor that came out as 0, 1 or 2, in a process
-// that closed these: os.File ends the process when the peer of 1 or 2 is gone.
-func aboveStandard(fd int) (int, error) {
+// aboveStandard moves a descriptor that came out as 0, 1 or 2, in a process that
+// closed these: what the process prints would go there. If no other is to be
+// had it stays, which is no reason to lose a connection.
+func aboveStandard(fd int) int {
 	if fd > 2 {
-		return fd, nil
+		return fd
 	}
 	nfd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil && fd == 0 {
-		return fd, nil // not as good, but no reason to lose a connection
+	if err != nil {
+		return fd
 	}
 	unix.Close(fd)
-	return nfd, os.NewSyscallError("fcntl", err)
+	return nfd
 }
 
 // newFile gives fd to the runtime's poller. If that refuses (ENOSPC, ENOMEM), it
@@ -121,8 +122,7 @@ func acceptSocket(fd int) (int, string, error) {
 		nfd, peer, err := accept(fd)
 		switch err {
 		case nil:
-			nfd, err = aboveStandard(nfd)
-			return nfd, peer, err
+			return aboveStandard(nfd), peer, nil
 		case unix.EINTR, unix.ECONNABORTED:
 			continue
 		case unix.EAGAIN:
