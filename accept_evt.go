@@ -87,12 +87,14 @@ const recheck = 50 * time.Millisecond
 //	default:
 //	}
 //
-// is exact: the call itself looks at the backlog. A channel kept in a variable
-// follows when an Accept, AcceptContext or Connect of this package in this
-// process returns; news of a connect made elsewhere, and of a connection that
-// came out of AcceptEvt's channel, comes as soon as a goroutine can run. A kept
-// channel that is polled many times in a row, 128 or (if others wait on it, too)
-// 4, may lag in the same way.
+// is exact: the call itself looks at the backlog, and provides for 128 receives
+// from then on. (If others receive as often between the call and the select, it
+// may find none for the moment.) A channel kept in a variable follows when an
+// Accept, AcceptContext or Connect of this package in this process returns; news
+// of a connect made elsewhere, and of a connection that came out of AcceptEvt's
+// channel, comes as soon as a goroutine can run. A kept channel that is polled
+// many times in a row, 128 or (if others wait on it, too) 4, may lag in the same
+// way.
 //
 // Readiness accepts nothing. Between a receive and an Accept another goroutine or
 // process that accepts may take the connection, and the Accept then waits for the
@@ -113,7 +115,7 @@ func (l *Listener) Ready() <-chan *Listener {
 			l.watch()
 		}
 	}
-	l.refresh(readyTokens)
+	l.refresh(readyTokens, readyTokens)
 	return l.ready
 }
 
@@ -270,24 +272,24 @@ func (l *Listener) delivered(e *acceptEvt) {
 		c.CloseOn(e.ctx)
 	}
 	l.hand = Accepted{}
-	l.refresh(fewTokens)
+	l.refresh(fewTokens, fewTokens)
 }
 
 // refresh looks at the backlog for Ready's sake. mu is held.
-func (l *Listener) refresh(tokens int) {
+func (l *Listener) refresh(tokens, fewer int) {
 	if l.ready == nil || l.ended() {
 		return
 	}
 	if l.hand.Conn != nil {
 		l.withdraw() // an event may have taken it just now
 	}
-	l.raw.Control(func(fd uintptr) { l.agree(int(fd), tokens) })
+	l.raw.Control(func(fd uintptr) { l.agree(int(fd), tokens, fewer) })
 }
 
 // agree makes the readiness channel agree with the backlog and what is in hand.
 // If the listener is ready, which it returns, the channel holds so many tokens
-// at least. mu is held.
-func (l *Listener) agree(fd, tokens int) bool {
+// at least, or fewer, where somebody who waited has taken one. mu is held.
+func (l *Listener) agree(fd, tokens, fewer int) bool {
 	if l.ready == nil {
 		return false
 	}
@@ -307,7 +309,7 @@ func (l *Listener) agree(fd, tokens int) bool {
 		default:
 		}
 		if len(l.ready) <= n {
-			tokens = min(tokens, fewTokens)
+			tokens = min(tokens, fewer)
 		}
 	}
 	return true
@@ -395,7 +397,7 @@ func (w *watcher) settle(fd uintptr) bool {
 	if w.part = len(w.to) > offersMost; w.part {
 		w.to = w.to[:offersMost] // for now; the map's order is random
 	}
-	if l.agree(int(fd), fewTokens) {
+	if l.agree(int(fd), fewTokens, fewTokens) {
 		w.ready = l.ready
 	}
 	w.hand = l.hand
@@ -540,30 +542,34 @@ func (w *watcher) fill() {
 }
 
 // observed are the listeners of this process that have been asked for Ready, so
-// that a Connect in this process can bring them up to date before it returns: a
-// channel kept in a variable is exact then too.
+// that a Connect, or an Accept of another that has the same socket, can bring
+// them up to date before it returns: a channel kept in a variable is exact then
+// too.
 var observed listenerSet
 
 type listenerSet struct {
-	count atomic.Int32
-	mu    sync.Mutex
-	set   map[*Listener]struct{}
+	count  atomic.Int32
+	mu     sync.Mutex
+	byName map[string][]*Listener
 }
 
 func (s *listenerSet) add(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.set == nil {
-		s.set = make(map[*Listener]struct{})
+	if s.byName == nil {
+		s.byName = make(map[string][]*Listener)
 	}
-	s.set[l] = struct{}{}
+	s.byName[l.name] = append(s.byName[l.name], l)
 	s.count.Add(1)
 }
 
 func (s *listenerSet) remove(l *Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.set, l)
+	rest := slices.DeleteFunc(s.byName[l.name], func(other *Listener) bool { return other == l })
+	if s.byName[l.name] = rest; len(rest) == 0 {
+		delete(s.byName, l.name)
+	}
 	s.count.Add(-1)
 }
 
@@ -573,27 +579,30 @@ func (s *listenerSet) connected(fd int, name string) {
 	if s.count.Load() == 0 {
 		return
 	}
-	called := s.called(name)
-	if called == nil {
-		// It may have another name, of which this one is a link.
-		if name, err := getpeername(fd); err == nil {
-			called = s.called(name)
-		}
+	// The file of that name may be a link, or have been another listener's.
+	if own, err := getpeername(fd); err == nil {
+		name = own
 	}
-	for _, l := range called {
-		l.mu.Lock()
-		l.refresh(readyTokens)
-		l.mu.Unlock()
+	s.refresh(name, nil)
+}
+
+// accepted tells the others that have the socket of l.
+func (s *listenerSet) accepted(l *Listener) {
+	if s.count.Load() > 0 {
+		s.refresh(l.name, l)
 	}
 }
 
-func (s *listenerSet) called(name string) (called []*Listener) {
+// refresh brings all listeners called name up to date, except one.
+func (s *listenerSet) refresh(name string, except *Listener) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for l := range s.set {
-		if l.name == name {
-			called = append(called, l)
+	called := slices.Clone(s.byName[name])
+	s.mu.Unlock()
+	for _, l := range called {
+		if l != except {
+			l.mu.Lock()
+			l.refresh(readyTokens, fewTokens)
+			l.mu.Unlock()
 		}
 	}
-	return called
 }

@@ -176,6 +176,7 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, l.opError("accept", err)
 	}
+	observed.accepted(l)
 	return c, nil
 }
 
@@ -224,7 +225,7 @@ func (l *Listener) take(fd int) (*Conn, error) {
 	if c == nil {
 		c, err = l.acceptOne(fd)
 	}
-	l.agree(fd, readyTokens)
+	l.agree(fd, readyTokens, fewTokens)
 	return c, err
 }
 

@@ -237,6 +237,52 @@ func TestReadyKeptIsExactWhateverAConnectCallsThePath(t *testing.T) {
 	}
 }
 
+func TestReadyKeptIsExactWhenThePathWasAnotherListeners(t *testing.T) {
+	dir := shortDir(t)
+	path := filepath.Join(dir, "s")
+	old := mustListenAt(t, path)
+	old.Ready()
+	l := mustListenAt(t, path+"2")
+	kept := l.Ready()
+	if err := os.Rename(path+"2", path); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		c := mustConnect(t, path)
+		if !polled(t, l, kept) {
+			t.Fatal("not ready after a connect")
+		}
+		mustAccept(t, l).Close()
+		c.Close()
+	}
+}
+
+func TestReadyKeptIsExactWhenAnotherListenerOfTheSocketAccepts(t *testing.T) {
+	l := mustListen(t)
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	twin, err := FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer twin.Close()
+	kept := l.Ready()
+	for range 100 {
+		c := mustConnect(t, l.Addr().String())
+		if !polled(t, l, kept) {
+			t.Fatal("not ready after a connect")
+		}
+		mustAccept(t, twin).Close()
+		if polled(t, l, kept) {
+			t.Fatal("ready after the accept")
+		}
+		c.Close()
+	}
+}
+
 func TestReadyIsExactWithAnEventAlive(t *testing.T) {
 	l := mustListen(t)
 	l.AcceptEvt(t.Context())
