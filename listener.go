@@ -194,16 +194,7 @@ func (l *Listener) accept(ctx context.Context) (*Conn, error) {
 		}
 		return true
 	}
-	if l.watched.Load() {
-		// The watcher may have the turn; what waits can be had without.
-		if err := l.interrupted(ctx, &l.deadline); err != nil {
-			return nil, err
-		}
-		if err := l.raw.Control(func(fd uintptr) { try(fd) }); err == nil && taken.err != errWouldBlock {
-			return taken.conn, taken.err
-		}
-	}
-	if err := l.await(ctx, &l.deadline, try); err != nil {
+	if err := l.attempt(ctx, try); err != nil {
 		return nil, err
 	}
 	if taken.waited && taken.err == nil {
@@ -237,6 +228,21 @@ func (l *Listener) acceptOne(fd int) (*Conn, error) {
 		return nil, err
 	}
 	return newConn(nfd, l.name, peer), nil
+}
+
+// attempt is await, for any but the watcher, which may have the turn: what can be
+// had at once is had without.
+func (l *Listener) attempt(ctx context.Context, f func(fd uintptr) bool) error {
+	if l.watched.Load() {
+		if err := l.interrupted(ctx, &l.deadline); err != nil {
+			return err
+		}
+		over := false
+		if l.raw.Control(func(fd uintptr) { over = f(fd) }) == nil && over {
+			return nil
+		}
+	}
+	return l.await(ctx, &l.deadline, f)
 }
 
 // await calls f with the descriptor, at once and whenever connections have
@@ -442,7 +448,7 @@ func (r rawListener) Control(f func(fd uintptr)) error {
 }
 
 func (r rawListener) Read(f func(fd uintptr) bool) error {
-	if err := r.l.await(context.Background(), &r.l.deadline, f); err != nil {
+	if err := r.l.attempt(context.Background(), f); err != nil {
 		return r.l.opError("raw-read", err)
 	}
 	return nil

@@ -532,6 +532,31 @@ func TestSyscallConnGivesTheDescriptor(t *testing.T) {
 	}
 }
 
+func TestSyscallConnReadCallsBackAtOnceWhateverElseWaits(t *testing.T) {
+	for what, use := range map[string]func(l *Listener){
+		"nothing":  func(*Listener) {},
+		"Ready":    func(l *Listener) { l.Ready() },
+		"an event": func(l *Listener) { l.AcceptEvt(t.Context()) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			l := mustListen(t)
+			use(l)
+			if what != "nothing" {
+				waitInPoller(t, 1)
+			}
+			raw, err := l.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			ends(t, "Read", func() {
+				if err := raw.Read(func(uintptr) bool { return true }); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 func TestSyscallConnReadWaitsForAConnection(t *testing.T) {
 	l := mustListen(t)
 	raw, err := l.SyscallConn()
