@@ -25,6 +25,8 @@ var (
 // embeds one with such a method is read by its own Read.
 //
 // What other goroutines write meanwhile comes in between the steps of the copy.
+// Of a file the kernel may send the pages themselves: who writes to it before the
+// peer has read may change what the peer reads.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.isClosed(writeHalf) {
 		return 0, c.opError("write", net.ErrClosed)

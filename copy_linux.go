@@ -175,39 +175,40 @@ type transfer struct {
 	written int64           // to w
 
 	// What the callbacks of RawConn calls work on.
-	file    int
+	fd      int // w's, for one within another
 	pipe    *pipe
 	n       int   // how much of a chunk is sent
 	last    int   // the size of the chunk before, from a Conn; 0 once made use of
 	failed  error // of the last system call
-	waitErr error // of the wait for w, within one for r
+	takeErr error // of the call for r, within one for w
 }
 
 // sendfile copies a file to a Conn.
 func (t *transfer) sendfile() (over bool, err error) {
 	c := connOf(t.w)
-	give := t.giveFile
 	// The file is held as in its Read, so that no other Read of it gets in
-	// between. Its Close does not wait for that, as a socket's would.
-	take := func(in uintptr) bool {
-		t.file = int(in)
-		t.waitErr = t.out.Write(give)
-		return true
+	// between, but not while w is waited for: that may be long, and who waits for
+	// a file hears of no deadline and of no Close.
+	take := t.takeFile
+	give := func(out uintptr) bool {
+		t.fd = int(out)
+		t.takeErr = t.in.Read(take)
+		return t.takeErr != nil || t.failed != unix.EAGAIN
 	}
 	for t.left > 0 {
-		t.n, t.failed, t.waitErr = 0, nil, nil
-		err := t.in.Read(take)
+		t.n, t.failed, t.takeErr = 0, nil, nil
+		err := t.out.Write(give)
 		t.left -= int64(t.n)
 		t.count(t.n)
 		switch {
 		case err != nil:
+			return true, c.ioError("write", writeHalf, rawCause(err))
+		case t.takeErr != nil:
 			return false, nil // the file is closed
-		case t.waitErr != nil:
-			return true, c.ioError("write", writeHalf, rawCause(t.waitErr))
 		case t.failed == io.EOF:
 			return true, nil
-		case t.failed == unix.EIO || t.failed == unix.EBADF || t.failed == unix.ESTALE || refused(t.failed):
-			return false, nil // or its Read fails too
+		case t.failed == unix.EIO || t.failed == unix.EBADF || t.failed == unix.ESTALE || t.failed == unix.EOVERFLOW || refused(t.failed):
+			return false, nil // its Read knows better, or fails too
 		case t.failed != nil:
 			return true, c.ioError("write", writeHalf, os.NewSyscallError("sendfile", t.failed))
 		}
@@ -215,22 +216,20 @@ func (t *transfer) sendfile() (over bool, err error) {
 	return true, nil
 }
 
-// giveFile sends a chunk of t.file, as far as out has room. It fails with io.EOF
-// at the end of the file.
-func (t *transfer) giveFile(out uintptr) bool {
+// takeFile sends a chunk of a file, as far as t.fd has room: it fails with EAGAIN
+// where there is none, and with io.EOF at the end of the file.
+func (t *transfer) takeFile(in uintptr) bool {
 	chunk := int(min(t.left, fileChunk))
 	for t.n < chunk {
-		n, err := unix.Sendfile(int(out), t.file, nil, chunk-t.n)
+		n, err := unix.Sendfile(t.fd, int(in), nil, chunk-t.n)
 		switch {
 		case err == unix.EINTR:
 			continue
-		case err == unix.EAGAIN:
-			return false
 		case err == nil && n == 0:
 			err = io.EOF
 		}
 		if t.failed = err; err != nil {
-			return true
+			break
 		}
 		t.n += n
 	}
@@ -351,7 +350,11 @@ func readError(r io.Reader, err error) error {
 	}
 	switch r := r.(type) {
 	case net.Conn:
-		return &net.OpError{Op: "read", Net: r.LocalAddr().Network(), Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: os.NewSyscallError("splice", err)}
+		e := &net.OpError{Op: "read", Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: os.NewSyscallError("splice", err)}
+		if e.Source != nil {
+			e.Net = e.Source.Network()
+		}
+		return e
 	case interface{ Name() string }:
 		return &fs.PathError{Op: "read", Path: r.Name(), Err: err}
 	}

@@ -466,6 +466,40 @@ func TestCopyObeysItsSourcesEnd(t *testing.T) {
 	}
 }
 
+func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(64 << 20); err != nil {
+		t.Fatal(err)
+	}
+	first, _ := mustPair(t) // whose peer does not read, as none does here
+	copies := []copying{startCopy(first, f)}
+	waitInPoller(t, 1)
+
+	ended := func(why error, c copying) {
+		t.Helper()
+		if got := receive(t, "the end of a copy", c); !errors.Is(got.err, why) {
+			t.Errorf("a copy ended by %v, want %v", got.err, why)
+		}
+	}
+	second, _ := mustPair(t)
+	second.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	ended(os.ErrDeadlineExceeded, startCopy(second, f))
+	third, _ := mustPair(t)
+	copies = append(copies, startCopy(third, f))
+	waitInPoller(t, 2)
+	third.Close()
+	ended(net.ErrClosed, copies[1])
+	if n, err := f.Read(make([]byte, 10)); n != 10 { // nor does it hold up the file's own users
+		t.Errorf("read %d of the file, %v", n, err)
+	}
+	first.Close()
+	ended(net.ErrClosed, copies[0])
+}
+
 func TestCopyFromAResetConnectionIsNoEOF(t *testing.T) {
 	near, far := netPair(t, "tcp")
 	w, _ := mustPair(t)
@@ -474,6 +508,27 @@ func TestCopyFromAResetConnectionIsNoEOF(t *testing.T) {
 	far.(*net.TCPConn).SetLinger(0)
 	far.Close()
 	wantError(t, receive(t, "the end of the copy", c).err, syscall.ECONNRESET, "read", "tcp")
+}
+
+// addressless is a connection that has no address to tell.
+type addressless struct{ net.Conn }
+
+func (addressless) LocalAddr() net.Addr { return nil }
+
+func (c addressless) SyscallConn() (syscall.RawConn, error) {
+	return c.Conn.(syscall.Conn).SyscallConn()
+}
+
+func TestCopyFromAResetConnectionWithoutAnAddressIsAnError(t *testing.T) {
+	near, far := netPair(t, "tcp")
+	w, _ := mustPair(t)
+	c := startCopy(w, addressless{near})
+	waitInPoller(t, 1)
+	far.(*net.TCPConn).SetLinger(0)
+	far.Close()
+	if got := receive(t, "the end of the copy", c); !errors.Is(got.err, syscall.ECONNRESET) {
+		t.Errorf("%v, want ECONNRESET", got.err)
+	}
 }
 
 func TestCopyAfterACloseIsErrClosed(t *testing.T) {
