@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/go-unixsock/unixsock"
@@ -217,12 +218,14 @@ func ExampleTCPUnit() {
 }
 
 func ExampleCheckPath() {
-	for _, path := range []string{"/run/example.sock", "", "a\x00b"} {
-		fmt.Println(unixsock.CheckPath(path))
+	for _, path := range []string{"/run/example.sock", "", "a\x00b", strings.Repeat("/long", 30)} {
+		err := unixsock.CheckPath(path) // which says what is wrong, and what the limit is here
+		fmt.Println(err == nil, errors.Is(err, unixsock.ErrInvalidPath))
 	}
 
 	// Output:
-	// <nil>
-	// invalid unix socket path: it is empty
-	// invalid unix socket path: NUL at byte 1 of a filesystem path
+	// true false
+	// false true
+	// false true
+	// false true
 }

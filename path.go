@@ -55,7 +55,7 @@ func resolve(path string) (string, error) {
 	case !Available:
 		return "", fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
 	case path == "":
-		return "", fmt.Errorf("%w: it is empty", ErrInvalidPath)
+		return "", fmt.Errorf("%w: it is empty, the limit is %d bytes", ErrInvalidPath, MaxPathLen)
 	case path[0] == 0 && !onLinux:
 		return "", fmt.Errorf("%w: it begins with NUL, and abstract names exist on Linux only, not on %s", ErrInvalidPath, runtime.GOOS)
 	case path[0] == 0 && len(path) > MaxPathLen:
@@ -64,7 +64,8 @@ func resolve(path string) (string, error) {
 	case path[0] == 0:
 		return path, nil
 	case strings.IndexByte(path, 0) > 0:
-		return "", fmt.Errorf("%w: NUL at byte %d of a filesystem path", ErrInvalidPath, strings.IndexByte(path, 0))
+		return "", fmt.Errorf("%w: NUL at byte %d of a filesystem path of %d bytes, the limit is %d without any",
+			ErrInvalidPath, strings.IndexByte(path, 0), len(path), MaxPathLen)
 	}
 	full := path
 	if path[0] != '/' {
@@ -72,7 +73,8 @@ func resolve(path string) (string, error) {
 		// prefers, may be /proc/self/cwd or another name that a chdir moves.
 		wd, err := syscall.Getwd()
 		if err != nil {
-			return "", fmt.Errorf("%w: a relative path, and no working directory: %w", ErrInvalidPath, err)
+			return "", fmt.Errorf("%w: the absolute form of a relative path, the limit is %d bytes, and no working directory: %w",
+				ErrInvalidPath, MaxPathLen, err)
 		}
 		full = wd + "/" + path
 	}

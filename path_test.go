@@ -123,6 +123,8 @@ func TestInvalidPathIsAnErrorEverywhere(t *testing.T) {
 			t.Errorf("CheckPath(%s): %v", name, err)
 		} else if len(err.Error()) > 1000 {
 			t.Errorf("CheckPath(%s): a message of %d bytes", name, len(err.Error()))
+		} else if limit := strconv.Itoa(MaxPathLen); !strings.Contains(err.Error(), limit) && (onLinux || path == "" || path[0] != 0) {
+			t.Errorf("CheckPath(%s): %v, which does not tell the limit of %s", name, err, limit)
 		}
 		c, err := Connect(path)
 		if c != nil || !errors.Is(err, ErrInvalidPath) {

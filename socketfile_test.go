@@ -883,6 +883,29 @@ func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid
 	wantOnly(t, dir)
 }
 
+func TestReplaceStaleForWantOfDescriptorsSaysSo(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	path := filepath.Join(shortDir(t), "s")
+	leaveStale(t, path)
+	free := exhaustDescriptors(t)
+	defer free()
+	// The last is 63: one for the socket, one more for the lock, none to ask with.
+	for few := range 3 {
+		if few > 0 {
+			unix.Close(64 - few)
+		}
+		l, err := Listen(path, ReplaceStale())
+		if err == nil {
+			l.Close()
+		}
+		if !errors.Is(err, syscall.EMFILE) {
+			t.Errorf("with %d descriptors: %v, want EMFILE", few, err)
+		}
+	}
+}
+
 func TestUnlinkOnCloseRemovesTheFile(t *testing.T) {
 	checkDescriptors(t)
 	l := mustListen(t, UnlinkOnClose())

@@ -83,7 +83,11 @@ func replaceFile(fd int, name string) error {
 		if info.Mode().Type() != fs.ModeSocket {
 			return fmt.Errorf("%w: the file there is no socket", os.NewSyscallError("bind", unix.EADDRINUSE))
 		}
-		switch ask(name) {
+		answer, err := ask(name)
+		if err != nil {
+			return err
+		}
+		switch answer {
 		case unix.ECONNREFUSED:
 			if err := unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
@@ -96,21 +100,22 @@ func replaceFile(fd int, name string) error {
 	return bindSocket(fd, name)
 }
 
-// ask returns ECONNREFUSED if no open socket is bound to the file called name.
+// ask asks for the socket that is bound to the file called name. The answer is
+// ECONNREFUSED if no open one is.
 //
 // It asks with a datagram socket: the kernel looks for the socket bound to the
 // file first, and finds that it is of another kind only if there is one. So the
 // answer does not depend on the backlog, which may be full, nor on whether the
 // other listens yet; and the other does not hear of it.
-func ask(name string) error {
+func ask(name string) (answer, err error) {
 	fd, err := socket(unix.SOCK_DGRAM)
 	if err != nil {
-		return err
+		return nil, os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
 	for {
-		if err := connect(fd, name); err != unix.EINTR {
-			return err
+		if answer := connect(fd, name); answer != unix.EINTR {
+			return answer, nil
 		}
 	}
 }
