@@ -357,7 +357,8 @@ func (l *Listener) CloseOn(ctx context.Context) {
 }
 
 // Addr returns the *[net.UnixAddr] that the listener is bound to: the absolute
-// form of the path, or the abstract name with its leading NUL.
+// form of the path, or the abstract name with its leading NUL; of a socket that
+// [FileListener] adopted, the name as it was bound.
 func (l *Listener) Addr() net.Addr { return unixAddr(l.name) }
 
 // SetDeadline sets the deadline of Accept and AcceptContext: those that wait
