@@ -96,7 +96,7 @@ func (f *lazyFile) Read(b []byte) (int, error) {
 
 // readBare reads what has come, or returns errWouldBlock.
 func (f *lazyFile) readBare(b []byte) (int, error) {
-	if f == nil || f.file.Load() != nil {
+	if f == nil || f.file.Load() != nil || len(b) > bareMost {
 		return 0, errWouldBlock
 	}
 	f.mu.Lock()
@@ -104,7 +104,7 @@ func (f *lazyFile) readBare(b []byte) (int, error) {
 	if !f.bare {
 		return 0, errWouldBlock
 	}
-	return readSocket(f.fd, b[:min(len(b), bareMost)])
+	return readSocket(f.fd, b)
 }
 
 // Write is os.File's.
