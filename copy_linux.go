@@ -23,9 +23,13 @@ const (
 	// twice.
 	bulk = 16 << 10
 
-	// pipeSize is what the pipe between two sockets is asked to hold: what a unix
-	// socket holds, and little enough that its pages are still in the cache.
-	pipeSize = 128 << 10
+	// pipeSize is what the pipe between two sockets is asked to hold, and how much
+	// goes through it at once: enough that the steps are few, and little enough
+	// that its pages are still in the cache.
+	pipeSize = 256 << 10
+
+	// connChunk is that of a Conn, which holds less than one of TCP.
+	connChunk = 128 << 10
 )
 
 // moved, if set, is told of each move of bytes by the kernel. It is for tests.
@@ -177,6 +181,7 @@ type transfer struct {
 	// What the callbacks of RawConn calls work on.
 	fd      int // w's, for one within another
 	pipe    *pipe
+	chunk   int64 // how much to take at once
 	n       int   // how much of a chunk is sent
 	last    int   // the size of the chunk before, from a Conn; 0 once made use of
 	failed  error // of the last system call
@@ -241,6 +246,10 @@ func (t *transfer) takeFile(in uintptr) bool {
 func (t *transfer) splice() (over bool, err error) {
 	c := connOf(t.r) // may be nil
 	fill, drain := t.fill, t.drain
+	t.chunk = pipeSize
+	if c != nil {
+		t.chunk = connChunk
+	}
 	for t.left > 0 {
 		if t.in.Read(fill) != nil || t.pipe == nil {
 			return false, nil // closed or past a deadline, or want of descriptors
@@ -282,7 +291,7 @@ func (t *transfer) fill(in uintptr) bool {
 		return true
 	}
 	for {
-		t.pipe.data, t.failed = splice(t.pipe.w, int(in), int(min(t.left, pipeSize)))
+		t.pipe.data, t.failed = splice(t.pipe.w, int(in), int(min(t.left, t.chunk)))
 		if t.failed != unix.EAGAIN { // which is not for want of room: the pipe is empty
 			return true
 		}
