@@ -46,7 +46,7 @@ type Listener struct {
 	// its own context. The others queue for the turn.
 	turn     chan struct{}
 	done     chan struct{} // closed by Close
-	gone     chan struct{} // closed once Close is through
+	unlinked chan struct{} // closed once Close has seen to the socket file
 	deadline deadline
 
 	// mu guards what follows, and every accept(2) on the descriptor.
@@ -149,7 +149,7 @@ func newListener(fd int, name string) (*Listener, error) {
 		name:     name,
 		turn:     make(chan struct{}, 1),
 		done:     make(chan struct{}),
-		gone:     make(chan struct{}),
+		unlinked: make(chan struct{}),
 		deadline: deadline{expired: make(chan struct{})},
 	}, nil
 }
@@ -310,8 +310,8 @@ func (l *Listener) kick() {
 
 // Close closes the listener and wakes all who wait for it. The socket file
 // stays, as with unix-socket-close-listener, unless [UnlinkOnClose] was among
-// the options. A second Close returns nil, once the first is through: the name is
-// free then, whoever was first.
+// the options. A second Close returns nil, once the first has seen to the file:
+// whoever was first, it is gone then.
 func (l *Listener) Close() error {
 	if l.file == nil {
 		return l.opError("close", os.ErrInvalid)
@@ -319,10 +319,11 @@ func (l *Listener) Close() error {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
-		<-l.gone
+		// Not until all is closed: a callback of SyscallConn may be who calls, and
+		// that waits for it.
+		<-l.unlinked
 		return nil
 	}
-	defer close(l.gone)
 	l.closed = true
 	custody := l.custody
 	l.custody = nil
@@ -333,6 +334,7 @@ func (l *Listener) Close() error {
 
 	// While the socket is open, its file cannot be taken for a stale one.
 	unlinkErr := l.socketFile.unlink()
+	close(l.unlinked)
 	// Not under mu: closing the file waits for callbacks that want it.
 	err := errors.Join(cause(unlinkErr), cause(l.file.Close()))
 	if hand != nil {
@@ -431,7 +433,7 @@ func (d *deadline) wait() <-chan struct{} {
 
 // SyscallConn returns access to the descriptor, for what this package does not
 // offer. A Read waits as an Accept does, its deadline too; a Write fails with
-// [errors.ErrUnsupported].
+// [errors.ErrUnsupported]. What they call back may be called by several at once.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if l.file == nil {
 		return nil, l.opError("raw", os.ErrInvalid)

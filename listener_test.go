@@ -392,11 +392,8 @@ func TestSecondCloseIsNil(t *testing.T) {
 	}
 }
 
-func TestNameIsFreeWhenASecondCloseReturns(t *testing.T) {
+func TestPathIsFreeWhenASecondCloseReturns(t *testing.T) {
 	path := filepath.Join(shortDir(t), "s")
-	if onLinux {
-		path = Abstract(path)
-	}
 	for range times(3000) {
 		l := mustListenAt(t, path, UnlinkOnClose())
 		ctx, cancel := context.WithCancel(t.Context())
@@ -411,6 +408,25 @@ func TestNameIsFreeWhenASecondCloseReturns(t *testing.T) {
 		}
 		l.Close()
 	}
+}
+
+func TestSecondCloseInACallbackReturns(t *testing.T) {
+	l := mustListen(t)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var closing sync.WaitGroup
+	ends(t, "the callback", func() {
+		raw.Control(func(uintptr) {
+			closing.Go(func() { l.Close() })
+			<-l.done
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	ends(t, "the first Close", closing.Wait)
 }
 
 func TestClosedListenerSaysSo(t *testing.T) {
