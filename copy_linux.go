@@ -77,6 +77,9 @@ const (
 // reads or writes, and its kind.
 func descriptor(v any) (syscall.RawConn, kind) {
 	if c := connOf(v); c != nil {
+		if _, err := c.file.open(); err != nil {
+			return nil, unfit // closed, or not to be waited for
+		}
 		raw, err := c.file.SyscallConn()
 		if err != nil {
 			return nil, unfit
@@ -179,37 +182,48 @@ type transfer struct {
 	written int64           // to w
 
 	// What the callbacks of RawConn calls work on.
-	fd      int // w's, for one within another
+	file    int // the descriptor of r
 	pipe    *pipe
 	chunk   int64 // how much to take at once
 	n       int   // how much of a chunk is sent
 	last    int   // the size of the chunk before, from a Conn; 0 once made use of
 	failed  error // of the last system call
-	takeErr error // of the call for r, within one for w
+	waitErr error // of the last call for w
 }
 
 // sendfile copies a file to a Conn.
 func (t *transfer) sendfile() (over bool, err error) {
 	c := connOf(t.w)
+	give := t.giveFile
 	// The file is held as in its Read, so that no other Read of it gets in
-	// between, but not while w is waited for: that may be long, and who waits for
-	// a file hears of no deadline and of no Close.
-	take := t.takeFile
-	give := func(out uintptr) bool {
-		t.fd = int(out)
-		t.takeErr = t.in.Read(take)
-		return t.takeErr != nil || t.failed != unix.EAGAIN
+	// between, but not while w has no room: that may be long, and who waits for a
+	// file hears of no deadline and of no Close. It is the first to be held: it
+	// may be another's for long, who would keep w from being closed.
+	take := func(in uintptr) bool {
+		t.file = int(in)
+		t.waitErr = t.out.Write(give)
+		return true
+	}
+	woken := false
+	wait := func(out uintptr) bool {
+		over := woken || writable(int(out)) // since it was full, which nothing tells here
+		woken = true
+		return over
 	}
 	for t.left > 0 {
-		t.n, t.failed, t.takeErr = 0, nil, nil
-		err := t.out.Write(give)
+		t.n, t.failed, t.waitErr = 0, nil, nil
+		err := t.in.Read(take)
 		t.left -= int64(t.n)
 		t.count(t.n)
+		if err == nil && t.failed == unix.EAGAIN {
+			woken, t.failed = false, nil
+			t.waitErr = t.out.Write(wait)
+		}
 		switch {
 		case err != nil:
-			return true, c.ioError("write", writeHalf, rawCause(err))
-		case t.takeErr != nil:
 			return false, nil // the file is closed
+		case t.waitErr != nil:
+			return true, c.ioError("write", writeHalf, rawCause(t.waitErr))
 		case t.failed == io.EOF:
 			return true, nil
 		case t.failed == unix.EIO || t.failed == unix.EBADF || t.failed == unix.ESTALE || t.failed == unix.EOVERFLOW || refused(t.failed):
@@ -221,12 +235,12 @@ func (t *transfer) sendfile() (over bool, err error) {
 	return true, nil
 }
 
-// takeFile sends a chunk of a file, as far as t.fd has room: it fails with EAGAIN
+// giveFile sends a chunk of t.file, as far as out has room: it fails with EAGAIN
 // where there is none, and with io.EOF at the end of the file.
-func (t *transfer) takeFile(in uintptr) bool {
+func (t *transfer) giveFile(out uintptr) bool {
 	chunk := int(min(t.left, fileChunk))
 	for t.n < chunk {
-		n, err := unix.Sendfile(t.fd, int(in), nil, chunk-t.n)
+		n, err := unix.Sendfile(int(out), t.file, nil, chunk-t.n)
 		switch {
 		case err == unix.EINTR:
 			continue

@@ -19,8 +19,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // A source is something to copy from, and what the test puts into it.
@@ -500,6 +498,41 @@ func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
 	ended(net.ErrClosed, copies[0])
 }
 
+// Others hold a file for long: net's sendfile does, while its peer does not read.
+func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, peer := mustPair(t)
+	held, letGo, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		raw.Read(func(uintptr) bool { close(held); <-letGo; return true })
+		close(released)
+	}()
+	<-held
+	done := startCopy(c, f)
+	waitFor(t, "the copy does not wait", func() bool { return goroutinesIn("sync.Mutex.Lock")+goroutinesIn("semacquire") > 0 })
+	ends(t, "Write", func() { c.Write([]byte("x")) })
+	if n, err := peer.Read(make([]byte, 10)); n != 1 || err != nil {
+		t.Errorf("the peer read %d, %v", n, err)
+	}
+	ends(t, "Close", func() { c.Close() })
+	close(letGo)
+	<-released
+	if got := receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
+		t.Errorf("the copy ended by %v", got.err)
+	}
+}
+
 func TestCopyFromAResetConnectionIsNoEOF(t *testing.T) {
 	near, far := netPair(t, "tcp")
 	w, _ := mustPair(t)
@@ -668,17 +701,6 @@ func TestCopiesInBothDirectionsAtOnce(t *testing.T) {
 	for _, c := range []copying{out, back} {
 		if got := receive(t, "the end of a copy", c); got.err != nil {
 			t.Error(fmt.Errorf("after %d bytes: %w", got.n, got.err))
-		}
-	}
-}
-
-// writable reports whether fd takes bytes.
-func writable(fd int) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	for {
-		n, err := unix.Poll(fds, 0)
-		if err != unix.EINTR {
-			return n > 0
 		}
 	}
 }

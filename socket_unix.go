@@ -139,8 +139,13 @@ func acceptSocket(fd int) (int, string, error) {
 }
 
 // readable reports whether fd has something to accept or to read, or an end.
-func readable(fd int) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+func readable(fd int) bool { return ready(fd, unix.POLLIN) }
+
+// writable reports whether fd has room for what is written, or nobody to read it.
+func writable(fd int) bool { return ready(fd, unix.POLLOUT) }
+
+func ready(fd int, events int16) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
 	for {
 		n, err := unix.Poll(fds, 0)
 		if err != unix.EINTR {
