@@ -88,10 +88,25 @@ func (f *lazyFile) Read(b []byte) (int, error) {
 		return n, err
 	}
 	file, err := f.open()
-	if err != nil {
+	switch {
+	case err == errRefused:
+		return f.atOnce(readSocket, b)
+	case err != nil:
 		return 0, err
 	}
 	return file.Read(b)
+}
+
+// atOnce does as much as can be done without the poller, which refuses.
+func (f *lazyFile) atOnce(do func(fd int, b []byte) (int, error), b []byte) (n int, err error) {
+	err = f.control(func(fd int) (err error) {
+		n, err = do(fd, b)
+		return err
+	})
+	if err == errWouldBlock {
+		err = errRefused
+	}
+	return n, err
 }
 
 // readBare reads what has come, or returns errWouldBlock.
@@ -124,6 +139,12 @@ func (f *lazyFile) Write(b []byte) (int, error) {
 	}
 	file, err := f.open()
 	switch {
+	case err == errRefused:
+		n, err := f.atOnce(writeSocket, b)
+		if err == nil && n < len(b) {
+			err = errRefused
+		}
+		return n, err
 	case err != nil:
 		return 0, err
 	case f.fd <= 2:

@@ -257,33 +257,65 @@ func TestHalfClosedAsTheFirstComesToWaitEndsTheWait(t *testing.T) {
 }
 
 func TestPollerThatRefusesIsSaidSoByWhatWouldWait(t *testing.T) {
-	barePair(t)                                             // so that the next is bare
-	f, err := os.Create(filepath.Join(shortDir(t), "file")) // which epoll refuses
-	if err != nil {
+	c, peer := barePair(t)
+	fd := c.file.fd
+	// The poller, too, would refuse: os.File does not give it what may block.
+	if err := syscall.SetNonblock(fd, false); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if f.SetDeadline(time.Time{}) == nil {
-		t.Skip("the poller takes regular files here")
+	if err := c.SetDeadline(time.Time{}); !errors.Is(err, os.ErrNoDeadline) {
+		t.Fatalf("SetDeadline: %v", err)
 	}
-	fd, err := duplicate(int(f.Fd()))
-	if err != nil {
+	if err := syscall.SetNonblock(fd, true); err != nil {
 		t.Fatal(err)
 	}
-	c := newConn(fd, "", "")
 	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
+	file, err := os.Create(filepath.Join(shortDir(t), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
 	for range 2 {
 		if err := c.SetDeadline(time.Time{}); !errors.Is(err, os.ErrNoDeadline) {
 			t.Errorf("SetDeadline: %v", err)
 		}
-		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrNoDeadline) {
-			t.Errorf("Read: %v", err)
+		for _, size := range []int{1, bareMost + 1} {
+			if _, err := peer.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := c.Read(make([]byte, size)); n != 1 || err != nil {
+				t.Errorf("Read of what is there: %d, %v", n, err)
+			}
+			if _, err := c.Read(make([]byte, size)); !errors.Is(err, os.ErrNoDeadline) {
+				t.Errorf("Read: %v", err)
+			}
 		}
-		if _, err := c.Write(make([]byte, 1)); !errors.Is(err, os.ErrNoDeadline) {
-			t.Errorf("Write: %v", err)
+		for wrote := 0; ; {
+			n, err := c.Write(make([]byte, bareMost+1))
+			if wrote += n; err == nil {
+				continue
+			}
+			if !errors.Is(err, os.ErrNoDeadline) {
+				t.Errorf("Write: %v", err)
+			}
+			if _, err := io.ReadFull(peer, make([]byte, wrote)); err != nil {
+				t.Errorf("of the %d bytes that were written: %v", wrote, err)
+			}
+			break
+		}
+		if err := file.Truncate(8 << 20); err != nil {
+			t.Fatal(err)
+		}
+		file.Seek(0, io.SeekStart)
+		n, err := io.Copy(c, file)
+		if !errors.Is(err, os.ErrNoDeadline) {
+			t.Errorf("Copy: %v", err)
+		}
+		if _, err := io.ReadFull(peer, make([]byte, n)); err != nil {
+			t.Errorf("of the %d bytes that were copied: %v", n, err)
 		}
 		if err := raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrNoDeadline) {
 			t.Errorf("RawConn.Read: %v", err)
