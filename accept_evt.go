@@ -338,6 +338,8 @@ type watcher struct {
 	to       []*acceptEvt // who may have what is in hand
 	part     bool         // and there are more
 
+	accepted bool // settle has, ahead of whoever receives
+
 	quit bool // there is nothing left to watch for
 
 	recheck *time.Timer // reused from offer to offer
@@ -346,6 +348,9 @@ type watcher struct {
 func (w *watcher) run() {
 	l := w.l
 	for l.await(context.Background(), nil, w.settle) == nil && !w.quit {
+		if w.accepted {
+			observed.accepted(l)
+		}
 		if !w.offering {
 			continue
 		}
@@ -366,7 +371,7 @@ func (w *watcher) settle(fd uintptr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	clear(w.to[:cap(w.to)]) // what has ended must not be held
-	w.offering, w.ready, w.to = false, nil, w.to[:0]
+	w.accepted, w.offering, w.ready, w.to = false, false, nil, w.to[:0]
 	if l.closed {
 		return true
 	}
@@ -387,6 +392,7 @@ func (w *watcher) settle(fd uintptr) bool {
 			if l.hand.Conn = c; err != nil {
 				l.hand.Err = l.opError("accept", err)
 			} else {
+				w.accepted = true
 				_, _ = c.file.open() // there is time until it is received; as in accept
 			}
 		}
