@@ -92,9 +92,10 @@ const recheck = 50 * time.Millisecond
 // may find none for the moment.) A channel kept in a variable follows when an
 // Accept, AcceptContext or Connect of this package in this process returns; news
 // of a connect made elsewhere, and of a connection that came out of AcceptEvt's
-// channel, comes as soon as a goroutine can run. A kept channel that is polled
-// many times in a row, 128 or (if others wait on it, too) 4, may lag in the same
-// way.
+// channel, comes as soon as a goroutine can run; if that was the channel of
+// another Listener of the same socket, within 50 ms, as from another process. A
+// kept channel that is polled many times in a row, 128 or (if others wait on it,
+// too) 4, may lag in the same way.
 //
 // Readiness accepts nothing. Between a receive and an Accept another goroutine or
 // process that accepts may take the connection, and the Accept then waits for the
@@ -338,8 +339,6 @@ type watcher struct {
 	to       []*acceptEvt // who may have what is in hand
 	part     bool         // and there are more
 
-	accepted bool // settle has, ahead of whoever receives
-
 	quit bool // there is nothing left to watch for
 
 	recheck *time.Timer // reused from offer to offer
@@ -348,9 +347,6 @@ type watcher struct {
 func (w *watcher) run() {
 	l := w.l
 	for l.await(context.Background(), nil, w.settle) == nil && !w.quit {
-		if w.accepted {
-			observed.accepted(l)
-		}
 		if !w.offering {
 			continue
 		}
@@ -371,7 +367,7 @@ func (w *watcher) settle(fd uintptr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	clear(w.to[:cap(w.to)]) // what has ended must not be held
-	w.accepted, w.offering, w.ready, w.to = false, false, nil, w.to[:0]
+	w.offering, w.ready, w.to = false, nil, w.to[:0]
 	if l.closed {
 		return true
 	}
@@ -392,7 +388,6 @@ func (w *watcher) settle(fd uintptr) bool {
 			if l.hand.Conn = c; err != nil {
 				l.hand.Err = l.opError("accept", err)
 			} else {
-				w.accepted = true
 				_, _ = c.file.open() // there is time until it is received; as in accept
 			}
 		}
