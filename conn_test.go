@@ -928,13 +928,10 @@ func TestZeroConnIsAnError(t *testing.T) {
 	}
 }
 
-// A program that has closed its standard descriptors gets their numbers for its
-// sockets. Of 1 and 2 os.File takes EPIPE for the end of the program.
-func TestPeerThatHasGoneDoesNotEndAProgramWithoutStandardDescriptors(t *testing.T) {
-	if !inChild(t, nil) {
-		return
-	}
-	dir := shortDir(t)
+// closeStandard closes the standard descriptors of this process, which should be
+// a child, until reopen is called, which tells those that were used meanwhile.
+func closeStandard(t *testing.T) (reopen func() (used []int)) {
+	t.Helper()
 	var saved [3]int
 	for fd := range saved {
 		var err error
@@ -943,6 +940,29 @@ func TestPeerThatHasGoneDoesNotEndAProgramWithoutStandardDescriptors(t *testing.
 		}
 		unix.Close(fd)
 	}
+	return func() (used []int) {
+		for fd, save := range saved {
+			if isOpen(fd) {
+				used = append(used, fd)
+				unix.Close(fd)
+			}
+			// F_DUPFD takes the lowest number that is free: fd, as these go up.
+			if got, err := unix.FcntlInt(uintptr(save), unix.F_DUPFD, fd); err != nil || got != fd {
+				panic(fmt.Sprint(got, err))
+			}
+		}
+		return used
+	}
+}
+
+// A program that has closed its standard descriptors gets their numbers for its
+// sockets. Of 1 and 2 os.File takes EPIPE for the end of the program.
+func TestPeerThatHasGoneDoesNotEndAProgramWithoutStandardDescriptors(t *testing.T) {
+	if !inChild(t, nil) {
+		return
+	}
+	dir := shortDir(t)
+	reopen := closeStandard(t)
 	var trouble []string
 	for i := range 4 {
 		l, err := Listen(fmt.Sprint(dir, "/", i))
@@ -970,15 +990,8 @@ func TestPeerThatHasGoneDoesNotEndAProgramWithoutStandardDescriptors(t *testing.
 		}
 		// The others stay open, so that each round finds other numbers.
 	}
-	for fd, save := range saved {
-		if isOpen(fd) {
-			trouble = append(trouble, fmt.Sprintf("descriptor %d is in use", fd))
-			unix.Close(fd)
-		}
-		// F_DUPFD takes the lowest number that is free: fd, as these go up.
-		if got, err := unix.FcntlInt(uintptr(save), unix.F_DUPFD, fd); err != nil || got != fd {
-			panic(fmt.Sprint(got, err))
-		}
+	if used := reopen(); len(used) > 0 {
+		trouble = append(trouble, fmt.Sprintf("descriptors %v are in use", used))
 	}
 	if len(trouble) > 0 {
 		t.Error(strings.Join(trouble, "\n"))
