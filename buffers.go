@@ -4,7 +4,7 @@ import "net"
 
 const (
 	maxBuffers = 1024    // that one writev takes, on every system
-	maxWrite   = 1 << 30 // bytes in one writev; some systems refuse 2 GiB
+	maxIO      = 1 << 30 // bytes in one system call; some systems refuse 2 GiB
 )
 
 // WriteBuffers writes all of the buffers, or returns how many bytes went out and
@@ -39,12 +39,12 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 
 // batch returns what of the buffers one writev takes.
 func batch(v [][]byte) [][]byte {
-	if len(v[0]) > maxWrite {
-		return [][]byte{v[0][:maxWrite]}
+	if len(v[0]) > maxIO {
+		return [][]byte{v[0][:maxIO]}
 	}
 	size := 0
 	for i, b := range v {
-		if i == maxBuffers || len(b) > maxWrite-size {
+		if i == maxBuffers || len(b) > maxIO-size {
 			return v[:i]
 		}
 		size += len(b)

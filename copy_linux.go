@@ -77,10 +77,11 @@ const (
 // reads or writes, and its kind.
 func descriptor(v any) (syscall.RawConn, kind) {
 	if c := connOf(v); c != nil {
-		if _, err := c.file.open(); err != nil {
+		file, err := c.file.open()
+		if err != nil {
 			return nil, unfit // closed, or not to be waited for
 		}
-		raw, err := c.file.SyscallConn()
+		raw, err := file.SyscallConn()
 		if err != nil {
 			return nil, unfit
 		}

@@ -14,22 +14,23 @@ import (
 const bareMost = 64 << 10
 
 // A lazyFile is a connected socket that becomes an os.File, and so is given to
-// the runtime's poller, no sooner than somebody has to wait for it or asks for a
-// deadline. Until then plain system calls read, write and close it. A connection
+// the runtime's poller, no sooner than somebody has to wait for it, asks for a
+// deadline or moves more than bareMost at once. Until then plain system calls read, write and close it. A connection
 // of which each end finds the other's bytes there never meets the poller, and
 // that saves half of its system calls.
 //
 //	bare      fd is open, and used with mu held only
-//	a file    file is set, and owns the descriptor
+//	a file    file is set, and owns the descriptor; if the poller has refused it,
+//	          what need not wait is done, and nothing else
 //	closed    neither
 //
 // From bare it becomes one of the others; when a file is closed, that is the
 // file's affair.
 type lazyFile struct {
 	file atomic.Pointer[os.File]
+	fd   int // always the same; who may use it, the state tells
 
 	mu      sync.Mutex // guards what follows, and file's becoming set
-	fd      int
 	bare    bool
 	refused bool // by the poller; set before file is
 }

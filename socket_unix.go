@@ -61,7 +61,7 @@ func readSocket(fd int, b []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		switch n, err := syscall.Read(fd, b); {
+		switch n, err := syscall.Read(fd, b[:min(len(b), maxIO)]); {
 		case err == syscall.EINTR:
 		case err == syscall.EAGAIN:
 			return 0, errWouldBlock
@@ -79,7 +79,7 @@ func readSocket(fd int, b []byte) (int, error) {
 // errWouldBlock if there is none.
 func writeSocket(fd int, b []byte) (int, error) {
 	for {
-		switch n, err := syscall.Write(fd, b); err {
+		switch n, err := syscall.Write(fd, b[:min(len(b), maxIO)]); err {
 		case nil:
 			return n, nil
 		case syscall.EINTR:
