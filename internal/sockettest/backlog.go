@@ -1,0 +1,150 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sockettest
+
+import (
+	"context"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock"
+)
+
+// Readable reports whether poll(2) finds input, an end or a connection at fd.
+func Readable(fd int) bool { return polled(fd, unix.POLLIN) }
+
+// Writable reports whether poll(2) finds that fd has room for output, or that
+// its peer no longer reads.
+func Writable(fd int) bool { return polled(fd, unix.POLLOUT) }
+
+func polled(fd int, events int16) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return n > 0
+		}
+	}
+}
+
+// Pending reports whether the kernel's queue of l holds a connection.
+func Pending(t testing.TB, l *unixsock.Listener) (yes bool) {
+	t.Helper()
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { yes = Readable(int(fd)) }); err != nil {
+		t.Fatal(err)
+	}
+	return yes
+}
+
+// Socket returns a new non-blocking stream socket.
+func Socket() (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0); err != nil {
+		return -1, err
+	}
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// TryConnect connects a new socket to path without waiting. If the backlog is
+// full, the error is EAGAIN on Linux. The caller closes the descriptor.
+func TryConnect(path string) (fd int, err error) {
+	if fd, err = Socket(); err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// FillBacklog connects to path until the backlog is full, and returns how many
+// connects succeeded.
+func FillBacklog(t testing.TB, path string) int {
+	t.Helper()
+	SkipUnlessBacklogsWait(t)
+	for n := 0; ; n++ {
+		fd, err := TryConnect(path)
+		switch err {
+		case nil:
+			t.Cleanup(func() { unix.Close(fd) })
+		case unix.EAGAIN:
+			return n
+		default:
+			t.Fatal(err)
+		}
+	}
+}
+
+// SkipUnlessBacklogsWait skips the test on kernels that refuse a connection
+// when the backlog is full.
+func SkipUnlessBacklogsWait(t testing.TB) {
+	t.Helper()
+	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
+		t.Skip(runtime.GOOS + " does not distinguish a full backlog from a socket without a listener")
+	}
+}
+
+// FullListener returns a listener with no room in its backlog.
+func FullListener(t testing.TB) *unixsock.Listener {
+	t.Helper()
+	SkipUnlessBacklogsWait(t)
+	l := Listen(t, unixsock.Backlog(0))
+	Connect(t, l.Addr().String())
+	return l
+}
+
+// Dialed is what a call of ConnectContext returned.
+type Dialed struct {
+	Conn *unixsock.Conn
+	Err  error
+}
+
+// Connecting starts a ConnectContext to a listener with a full backlog, and
+// returns once it waits.
+func Connecting(t testing.TB, ctx context.Context, path string) <-chan Dialed {
+	t.Helper()
+	before := WaitingConnects()
+	result := make(chan Dialed, 1)
+	go func() {
+		c, err := unixsock.ConnectContext(ctx, path)
+		if c != nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		result <- Dialed{c, err}
+	}()
+	WaitFor(t, "no Connect waits", func() bool { return WaitingConnects() > before })
+	return result
+}
+
+// WaitingConnects returns how many goroutines wait in ConnectContext.
+func WaitingConnects() int { return Parked("unixsock.ConnectContext(") }
+
+// Accepting calls accept(i) in n goroutines, closes what they accept, and
+// returns once all of them wait. The channel yields their errors.
+func Accepting(t testing.TB, n int, accept func(i int) (*unixsock.Conn, error)) <-chan error {
+	t.Helper()
+	errs := make(chan error, n)
+	before := Parked("sockettest.Accepting.func")
+	for i := range n {
+		go func() {
+			c, err := accept(i)
+			if c != nil {
+				c.Close()
+			}
+			errs <- err
+		}()
+	}
+	WaitFor(t, "not all accepts wait", func() bool { return Parked("sockettest.Accepting.func") >= before+n })
+	return errs
+}

@@ -1,0 +1,239 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sockettest
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// ChildVar is the environment variable that holds, in a child process, the
+	// name of the test that it runs.
+	ChildVar = "UNIXSOCK_TEST_CHILD"
+
+	// helperVar holds, in a helper process, its role.
+	helperVar = "UNIXSOCK_TEST_HELPER"
+)
+
+// Main is for TestMain. In a helper process, it calls the function of its role
+// with the arguments of StartHelper or HelperCommand; otherwise it runs the
+// tests. It does not return.
+func Main(m *testing.M, roles map[string]func(args []string) error) {
+	role := os.Getenv(helperVar)
+	if role == "" {
+		// A test must not count the descriptors of the runtime's poller as left
+		// open. This starts the poller, as -timeout does, unless it is 0.
+		if r, w, err := os.Pipe(); err == nil {
+			r.Close()
+			w.Close()
+		}
+		os.Exit(m.Run())
+	}
+	time.AfterFunc(2*time.Minute, func() { panic("the helper does not end: " + role) })
+	f := roles[role]
+	if f == nil {
+		fmt.Println("error: no helper is called", role)
+		os.Exit(1)
+	}
+	if err := f(os.Args[1:]); err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// InChild runs the calling test in a process of its own, for what a test must
+// not do to this one. It returns true in the child, and false in the parent
+// once the child has passed. setup, which may be nil, prepares the child.
+func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
+	t.Helper()
+	if os.Getenv(ChildVar) == t.Name() {
+		return true
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v", "-test.timeout=1m")
+	ChildEnv(cmd, ChildVar+"="+t.Name())
+	if setup != nil {
+		setup(cmd)
+	}
+	Emulate(cmd)
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err != nil:
+		t.Fatalf("in a child process: %v\n%s", err, out)
+	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
+		t.Skipf("in a child process:\n%s", out)
+	case !strings.Contains(string(out), "--- PASS: "+t.Name()):
+		t.Fatalf("the child process ran no test:\n%s", out)
+	}
+	return false
+}
+
+// ChildEnv sets the environment of a child process that runs this binary. It
+// turns off the second that the race detector sleeps at the end of a process.
+func ChildEnv(cmd *exec.Cmd, vars ...string) {
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
+	cmd.Env = append(cmd.Env, vars...)
+}
+
+// Emulate makes a child process that runs this binary run it by the program
+// named in UNIXSOCK_TEST_EMULATOR, if that is set: an emulator of another
+// processor does not emulate the processes that a program starts.
+func Emulate(cmd *exec.Cmd) {
+	name := os.Getenv("UNIXSOCK_TEST_EMULATOR")
+	if name == "" {
+		return
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return
+	}
+	cmd.Args = append([]string{path, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = path
+}
+
+// A Helper is a process that runs a role of Main. It reads commands and prints
+// answers, one a line, and ends at the end of its input.
+type Helper struct {
+	Cmd   *exec.Cmd
+	Lines <-chan string // closed at the end of its output
+
+	t  testing.TB
+	in io.WriteCloser
+}
+
+// HelperCommand returns the command that runs a role of Main, for setup to
+// prepare; it may be nil.
+func HelperCommand(t testing.TB, setup func(*exec.Cmd), role string, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.Command(exe, args...)
+	ChildEnv(cmd, helperVar+"="+role)
+	if setup != nil {
+		setup(cmd)
+	}
+	Emulate(cmd)
+	return cmd
+}
+
+// StartHelper starts HelperCommand. The helper is killed at the end of the test.
+func StartHelper(t testing.TB, setup func(*exec.Cmd), role string, args ...string) *Helper {
+	t.Helper()
+	cmd := HelperCommand(t, setup, role, args...)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := make(chan string, 1)
+	h := &Helper{Cmd: cmd, Lines: lines, t: t, in: in}
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			lines <- s.Text()
+		}
+	}()
+	t.Cleanup(h.Kill)
+	return h
+}
+
+// Kill ends the helper with SIGKILL and returns when it has ended.
+func (h *Helper) Kill() {
+	_ = h.Cmd.Process.Kill()
+	for range h.Lines {
+	}
+	h.in.Close()
+	_ = h.Cmd.Wait() // it was killed
+}
+
+// Tell writes a line to the helper's input.
+func (h *Helper) Tell(line string) {
+	h.t.Helper()
+	if _, err := fmt.Fprintln(h.in, line); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// Hear returns the helper's next line. It fails the test if that is an error.
+func (h *Helper) Hear() string {
+	h.t.Helper()
+	line := Receive(h.t, "a line from the helper", h.Lines)
+	if err, isError := strings.CutPrefix(line, "error: "); isError {
+		h.t.Fatal("helper: ", err)
+	}
+	return line
+}
+
+// Expect fails the test unless the helper's next line is want.
+func (h *Helper) Expect(want string) {
+	h.t.Helper()
+	if got := h.Hear(); got != want {
+		h.t.Fatalf("the helper prints %q, want %q", got, want)
+	}
+}
+
+// UntilEOF returns, in a helper, at the end of its input.
+func UntilEOF() { _, _ = io.Copy(io.Discard, os.Stdin) }
+
+// ExhaustDescriptors takes all descriptors of this process, which should be a
+// child, until free is called. It lowers the limit to 64 descriptors for good.
+func ExhaustDescriptors(t testing.TB) (free func()) {
+	t.Helper()
+	limit := syscall.Rlimit{}
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	limit.Cur = 64
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	var fds []int
+	for {
+		fd, err := unix.Dup(0)
+		if err == unix.EMFILE {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+	}
+	return func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}
+}
+
+// ProcessorTime returns how much processor time this process has used.
+func ProcessorTime(t testing.TB) time.Duration {
+	t.Helper()
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}

@@ -1,0 +1,30 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sockettest
+
+import (
+	"flag"
+	"os/exec"
+	"strconv"
+	"testing"
+)
+
+var rounds = flag.Int("rounds", 1, "run the tests that repeat their work this many times as long")
+
+// Times returns how many times to repeat what is done n times by default: fewer
+// with -short and under the race detector, more with -rounds.
+func Times(n int) int {
+	switch {
+	case testing.Short():
+		n /= 10
+	case Race:
+		n /= 3
+	}
+	return max(1, n**rounds)
+}
+
+// WithRounds gives a child process the -short and -rounds of this one.
+func WithRounds(cmd *exec.Cmd) {
+	cmd.Args = append(cmd.Args, "-test.timeout=0", "-test.short="+strconv.FormatBool(testing.Short()),
+		"-rounds="+strconv.Itoa(*rounds))
+}

@@ -1,0 +1,113 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sockettest
+
+import (
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Timeout is how long helpers wait for an event that must come. It ends tests
+// that hang; it does not measure speed.
+const Timeout = 30 * time.Second
+
+// WaitFor waits until done returns true. It polls: use it where nothing signals
+// the change. The failure message ends with what.
+func WaitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(Timeout); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v: %s", Timeout, what)
+		}
+	}
+}
+
+// Receive returns the next value from ch, or the zero value if ch is closed.
+func Receive[T any](t testing.TB, what string, ch <-chan T) T {
+	t.Helper()
+	v, _ := ReceiveOK(t, what, ch)
+	return v
+}
+
+// ReceiveOK returns the next value from ch, and whether ch is open.
+func ReceiveOK[T any](t testing.TB, what string, ch <-chan T) (T, bool) {
+	t.Helper()
+	timer := time.NewTimer(Timeout)
+	defer timer.Stop()
+	select {
+	case v, ok := <-ch:
+		return v, ok
+	case <-timer.C:
+		t.Fatalf("waited %v for %s", Timeout, what)
+		panic("not reached")
+	}
+}
+
+// Returns calls f and fails the test, with the stacks of all goroutines, if f
+// does not return.
+func Returns(t testing.TB, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	timer := time.NewTimer(Timeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		t.Fatalf("waited %v for %s\n%s", Timeout, what, strings.Join(Goroutines(), "\n\n"))
+	}
+}
+
+// Goroutines returns the stack trace of each goroutine.
+func Goroutines() []string {
+	for b := make([]byte, 64<<10); ; b = make([]byte, 2*len(b)) {
+		if n := runtime.Stack(b, true); n < len(b) {
+			return strings.Split(strings.TrimSpace(string(b[:n])), "\n\n")
+		}
+	}
+}
+
+// GoroutinesIn returns how many goroutines are in a state, as stack traces name
+// it: "IO wait" is the state of a goroutine that waits in the poller.
+func GoroutinesIn(state string) (n int) {
+	for _, stack := range Goroutines() {
+		if strings.HasPrefix(stateOf(stack), state) {
+			n++
+		}
+	}
+	return n
+}
+
+// Parked returns how many goroutines wait for an event, the poller or a timer
+// and have a function on their stack. The name of the function begins behind the
+// last slash of its package path: "unixsock.ConnectContext(".
+func Parked(function string) (n int) {
+	for _, stack := range Goroutines() {
+		state, _, _ := strings.Cut(stateOf(stack), ",")
+		if slices.Contains([]string{"select", "chan receive", "IO wait", "sleep"}, state) &&
+			strings.Contains(stack, "/"+function) {
+			n++
+		}
+	}
+	return n
+}
+
+// stateOf returns what a stack trace says between brackets in its first line.
+func stateOf(stack string) string {
+	head, _, _ := strings.Cut(stack, "\n")
+	_, state, _ := strings.Cut(head, " [")
+	state, _, _ = strings.Cut(state, "]")
+	return state
+}
+
+// WaitInPoller waits until n goroutines wait in the poller.
+func WaitInPoller(t testing.TB, n int) {
+	t.Helper()
+	WaitFor(t, "no goroutine waits in the poller", func() bool { return GoroutinesIn("IO wait") >= n })
+}
