@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
 	"context"
@@ -15,13 +15,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
 // mustReceive returns the connection that an event gives. It is closed with the
 // test.
-func mustReceive(t testing.TB, evt <-chan Accepted) *Conn {
+func mustReceive(t testing.TB, evt <-chan unixsock.Accepted) *unixsock.Conn {
 	t.Helper()
-	a, ok := receive2(t, "AcceptEvt", evt)
+	a, ok := sockettest.ReceiveOK(t, "AcceptEvt", evt)
 	if !ok || a.Err != nil || a.Conn == nil {
 		t.Fatalf("got %+v, %v, want a connection", a, ok)
 	}
@@ -30,15 +33,15 @@ func mustReceive(t testing.TB, evt <-chan Accepted) *Conn {
 }
 
 // mustBeOver fails the test unless evt is closed already.
-func mustBeOver(t testing.TB, evt <-chan Accepted) {
+func mustBeOver(t testing.TB, evt <-chan unixsock.Accepted) {
 	t.Helper()
-	if a, ok := receive2(t, "the end of the event", evt); ok {
+	if a, ok := sockettest.ReceiveOK(t, "the end of the event", evt); ok {
 		t.Fatalf("the event gave %+v, want its end", a)
 	}
 }
 
 // mustTalk fails the test unless what client writes is what server reads.
-func mustTalk(t testing.TB, client, server *Conn) {
+func mustTalk(t testing.TB, client, server *unixsock.Conn) {
 	t.Helper()
 	if _, err := client.Write([]byte("x")); err != nil {
 		t.Fatal(err)
@@ -50,41 +53,37 @@ func mustTalk(t testing.TB, client, server *Conn) {
 }
 
 // mustEnd fails the test unless the other end of c has been closed.
-func mustEnd(t testing.TB, c *Conn) {
+func mustEnd(t testing.TB, c *unixsock.Conn) {
 	t.Helper()
-	c.SetReadDeadline(time.Now().Add(patience))
+	c.SetReadDeadline(time.Now().Add(sockettest.Timeout))
 	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 		t.Fatalf("got %d, %v, want the end", n, err)
 	}
 }
 
 // inHand connects to l and waits until an event of l has accepted ahead.
-func inHand(t testing.TB, l *Listener) (client *Conn) {
+func inHand(t testing.TB, l *unixsock.Listener) (client *unixsock.Conn) {
 	t.Helper()
-	client = mustConnect(t, l.Addr().String())
-	waitFor(t, "an event accepts ahead", func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return l.hand.Conn != nil && l.offering
-	})
+	client = sockettest.Connect(t, l.Addr().String())
+	sockettest.WaitFor(t, "no event accepts ahead", func() bool { return !sockettest.Pending(t, l) })
 	waitOffer(t) // before, a cancel may come too late for it
 	return client
 }
 
 func TestAcceptEvtGivesAConnection(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	for range 20 {
-		client := mustConnect(t, l.Addr().String())
+		client := sockettest.Connect(t, l.Addr().String())
 		mustTalk(t, client, mustReceive(t, l.AcceptEvt(t.Context())))
 	}
 }
 
 func TestAcceptEvtGivesToOneWhoWaitsAlready(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	evt := l.AcceptEvt(t.Context())
-	got := make(chan Accepted)
+	got := make(chan unixsock.Accepted)
 	go func() { got <- <-evt }()
-	client := mustConnect(t, l.Addr().String())
+	client := sockettest.Connect(t, l.Addr().String())
 	mustTalk(t, client, mustReceive(t, got))
 }
 
@@ -93,13 +92,13 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 	if testing.Short() {
 		clients = 300
 	}
-	l := mustListen(t, Backlog(16))
+	l := sockettest.Listen(t, unixsock.Backlog(16))
 	l.Ready()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	// A server writes the client's number back: each must come back once.
 	var served [4]atomic.Int32
-	serve := func(who int, c *Conn) {
+	serve := func(who int, c *unixsock.Conn) {
 		served[who].Add(1)
 		c.Write([]byte("s"))
 		c.Close()
@@ -112,7 +111,7 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 				if err != nil {
 					return
 				}
-				serve(0, c.(*Conn))
+				serve(0, c.(*unixsock.Conn))
 			}
 		})
 		servers.Go(func() {
@@ -142,12 +141,12 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 	for range 20 {
 		wg.Go(func() {
 			for range clients / 20 {
-				c, err := Connect(l.Addr().String())
+				c, err := unixsock.Connect(l.Addr().String())
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				c.SetDeadline(time.Now().Add(patience))
+				c.SetDeadline(time.Now().Add(sockettest.Timeout))
 				b, err := io.ReadAll(c)
 				if string(b) != "s" || err != nil {
 					t.Errorf("a client got %q, %v", b, err)
@@ -156,7 +155,7 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 			}
 		})
 	}
-	ends(t, "the clients", wg.Wait)
+	sockettest.Returns(t, "the clients", wg.Wait)
 	total := 0
 	for i := range served {
 		total += int(served[i].Load())
@@ -166,76 +165,76 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 	}
 	cancel()
 	l.Close()
-	ends(t, "the servers", servers.Wait)
+	sockettest.Returns(t, "the servers", servers.Wait)
 }
 
 func TestAbandonedEventStarvesNobody(t *testing.T) {
-	accept := func(t *testing.T, l *Listener) *Conn { return mustAccept(t, l) }
-	event := func(t *testing.T, l *Listener) *Conn {
+	accept := func(t *testing.T, l *unixsock.Listener) *unixsock.Conn { return sockettest.Accept(t, l) }
+	event := func(t *testing.T, l *unixsock.Listener) *unixsock.Conn {
 		ctx, cancel := context.WithCancel(context.Background())
 		t.Cleanup(cancel)
 		return mustReceive(t, l.AcceptEvt(ctx))
 	}
-	plain := func(t *testing.T, l *Listener) *Conn {
+	plain := func(t *testing.T, l *unixsock.Listener) *unixsock.Conn {
 		c, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		return c.(*Conn)
+		return c.(*unixsock.Conn)
 	}
-	abandon := func(t *testing.T, l *Listener) {
+	abandon := func(t *testing.T, l *unixsock.Listener) {
 		ctx, cancel := context.WithCancel(context.Background())
 		t.Cleanup(cancel)
 		l.AcceptEvt(ctx)
 	}
-	for who, take := range map[string]func(*testing.T, *Listener) *Conn{
+	for who, take := range map[string]func(*testing.T, *unixsock.Listener) *unixsock.Conn{
 		"Accept": plain, "AcceptContext": accept, "another event": event,
 	} {
 		t.Run(who+" after event and connect", func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			abandon(t, l)
 			for range 3 {
 				client := inHand(t, l)
-				ends(t, who, func() { mustTalk(t, client, take(t, l)) })
+				sockettest.Returns(t, who, func() { mustTalk(t, client, take(t, l)) })
 			}
 		})
 		t.Run(who+" after connect and event", func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			for range 3 {
-				client := mustConnect(t, l.Addr().String())
+				client := sockettest.Connect(t, l.Addr().String())
 				abandon(t, l)
-				ends(t, who, func() { mustTalk(t, client, take(t, l)) })
+				sockettest.Returns(t, who, func() { mustTalk(t, client, take(t, l)) })
 			}
 		})
 		t.Run(who+" between event and connect", func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			abandon(t, l)
 			for range 3 {
-				got := make(chan *Conn, 1)
+				got := make(chan *unixsock.Conn, 1)
 				go func() { got <- take(t, l) }()
-				client := mustConnect(t, l.Addr().String())
-				mustTalk(t, client, receive(t, who, got))
+				client := sockettest.Connect(t, l.Addr().String())
+				mustTalk(t, client, sockettest.Receive(t, who, got))
 			}
 		})
 		t.Run(who+" before event and connect", func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			for range 3 {
-				got := make(chan *Conn, 1)
+				got := make(chan *unixsock.Conn, 1)
 				go func() { got <- take(t, l) }()
-				waitFor(t, "it waits", func() bool { return countInAwait() > 0 })
+				sockettest.WaitInPoller(t, 1)
 				abandon(t, l)
-				client := mustConnect(t, l.Addr().String())
-				mustTalk(t, client, receive(t, who, got))
+				client := sockettest.Connect(t, l.Addr().String())
+				mustTalk(t, client, sockettest.Receive(t, who, got))
 			}
 		})
 		t.Run(who+" with Ready in use", func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			l.Ready()
 			abandon(t, l)
 			for range 3 {
-				client := mustConnect(t, l.Addr().String())
-				receive(t, "Ready", l.Ready())
+				client := sockettest.Connect(t, l.Addr().String())
+				sockettest.Receive(t, "Ready", l.Ready())
 				mustTalk(t, client, take(t, l))
 			}
 		})
@@ -243,7 +242,7 @@ func TestAbandonedEventStarvesNobody(t *testing.T) {
 }
 
 func TestAtMostOneConnectionIsAcceptedAhead(t *testing.T) {
-	l := mustListen(t, Backlog(2))
+	l := sockettest.Listen(t, unixsock.Backlog(2))
 	for range 5 {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -251,16 +250,16 @@ func TestAtMostOneConnectionIsAcceptedAhead(t *testing.T) {
 	}
 	l.Ready()
 	inHand(t, l)
-	receive(t, "Ready", l.Ready())
+	sockettest.Receive(t, "Ready", l.Ready())
 	// The backlog is empty again: it holds what it would without an event.
-	if n := fillBacklog(t, l.Addr().String()); n != 3 {
+	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 3 {
 		t.Errorf("%d more connects succeeded, want 3", n)
 	}
 }
 
 func TestAcceptEvtGivesABurstWithoutDelay(t *testing.T) {
 	const n = 8
-	l := mustListen(t, Backlog(n))
+	l := sockettest.Listen(t, unixsock.Backlog(n))
 	l.Ready()
 	evt := l.AcceptEvt(t.Context())
 	// All receivers wait already, and on one processor all connections are
@@ -275,14 +274,14 @@ func TestAcceptEvtGivesABurstWithoutDelay(t *testing.T) {
 			received <- time.Now()
 		}()
 	}
-	waitInPoller(t, 1)
+	sockettest.WaitInPoller(t, 1)
 	start := time.Now()
 	for range n {
-		mustConnect(t, l.Addr().String())
+		sockettest.Connect(t, l.Addr().String())
 	}
 	var last time.Time
 	for range n {
-		last = receive(t, "a connection", received)
+		last = sockettest.Receive(t, "a connection", received)
 	}
 	if took := last.Sub(start); took > 2*recheck {
 		t.Errorf("it took %v", took)
@@ -290,11 +289,11 @@ func TestAcceptEvtGivesABurstWithoutDelay(t *testing.T) {
 }
 
 func TestReadyAndAcceptEvtInOneSelectBothCome(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx := t.Context()
 	for range 10 {
-		mustConnect(t, l.Addr().String())
-		ends(t, "the event is chosen", func() {
+		sockettest.Connect(t, l.Addr().String())
+		sockettest.Returns(t, "the event is chosen", func() {
 			for {
 				select {
 				case <-l.Ready():
@@ -308,7 +307,7 @@ func TestReadyAndAcceptEvtInOneSelectBothCome(t *testing.T) {
 }
 
 func TestSameContextGivesTheSameChannel(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	other, cancelOther := context.WithCancel(t.Context())
@@ -327,45 +326,39 @@ func TestSameContextGivesTheSameChannel(t *testing.T) {
 }
 
 func TestAskingForAnEventAnewLeavesNothingBehind(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	evt := l.AcceptEvt(ctx)
 	goroutines := runtime.NumGoroutine()
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
+	heap := sockettest.HeapInUse()
 	type key struct{}
 	for range 100000 {
 		l.AcceptEvt(ctx)
 		l.AcceptEvt(context.WithValue(ctx, key{}, 1))
 	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	if more := int64(after.HeapAlloc) - int64(before.HeapAlloc); more > 1<<20 {
-		t.Errorf("%d bytes are left behind", more)
+	if more := sockettest.HeapInUse() - heap; more > 1<<20 {
+		t.Errorf("200000 calls leave %d bytes behind, want less than 1 MiB", more)
 	}
-	if n := len(l.evts); n != 1 {
-		t.Errorf("%d events are left behind", n)
-	}
-	waitGoroutines(t, goroutines)
-	mustConnect(t, l.Addr().String())
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.Connect(t, l.Addr().String())
 	mustReceive(t, evt)
 }
 
 func TestEventsThatAreOverLeaveNothingBehind(t *testing.T) {
-	l := mustListen(t)
-	goroutines := runtime.NumGoroutine()
-	for range 1000 {
+	l := sockettest.Listen(t)
+	goroutines, heap := runtime.NumGoroutine(), sockettest.HeapInUse()
+	for range 10000 {
 		ctx, cancel := context.WithCancel(t.Context())
 		evt := l.AcceptEvt(ownContext{Context: ctx})
 		cancel()
 		mustBeOver(t, evt)
 	}
-	waitGoroutines(t, goroutines)
-	if n := len(l.evts); n != 0 {
-		t.Errorf("%d events are left behind", n)
+	sockettest.WaitGoroutines(t, goroutines)
+	if more := sockettest.HeapInUse() - heap; more > 1<<20 {
+		t.Errorf("10000 events leave %d bytes behind, want less than 1 MiB", more)
 	}
+	runtime.KeepAlive(l)
 }
 
 func TestAcceptEvtTakesAnyContext(t *testing.T) {
@@ -380,9 +373,9 @@ func TestAcceptEvtTakesAnyContext(t *testing.T) {
 		"ends never":     ownContext{Context: context.Background()},
 	} {
 		t.Run(what, func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			for range 2 {
-				client := mustConnect(t, l.Addr().String())
+				client := sockettest.Connect(t, l.Addr().String())
 				mustTalk(t, client, mustReceive(t, l.AcceptEvt(ctx)))
 			}
 		})
@@ -390,16 +383,16 @@ func TestAcceptEvtTakesAnyContext(t *testing.T) {
 }
 
 func TestMoreEventsThanASelectTakesAreServed(t *testing.T) {
-	if testing.Short() || raceEnabled {
+	if testing.Short() || sockettest.Race {
 		t.Skip("makes 40,000 contexts")
 	}
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	var last <-chan Accepted
+	var last <-chan unixsock.Accepted
 	for range 40000 {
 		own, cancelOwn := context.WithCancel(ctx)
 		defer cancelOwn()
@@ -410,7 +403,7 @@ func TestMoreEventsThanASelectTakesAreServed(t *testing.T) {
 }
 
 func TestEndOfTheContextClosesTheEvent(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	evt := l.AcceptEvt(ctx)
 	var wg sync.WaitGroup
@@ -422,51 +415,61 @@ func TestEndOfTheContextClosesTheEvent(t *testing.T) {
 		})
 	}
 	cancel()
-	ends(t, "those who wait for the event", wg.Wait)
+	sockettest.Returns(t, "those who wait for the event", wg.Wait)
 	mustBeOver(t, evt)
 	mustBeOver(t, l.AcceptEvt(ctx))
 }
 
 func TestContextThatIsDoneGivesAnEventThatIsOver(t *testing.T) {
-	l := mustListen(t)
-	mustConnect(t, l.Addr().String())
+	l := sockettest.Listen(t)
+	sockettest.Connect(t, l.Addr().String())
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
+	goroutines := runtime.NumGoroutine()
 	mustBeOver(t, l.AcceptEvt(ctx))
-	if !waits(t, l) || l.watched.Load() {
-		t.Error("it set something going")
+	if !sockettest.Pending(t, l) {
+		t.Error("AcceptEvt with a context that is done accepted the connection")
+	}
+	if n := runtime.NumGoroutine(); n > goroutines {
+		t.Errorf("AcceptEvt with a context that is done left %d goroutines, want %d", n, goroutines)
 	}
 }
 
-// waitOffer waits until a watcher is parked with an offer.
+// recheck is the contract's limit for what another process changes.
+const recheck = 50 * time.Millisecond
+
+// manyEvents is more than an implementation is likely to treat as a few.
+const manyEvents = 8
+
+// waitOffer waits until a goroutine that the package started is parked in a
+// select: it offers a connection, or an error, to the events.
 func waitOffer(t testing.TB) {
 	t.Helper()
-	stacks := make([]byte, 1<<18)
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); runtime.Gosched() {
-		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+	for deadline := time.Now().Add(sockettest.Timeout); time.Now().Before(deadline); runtime.Gosched() {
+		for _, stack := range sockettest.Goroutines() {
 			head, _, _ := strings.Cut(stack, "\n")
-			if strings.Contains(head, " [select") && strings.Contains(stack, "(*watcher).offer") {
+			if strings.Contains(head, " [select") && strings.Contains(stack, "\ncreated by github.com/go-unixsock/unixsock.") {
 				return
 			}
 		}
 	}
-	t.Fatal("no offer is made")
+	t.Fatalf("waited %v: no goroutine offers a connection", sockettest.Timeout)
 }
 
 func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 	rounds := 2500
-	if testing.Short() || raceEnabled {
+	if testing.Short() || sockettest.Race {
 		rounds = 100
 	}
-	for what, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": 2 * fewEvents} {
+	for what, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": manyEvents} {
 		t.Run(what, func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			for range others {
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				l.AcceptEvt(ctx)
 			}
-			mustConnect(t, l.Addr().String())
+			sockettest.Connect(t, l.Addr().String())
 			for round := range rounds {
 				ctx, cancel := context.WithCancel(t.Context())
 				evt := l.AcceptEvt(ctx)
@@ -476,18 +479,18 @@ func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 					t.Fatalf("round %d: the event gave %+v", round, a)
 				}
 			}
-			mustAccept(t, l) // the connection was not lost meanwhile
+			sockettest.Accept(t, l) // the connection was not lost meanwhile
 		})
 	}
 }
 
 func TestEventAskedForAnewIsOverAsSoonAsItsContextIs(t *testing.T) {
 	rounds := 10000
-	if testing.Short() || raceEnabled {
+	if testing.Short() || sockettest.Race {
 		rounds = 1000
 	}
-	l := mustListen(t)
-	client := mustConnect(t, l.Addr().String())
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
 	for round := range rounds {
 		ctx, cancel := context.WithCancel(t.Context())
 		l.AcceptEvt(ctx)
@@ -504,7 +507,7 @@ func TestEventAskedForAnewIsOverAsSoonAsItsContextIs(t *testing.T) {
 			t.Fatalf("round %d: the event is not over", round)
 		}
 	}
-	mustTalk(t, client, mustAccept(t, l))
+	mustTalk(t, client, sockettest.Accept(t, l))
 }
 
 // An offer that is on its way while the context ends can find a receiver that
@@ -515,17 +518,17 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 	switch {
 	case testing.Short():
 		rounds = 500
-	case raceEnabled:
+	case sockettest.Race:
 		rounds = 2500
 	}
-	for what, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": 2 * fewEvents} {
+	for what, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": manyEvents} {
 		for _, ready := range []bool{false, true} {
 			name := what
 			if ready {
 				name += " and Ready"
 			}
 			t.Run(name, func(t *testing.T) {
-				l := mustListen(t)
+				l := sockettest.Listen(t)
 				for range others {
 					ctx, cancel := context.WithCancel(t.Context())
 					defer cancel()
@@ -534,7 +537,7 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 				if ready {
 					l.Ready()
 				}
-				client := mustConnect(t, l.Addr().String())
+				client := sockettest.Connect(t, l.Addr().String())
 				delivered := 0
 				for round := range rounds {
 					ctx, cancel := context.WithCancel(t.Context())
@@ -549,18 +552,18 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 							t.Fatal(a.Err)
 						}
 						mustEnd(t, client)
-						client = mustConnect(t, l.Addr().String())
+						client = sockettest.Connect(t, l.Addr().String())
 						mustBeOver(t, evt)
 					}
 				}
 				most := max(10, rounds/1000)
-				if others >= fewEvents {
+				if others >= manyEvents {
 					most = max(20, rounds/50)
 				}
 				if t.Logf("%d of %d were delivered", delivered, rounds); delivered > most {
 					t.Errorf("more than %d were delivered", most)
 				}
-				mustTalk(t, client, mustAccept(t, l))
+				mustTalk(t, client, sockettest.Accept(t, l))
 			})
 		}
 	}
@@ -571,7 +574,7 @@ func TestNothingIsDeliveredOfWhatConnectsOnceTheContextIsDone(t *testing.T) {
 	if testing.Short() {
 		rounds = 100
 	}
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	for round := range rounds {
 		ctx, cancel := context.WithCancel(t.Context())
 		evt := l.AcceptEvt(ctx)
@@ -579,11 +582,11 @@ func TestNothingIsDeliveredOfWhatConnectsOnceTheContextIsDone(t *testing.T) {
 			runtime.Gosched()
 		}
 		cancel()
-		client := mustConnect(t, l.Addr().String())
+		client := sockettest.Connect(t, l.Addr().String())
 		if a, ok := <-evt; ok {
 			t.Fatalf("round %d: the event gave %+v", round, a)
 		}
-		server := mustAccept(t, l)
+		server := sockettest.Accept(t, l)
 		mustTalk(t, client, server)
 		client.Close()
 		server.Close()
@@ -593,10 +596,10 @@ func TestNothingIsDeliveredOfWhatConnectsOnceTheContextIsDone(t *testing.T) {
 func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
 	for _, who := range []string{"Accept", "another event", "an event made before", "Ready"} {
 		t.Run(who, func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			evt := l.AcceptEvt(ctx)
-			var other <-chan Accepted
+			var other <-chan unixsock.Accepted
 			if who == "an event made before" {
 				otherCtx, cancelOther := context.WithCancel(t.Context())
 				defer cancelOther()
@@ -607,7 +610,7 @@ func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
 			mustBeOver(t, evt)
 			switch who {
 			case "Accept":
-				mustTalk(t, client, mustAccept(t, l))
+				mustTalk(t, client, sockettest.Accept(t, l))
 			case "another event":
 				mustTalk(t, client, mustReceive(t, l.AcceptEvt(t.Context())))
 			case "an event made before":
@@ -616,7 +619,7 @@ func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
 				if !polled(t, l, l.Ready()) {
 					t.Error("not ready")
 				}
-				mustTalk(t, client, mustAccept(t, l))
+				mustTalk(t, client, sockettest.Accept(t, l))
 				if polled(t, l, l.Ready()) {
 					t.Error("ready after the accept")
 				}
@@ -626,7 +629,7 @@ func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
 }
 
 func TestConnectionInHandGoesToAnAcceptThatWaits(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	for range 300 {
 		ctx, cancel := context.WithCancel(t.Context())
 		l.AcceptEvt(ctx)
@@ -639,24 +642,24 @@ func TestConnectionInHandGoesToAnAcceptThatWaits(t *testing.T) {
 			got <- err
 		}()
 		go cancel()
-		mustConnect(t, l.Addr().String()).Close()
-		if err := receive(t, "the accept", got); err != nil {
+		sockettest.Connect(t, l.Addr().String()).Close()
+		if err := sockettest.Receive(t, "the accept", got); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
 func TestContextClosesWhatItsEventDelivered(t *testing.T) {
-	l := mustListen(t, Backlog(8))
+	l := sockettest.Listen(t, unixsock.Backlog(8))
 	ctx, cancel := context.WithCancel(t.Context())
 	other, cancelOther := context.WithCancel(t.Context())
 	defer cancelOther()
-	var clients []*Conn
+	var clients []*unixsock.Conn
 	for range 5 {
-		clients = append(clients, mustConnect(t, l.Addr().String()))
+		clients = append(clients, sockettest.Connect(t, l.Addr().String()))
 		mustReceive(t, l.AcceptEvt(ctx))
 	}
-	spared := mustConnect(t, l.Addr().String())
+	spared := sockettest.Connect(t, l.Addr().String())
 	sparedServer := mustReceive(t, l.AcceptEvt(other))
 	cancel()
 	for _, c := range clients {
@@ -666,9 +669,9 @@ func TestContextClosesWhatItsEventDelivered(t *testing.T) {
 }
 
 func TestContextThatEndsAtOnceClosesWhatItsEventDelivered(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	for range 500 {
-		client := mustConnect(t, l.Addr().String())
+		client := sockettest.Connect(t, l.Addr().String())
 		ctx, cancel := context.WithCancel(t.Context())
 		mustReceive(t, l.AcceptEvt(ctx))
 		cancel()
@@ -678,21 +681,21 @@ func TestContextThatEndsAtOnceClosesWhatItsEventDelivered(t *testing.T) {
 }
 
 func TestDeliveredConnectionClosedEarlierLeavesNothingOnItsContext(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	evt := l.AcceptEvt(ownContext{Context: ctx})
 	goroutines := runtime.NumGoroutine()
 	for range 50 {
-		mustConnect(t, l.Addr().String()).Close()
+		sockettest.Connect(t, l.Addr().String()).Close()
 		mustReceive(t, evt).Close()
 	}
-	waitGoroutines(t, goroutines)
+	sockettest.WaitGoroutines(t, goroutines)
 }
 
 func TestCloseClosesTheEventAndTheConnectionInHand(t *testing.T) {
-	l := mustListen(t)
-	evts := []<-chan Accepted{l.AcceptEvt(t.Context()), l.AcceptEvt(context.Background())}
+	l := sockettest.Listen(t)
+	evts := []<-chan unixsock.Accepted{l.AcceptEvt(t.Context()), l.AcceptEvt(context.Background())}
 	client := inHand(t, l)
 	l.Close()
 	for _, evt := range evts {
@@ -704,15 +707,15 @@ func TestCloseClosesTheEventAndTheConnectionInHand(t *testing.T) {
 }
 
 func TestCloseLeavesWhatAnEventDelivered(t *testing.T) {
-	l := mustListen(t)
-	client := mustConnect(t, l.Addr().String())
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
 	server := mustReceive(t, l.AcceptEvt(t.Context()))
 	l.Close()
 	mustTalk(t, client, server)
 }
 
 func TestCloseWakesAllWhoWaitForTheEvent(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	var wg sync.WaitGroup
 	for range 5 {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -725,13 +728,13 @@ func TestCloseWakesAllWhoWaitForTheEvent(t *testing.T) {
 		})
 	}
 	l.Close()
-	ends(t, "those who wait for an event", wg.Wait)
+	sockettest.Returns(t, "those who wait for an event", wg.Wait)
 }
 
 func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {
-	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	for range 20 {
-		l := mustListen(t)
+		l := sockettest.Listen(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		l.AcceptEvt(ctx)
@@ -739,80 +742,76 @@ func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {
 		inHand(t, l).Close()
 		l.Close()
 	}
-	waitGoroutines(t, goroutines)
-	waitDescriptors(t, descriptors)
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitDescriptors(t, descriptors)
 }
 
 func TestErrorOfAcceptIsDeliveredOnceAReceive(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
-	client := mustConnect(t, l.Addr().String())
-	free := exhaustDescriptors(t)
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
+	free := sockettest.ExhaustDescriptors(t)
 	evt := l.AcceptEvt(t.Context())
 	for range 5 {
-		a, ok := receive2(t, "the error", evt)
+		a, ok := sockettest.ReceiveOK(t, "the error", evt)
 		var opErr *net.OpError
 		if !ok || a.Conn != nil || !errors.Is(a.Err, syscall.EMFILE) || !errors.As(a.Err, &opErr) || opErr.Op != "accept" {
 			t.Fatalf("got %+v, %v", a, ok)
 		}
 	}
 	free()
-	a := receive(t, "the event", evt)
+	a := sockettest.Receive(t, "the event", evt)
 	if a.Err != nil { // one that was on offer already
-		a = receive(t, "the event", evt)
+		a = sockettest.Receive(t, "the event", evt)
 	}
 	if a.Err != nil {
 		t.Fatal(a.Err)
 	}
 	mustTalk(t, client, a.Conn)
-	mustTalk(t, mustConnect(t, l.Addr().String()), mustReceive(t, evt))
+	mustTalk(t, sockettest.Connect(t, l.Addr().String()), mustReceive(t, evt))
 }
 
 func TestErrorOnOfferIsNoneOfAnAccept(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
-	client := mustConnect(t, l.Addr().String())
-	free := exhaustDescriptors(t)
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
+	free := sockettest.ExhaustDescriptors(t)
 	l.AcceptEvt(t.Context())
-	waitFor(t, "the error is on offer", func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return l.hand.Err != nil
-	})
+	waitOffer(t)
 	if _, err := l.Accept(); !errors.Is(err, syscall.EMFILE) {
 		t.Errorf("got %v", err)
 	}
 	free()
-	mustTalk(t, client, mustAccept(t, l))
+	mustTalk(t, client, sockettest.Accept(t, l))
 }
 
 func TestNothingSpinsForWantOfDescriptors(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
-	mustConnect(t, l.Addr().String())
-	free := exhaustDescriptors(t)
+	l := sockettest.Listen(t)
+	sockettest.Connect(t, l.Addr().String())
+	free := sockettest.ExhaustDescriptors(t)
 	defer free()
 	kept := l.Ready()
 	evt := l.AcceptEvt(t.Context())
-	if a := receive(t, "the error", evt); !errors.Is(a.Err, syscall.EMFILE) {
+	if a := sockettest.Receive(t, "the error", evt); !errors.Is(a.Err, syscall.EMFILE) {
 		t.Fatalf("got %+v", a)
 	}
-	receive(t, "Ready", kept)
+	sockettest.Receive(t, "Ready", kept)
 	idles(t)
 }
 
 func TestEventWithNothingToAcceptGivesNoError(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
-	free := exhaustDescriptors(t)
+	l := sockettest.Listen(t)
+	free := sockettest.ExhaustDescriptors(t)
 	defer free()
 	select {
 	case a := <-l.AcceptEvt(t.Context()):
@@ -823,9 +822,9 @@ func TestEventWithNothingToAcceptGivesNoError(t *testing.T) {
 }
 
 func TestEventThatIsOverLeavesNoGoroutineBesideAnAcceptThatWaits(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	errs := accepting(t, l, 1, func(int) (*Conn, error) { return l.AcceptContext(ctx) })
+	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
 	goroutines := runtime.NumGoroutine()
 	for range 5 {
 		own, cancelOwn := context.WithCancel(t.Context())
@@ -833,16 +832,16 @@ func TestEventThatIsOverLeavesNoGoroutineBesideAnAcceptThatWaits(t *testing.T) {
 		cancelOwn()
 		mustBeOver(t, evt)
 	}
-	waitGoroutines(t, goroutines+1) // one may wait to hear that it is not needed
+	sockettest.WaitGoroutines(t, goroutines+1) // one may wait to hear that it is not needed
 	cancel()
-	if err := receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
+	if err := sockettest.Receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	waitGoroutines(t, goroutines-1)
+	sockettest.WaitGoroutines(t, goroutines-1)
 }
 
 func TestConnectionInHandKeepsToItsPeer(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	evt := l.AcceptEvt(t.Context())
 	client := inHand(t, l)
 	if _, err := client.Write([]byte("last words")); err != nil {
@@ -856,7 +855,7 @@ func TestConnectionInHandKeepsToItsPeer(t *testing.T) {
 }
 
 func TestEventThatHasEndedHoldsNothing(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	l.Ready() // which keeps the watcher going
 	const n = 3
 	freed := make(chan struct{}, n)
@@ -867,13 +866,13 @@ func TestEventThatHasEndedHoldsNothing(t *testing.T) {
 			runtime.AddCleanup(value, func(struct{}) { freed <- struct{}{} }, struct{}{})
 			ctx, cancel := context.WithCancel(context.WithValue(context.Background(), key{}, value))
 			evt := l.AcceptEvt(ctx)
-			mustConnect(t, l.Addr().String())
+			sockettest.Connect(t, l.Addr().String())
 			mustReceive(t, evt)
 			cancel()
 			mustBeOver(t, evt)
 		}
 	}()
-	waitFor(t, "the contexts of events that have ended are held", func() bool {
+	sockettest.WaitFor(t, "the contexts of events that have ended are held", func() bool {
 		runtime.GC()
 		return len(freed) == n
 	})

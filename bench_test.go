@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
 	"context"
@@ -12,6 +12,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
 // A benchmark of what net can do too has two sub-benchmarks that do the same
@@ -30,9 +33,11 @@ type impl struct {
 
 var impls = []impl{
 	{
-		name:   "ours",
-		listen: func(path string, backlog int) (net.Listener, error) { return Listen(path, Backlog(backlog)) },
-		dial:   func(path string) (net.Conn, error) { return Connect(path) },
+		name: "ours",
+		listen: func(path string, backlog int) (net.Listener, error) {
+			return unixsock.Listen(path, unixsock.Backlog(backlog))
+		},
+		dial: func(path string) (net.Conn, error) { return unixsock.Connect(path) },
 	},
 	{
 		name:   "net",
@@ -54,7 +59,7 @@ func compare(b *testing.B, f func(b *testing.B, p impl)) {
 // mustListen listens on a new path, with a backlog as net's.
 func (p impl) mustListen(b *testing.B) (l net.Listener, path string) {
 	b.Helper()
-	path = filepath.Join(shortDir(b), "s")
+	path = filepath.Join(sockettest.ShortDir(b), "s")
 	l, err := p.listen(path, 4096)
 	if err != nil {
 		b.Fatal(err)
@@ -257,7 +262,7 @@ func BenchmarkWriteBuffers(b *testing.B) {
 			}
 			buffers := parts
 			var err error
-			if c, ok := client.(*Conn); ok {
+			if c, ok := client.(*unixsock.Conn); ok {
 				_, err = c.WriteBuffers(&buffers)
 			} else {
 				_, err = buffers.WriteTo(client)
@@ -331,8 +336,10 @@ func overUnix(p impl, b *testing.B) (near, far net.Conn) { return p.mustPair(b) 
 
 func overTCP(_ impl, b *testing.B) (near, far net.Conn) { return tcpPair(b) }
 
-func BenchmarkCopyUnixToTCP(b *testing.B)  { benchmarkCopy(b, overUnix, overTCP) }
-func BenchmarkCopyTCPToUnix(b *testing.B)  { benchmarkCopy(b, overTCP, overUnix) }
+func BenchmarkCopyUnixToTCP(b *testing.B) { benchmarkCopy(b, overUnix, overTCP) }
+
+func BenchmarkCopyTCPToUnix(b *testing.B) { benchmarkCopy(b, overTCP, overUnix) }
+
 func BenchmarkCopyUnixToUnix(b *testing.B) { benchmarkCopy(b, overUnix, overUnix) }
 
 // BenchmarkReadyThenAccept compares two loops of a server, both ours: one waits
@@ -340,8 +347,8 @@ func BenchmarkCopyUnixToUnix(b *testing.B) { benchmarkCopy(b, overUnix, overUnix
 func BenchmarkReadyThenAccept(b *testing.B) {
 	for _, loop := range []string{"ready", "accept"} {
 		b.Run("loop="+loop, func(b *testing.B) {
-			path := filepath.Join(shortDir(b), "s")
-			l, err := Listen(path, Backlog(4096))
+			path := filepath.Join(sockettest.ShortDir(b), "s")
+			l, err := unixsock.Listen(path, unixsock.Backlog(4096))
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -362,7 +369,7 @@ func BenchmarkReadyThenAccept(b *testing.B) {
 }
 
 // readyListener accepts when Ready says so.
-type readyListener struct{ *Listener }
+type readyListener struct{ *unixsock.Listener }
 
 func (l readyListener) Accept() (net.Conn, error) {
 	if _, ok := <-l.Ready(); !ok {
@@ -375,8 +382,8 @@ func (l readyListener) Accept() (net.Conn, error) {
 // 4, all of them served. There is no twin: net gives up.
 func BenchmarkConnectTheFull(b *testing.B) {
 	for b.Loop() {
-		path := filepath.Join(shortDir(b), "s")
-		l, err := Listen(path, Backlog(4))
+		path := filepath.Join(sockettest.ShortDir(b), "s")
+		l, err := unixsock.Listen(path, unixsock.Backlog(4))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -393,7 +400,7 @@ func BenchmarkConnectTheFull(b *testing.B) {
 		var clients sync.WaitGroup
 		for range 1000 {
 			clients.Go(func() {
-				c, err := ConnectContext(ctx, path)
+				c, err := unixsock.ConnectContext(ctx, path)
 				if err != nil {
 					b.Error(err)
 					return

@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
 	"bytes"
@@ -20,11 +20,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
 
 // fdOf returns the descriptor of c, to look at once c is closed.
-func fdOf(t testing.TB, c *Conn) (fd int) {
+func fdOf(t testing.TB, c *unixsock.Conn) (fd int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -44,7 +46,7 @@ func isOpen(fd int) bool {
 }
 
 // fillBuffer writes to c until it would wait, and leaves no deadline behind.
-func fillBuffer(t testing.TB, c *Conn) {
+func fillBuffer(t testing.TB, c *unixsock.Conn) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -66,10 +68,10 @@ func fillBuffer(t testing.TB, c *Conn) {
 // channel once it does.
 func waiting(t testing.TB, f func() error) <-chan error {
 	t.Helper()
-	before := goroutinesIn("IO wait")
+	before := sockettest.GoroutinesIn("IO wait")
 	result := make(chan error, 1)
 	go func() { result <- f() }()
-	waitInPoller(t, before+1)
+	sockettest.WaitInPoller(t, before+1)
 	return result
 }
 
@@ -109,7 +111,7 @@ func wantEOF(t testing.TB, r io.Reader, data string) {
 }
 
 func TestPortsReadAndWrite(t *testing.T) {
-	client, server := mustPair(t)
+	client, server := sockettest.Pair(t)
 	in, out := client.Ports()
 	peerIn, peerOut := server.Ports()
 	for _, p := range []struct {
@@ -127,7 +129,7 @@ func TestPortsReadAndWrite(t *testing.T) {
 }
 
 func TestPortsAreTheSameEachTime(t *testing.T) {
-	c, _ := mustPair(t)
+	c, _ := sockettest.Pair(t)
 	in, out := c.Ports()
 	in2, out2 := c.Ports()
 	if in != in2 || out != out2 {
@@ -136,12 +138,12 @@ func TestPortsAreTheSameEachTime(t *testing.T) {
 }
 
 func TestClosedOutputIsEOFForThePeer(t *testing.T) {
-	for what, closeIt := range map[string]func(*Conn) error{
-		"CloseWrite": (*Conn).CloseWrite,
-		"the port":   func(c *Conn) error { _, out := c.Ports(); return out.Close() },
-		"Close":      (*Conn).Close,
+	for what, closeIt := range map[string]func(*unixsock.Conn) error{
+		"CloseWrite": (*unixsock.Conn).CloseWrite,
+		"the port":   func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() },
+		"Close":      (*unixsock.Conn).Close,
 	} {
-		c, peer := mustPair(t)
+		c, peer := sockettest.Pair(t)
 		if _, err := c.Write([]byte("last words")); err != nil {
 			t.Fatal(err)
 		}
@@ -156,12 +158,12 @@ func TestClosedOutputIsEOFForThePeer(t *testing.T) {
 }
 
 func TestClosedInputIsEPIPEForThePeer(t *testing.T) {
-	for what, closeIt := range map[string]func(*Conn) error{
-		"CloseRead": (*Conn).CloseRead,
-		"the port":  func(c *Conn) error { in, _ := c.Ports(); return in.Close() },
-		"Close":     (*Conn).Close,
+	for what, closeIt := range map[string]func(*unixsock.Conn) error{
+		"CloseRead": (*unixsock.Conn).CloseRead,
+		"the port":  func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() },
+		"Close":     (*unixsock.Conn).Close,
 	} {
-		c, peer := mustPair(t)
+		c, peer := sockettest.Pair(t)
 		if err := closeIt(c); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
@@ -171,7 +173,7 @@ func TestClosedInputIsEPIPEForThePeer(t *testing.T) {
 }
 
 func TestOneHalfClosedLeavesTheOther(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	if err := c.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +184,7 @@ func TestOneHalfClosedLeavesTheOther(t *testing.T) {
 	peer.CloseWrite()
 	wantEOF(t, c, "answer")
 
-	c, peer = mustPair(t)
+	c, peer = sockettest.Pair(t)
 	if err := c.CloseRead(); err != nil {
 		t.Fatal(err)
 	}
@@ -196,28 +198,28 @@ func TestOneHalfClosedLeavesTheOther(t *testing.T) {
 // closes are all ways to close, and what each closes.
 var closes = []struct {
 	name string
-	half half
-	call func(*Conn) error
+	half sockettest.Half
+	call func(*unixsock.Conn) error
 }{
-	{"Close", bothHalves, (*Conn).Close},
-	{"CloseRead", readHalf, (*Conn).CloseRead},
-	{"CloseWrite", writeHalf, (*Conn).CloseWrite},
-	{"in.Close", readHalf, func(c *Conn) error { in, _ := c.Ports(); return in.Close() }},
-	{"out.Close", writeHalf, func(c *Conn) error { _, out := c.Ports(); return out.Close() }},
+	{"Close", sockettest.BothHalves, (*unixsock.Conn).Close},
+	{"CloseRead", sockettest.ReadHalf, (*unixsock.Conn).CloseRead},
+	{"CloseWrite", sockettest.WriteHalf, (*unixsock.Conn).CloseWrite},
+	{"in.Close", sockettest.ReadHalf, func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() }},
+	{"out.Close", sockettest.WriteHalf, func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() }},
 }
 
 func TestClosesInEveryOrder(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	const length = 4
 	total := 1
 	for range length {
 		total *= len(closes)
 	}
 	for i := range total {
-		c := mustConnect(t, l.Addr().String())
-		peer := mustAccept(t, l)
+		c := sockettest.Connect(t, l.Addr().String())
+		peer := sockettest.Accept(t, l)
 		fd := fdOf(t, c)
-		var closed half
+		var closed sockettest.Half
 		order := ""
 		for range length {
 			way := closes[i%len(closes)]
@@ -228,10 +230,10 @@ func TestClosesInEveryOrder(t *testing.T) {
 			}
 			closed |= way.half
 
-			if got, want := isOpen(fd), closed != bothHalves; got != want {
+			if got, want := isOpen(fd), closed != sockettest.BothHalves; got != want {
 				t.Fatalf("%s: the descriptor is open: %v, want %v", order, got, want)
 			}
-			if closed&readHalf != 0 {
+			if closed&sockettest.ReadHalf != 0 {
 				_, err := c.Read(make([]byte, 1))
 				wantOpError(t, order, err, "read", net.ErrClosed)
 			} else if _, err := peer.Write([]byte("!")); err != nil {
@@ -239,7 +241,7 @@ func TestClosesInEveryOrder(t *testing.T) {
 			} else if n, err := c.Read(make([]byte, 2)); n != 1 || err != nil {
 				t.Errorf("%s: read %d, %v", order, n, err)
 			}
-			if closed&writeHalf != 0 {
+			if closed&sockettest.WriteHalf != 0 {
 				_, err := c.Write([]byte("!"))
 				wantOpError(t, order, err, "write", net.ErrClosed)
 				if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
@@ -258,17 +260,17 @@ func TestClosesInEveryOrder(t *testing.T) {
 
 func TestReaderThatWaitsHearsOfTheClose(t *testing.T) {
 	for _, way := range closes {
-		if way.half&readHalf == 0 {
+		if way.half&sockettest.ReadHalf == 0 {
 			continue
 		}
 		t.Run(way.name, func(t *testing.T) {
-			c, peer := mustPair(t)
+			c, peer := sockettest.Pair(t)
 			result := waiting(t, readOne(c))
 			if err := way.call(c); err != nil {
 				t.Fatal(err)
 			}
-			wantOpError(t, "Read", receive(t, "the reader", result), "read", net.ErrClosed)
-			if way.half == bothHalves {
+			wantOpError(t, "Read", sockettest.Receive(t, "the reader", result), "read", net.ErrClosed)
+			if way.half == sockettest.BothHalves {
 				return
 			}
 			if _, err := c.Write([]byte("on")); err != nil {
@@ -282,18 +284,18 @@ func TestReaderThatWaitsHearsOfTheClose(t *testing.T) {
 
 func TestWriterThatWaitsHearsOfTheClose(t *testing.T) {
 	for _, way := range closes {
-		if way.half&writeHalf == 0 {
+		if way.half&sockettest.WriteHalf == 0 {
 			continue
 		}
 		t.Run(way.name, func(t *testing.T) {
-			c, peer := mustPair(t)
+			c, peer := sockettest.Pair(t)
 			fillBuffer(t, c)
 			result := waiting(t, writeOne(c))
 			if err := way.call(c); err != nil {
 				t.Fatal(err)
 			}
-			wantOpError(t, "Write", receive(t, "the writer", result), "write", net.ErrClosed)
-			if way.half == bothHalves {
+			wantOpError(t, "Write", sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
+			if way.half == sockettest.BothHalves {
 				return
 			}
 			if _, err := peer.Write([]byte("on")); err != nil {
@@ -306,14 +308,14 @@ func TestWriterThatWaitsHearsOfTheClose(t *testing.T) {
 }
 
 func TestWriteThatACloseEndsSaysHowMuchWentOut(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	var n int
 	result := waiting(t, func() (err error) {
 		n, err = c.Write(make([]byte, 8<<20))
 		return err
 	})
 	c.CloseWrite()
-	wantOpError(t, "Write", receive(t, "the writer", result), "write", net.ErrClosed)
+	wantOpError(t, "Write", sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
 	got, err := io.Copy(io.Discard, peer)
 	if got != int64(n) || n == 0 || err != nil {
 		t.Errorf("the peer read %d bytes, %v; Write said %d", got, err, n)
@@ -321,7 +323,7 @@ func TestWriteThatACloseEndsSaysHowMuchWentOut(t *testing.T) {
 }
 
 func TestOtherHalfWaitsOnThroughAClose(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	result := waiting(t, readOne(c))
 	if err := c.CloseWrite(); err != nil {
 		t.Fatal(err)
@@ -334,11 +336,11 @@ func TestOtherHalfWaitsOnThroughAClose(t *testing.T) {
 	if _, err := peer.Write([]byte("!")); err != nil {
 		t.Fatal(err)
 	}
-	if err := receive(t, "the reader", result); err != nil {
+	if err := sockettest.Receive(t, "the reader", result); err != nil {
 		t.Error(err)
 	}
 
-	c, peer = mustPair(t)
+	c, peer = sockettest.Pair(t)
 	fillBuffer(t, c)
 	result = waiting(t, writeOne(c))
 	if err := c.CloseRead(); err != nil {
@@ -350,13 +352,13 @@ func TestOtherHalfWaitsOnThroughAClose(t *testing.T) {
 	case <-time.After(10 * time.Millisecond):
 	}
 	go io.Copy(io.Discard, peer)
-	if err := receive(t, "the writer", result); err != nil {
+	if err := sockettest.Receive(t, "the writer", result); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestCloseWakesAllWhoWait(t *testing.T) {
-	c, _ := mustPair(t)
+	c, _ := sockettest.Pair(t)
 	fillBuffer(t, c)
 	// Of many readers one waits in the poller, the others for their turn.
 	errs := make(chan error, 20)
@@ -364,22 +366,22 @@ func TestCloseWakesAllWhoWait(t *testing.T) {
 		go func() { errs <- readOne(c)() }()
 		go func() { errs <- writeOne(c)() }()
 	}
-	waitInPoller(t, 2)
+	sockettest.WaitInPoller(t, 2)
 	c.Close()
 	for range 20 {
-		if err := receive(t, "those who wait", errs); !errors.Is(err, net.ErrClosed) {
+		if err := sockettest.Receive(t, "those who wait", errs); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("got %v, want net.ErrClosed", err)
 		}
 	}
 }
 
 func TestCloseOfAHalfWinsAgainstDeadlinesToCome(t *testing.T) {
-	for _, h := range []half{readHalf, writeHalf} {
+	for _, h := range []sockettest.Half{sockettest.ReadHalf, sockettest.WriteHalf} {
 		for range 40 {
-			c, _ := mustPair(t)
+			c, _ := sockettest.Pair(t)
 			do, closeHalf := readOne(c), c.CloseRead
 			set := []func(time.Time) error{c.SetReadDeadline, c.SetDeadline}
-			if h == writeHalf {
+			if h == sockettest.WriteHalf {
 				fillBuffer(t, c)
 				do, closeHalf = writeOne(c), c.CloseWrite
 				set[0] = c.SetWriteDeadline
@@ -399,7 +401,7 @@ func TestCloseOfAHalfWinsAgainstDeadlinesToCome(t *testing.T) {
 			if err := closeHalf(); err != nil {
 				t.Fatal(err)
 			}
-			err := receive(t, "one who waits in a closed half", result)
+			err := sockettest.Receive(t, "one who waits in a closed half", result)
 			quit.Store(true)
 			wg.Wait()
 			if !errors.Is(err, net.ErrClosed) {
@@ -413,7 +415,7 @@ func TestCloseOfAHalfWinsAgainstDeadlinesToCome(t *testing.T) {
 func TestPeerThatHasGoneIsNoErrorOfAClose(t *testing.T) {
 	for _, first := range closes {
 		for _, second := range closes {
-			c, peer := mustPair(t)
+			c, peer := sockettest.Pair(t)
 			peer.Close()
 			if err := first.call(c); err != nil {
 				t.Errorf("%s: %v", first.name, err)
@@ -426,7 +428,7 @@ func TestPeerThatHasGoneIsNoErrorOfAClose(t *testing.T) {
 }
 
 func TestDeadlinePastEndsItsHalfOnly(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	in, out := c.Ports()
 	past, none := time.Now().Add(-time.Second), time.Time{}
 	for what, set := range map[string]func(time.Time) error{"the Conn": c.SetReadDeadline, "the port": in.SetReadDeadline} {
@@ -468,18 +470,18 @@ func TestDeadlinePastEndsItsHalfOnly(t *testing.T) {
 }
 
 func TestDeadlineEndsThoseWhoWait(t *testing.T) {
-	c, _ := mustPair(t)
+	c, _ := sockettest.Pair(t)
 	fillBuffer(t, c)
 	reader, writer := waiting(t, readOne(c)), waiting(t, writeOne(c))
 	if err := c.SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
-	wantOpError(t, "Read", receive(t, "the reader", reader), "read", os.ErrDeadlineExceeded)
-	wantOpError(t, "Write", receive(t, "the writer", writer), "write", os.ErrDeadlineExceeded)
+	wantOpError(t, "Read", sockettest.Receive(t, "the reader", reader), "read", os.ErrDeadlineExceeded)
+	wantOpError(t, "Write", sockettest.Receive(t, "the writer", writer), "write", os.ErrDeadlineExceeded)
 }
 
 func TestDeadlineOfBothHalvesSetsTheOneThatIsOpen(t *testing.T) {
-	c, _ := mustPair(t)
+	c, _ := sockettest.Pair(t)
 	c.CloseWrite()
 	if err := c.SetDeadline(time.Now().Add(-time.Second)); err != nil {
 		t.Fatal(err)
@@ -487,7 +489,7 @@ func TestDeadlineOfBothHalvesSetsTheOneThatIsOpen(t *testing.T) {
 	_, err := c.Read(make([]byte, 1))
 	wantOpError(t, "Read", err, "read", os.ErrDeadlineExceeded)
 
-	c, _ = mustPair(t)
+	c, _ = sockettest.Pair(t)
 	c.CloseRead()
 	if err := c.SetDeadline(time.Now().Add(-time.Second)); err != nil {
 		t.Fatal(err)
@@ -497,7 +499,7 @@ func TestDeadlineOfBothHalvesSetsTheOneThatIsOpen(t *testing.T) {
 }
 
 func TestDeadlineOfWhatIsClosedIsErrClosed(t *testing.T) {
-	c, _ := mustPair(t)
+	c, _ := sockettest.Pair(t)
 	c.CloseRead()
 	wantOpError(t, "SetReadDeadline", c.SetReadDeadline(time.Time{}), "set", net.ErrClosed)
 	c.CloseWrite()
@@ -506,7 +508,7 @@ func TestDeadlineOfWhatIsClosedIsErrClosed(t *testing.T) {
 }
 
 func TestCloseOnClosesWhenTheContextIsDone(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	c.CloseOn(ctx)
@@ -515,29 +517,28 @@ func TestCloseOnClosesWhenTheContextIsDone(t *testing.T) {
 		t.Fatalf("before the context is done: %v", err)
 	}
 	cancel()
-	wantOpError(t, "Read", receive(t, "the reader", reader), "read", net.ErrClosed)
+	wantOpError(t, "Read", sockettest.Receive(t, "the reader", reader), "read", net.ErrClosed)
 	wantEOF(t, peer, "!")
 }
 
 func TestCloseOnAContextThatIsDoneCloses(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	c.CloseOn(ctx)
 	wantEOF(t, peer, "")
 }
 
-func TestCloseOnSeveralContextsClosesWithTheFirst(t *testing.T) {
-	c, peer := mustPair(t)
-	first, cancel := context.WithCancel(t.Context())
-	second := newLedger()
+func TestCloseOnTheLastOfSeveralContextsCloses(t *testing.T) {
+	c, peer := sockettest.Pair(t)
+	first := newLedger()
+	last, cancel := context.WithCancel(t.Context())
 	c.CloseOn(context.Background())
-	c.CloseOn(second)
 	c.CloseOn(first)
-	c.CloseOn(second)
+	c.CloseOn(last)
 	cancel()
 	wantEOF(t, peer, "")
-	waitFor(t, "the other context is let go of", func() bool { return second.entries() == 0 })
+	sockettest.WaitFor(t, "the first context still holds the Conn", func() bool { return first.entries() == 0 })
 }
 
 // A ledger is a context that never ends and knows what was left on it.
@@ -581,7 +582,7 @@ func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
 	for _, first := range closes {
 		for _, second := range closes {
 			ctx := newLedger()
-			c, _ := mustPair(t)
+			c, _ := sockettest.Pair(t)
 			c.CloseOn(ctx)
 			if n := ctx.entries(); n != 1 {
 				t.Fatalf("%d entries, want 1: this test sees nothing", n)
@@ -589,7 +590,7 @@ func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
 			first.call(c)
 			second.call(c)
 			want := 0
-			if first.half|second.half != bothHalves {
+			if first.half|second.half != sockettest.BothHalves {
 				want = 1
 			}
 			if n := ctx.entries(); n != want {
@@ -607,7 +608,7 @@ func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
 func TestCloseOnRacingCloseLeavesNothingOnTheContext(t *testing.T) {
 	ctx := newLedger()
 	for range 200 {
-		c, _ := mustPair(t)
+		c, _ := sockettest.Pair(t)
 		var wg sync.WaitGroup
 		wg.Go(func() { c.CloseOn(ctx) })
 		wg.Go(func() { c.CloseRead() })
@@ -620,7 +621,7 @@ func TestCloseOnRacingCloseLeavesNothingOnTheContext(t *testing.T) {
 }
 
 func TestRawConnFollowsTheHalves(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -661,15 +662,15 @@ func TestRawConnFollowsTheHalves(t *testing.T) {
 func TestRawConnThatWaitsEndsWithCloseAndDeadline(t *testing.T) {
 	never := func(uintptr) bool { return false }
 	for what, end := range map[string]struct {
-		f    func(*Conn) error
+		f    func(*unixsock.Conn) error
 		want error
 	}{
-		"a half's close": {func(c *Conn) error { return errors.Join(c.CloseRead(), c.CloseWrite()) }, net.ErrClosed},
-		"Close":          {(*Conn).Close, net.ErrClosed},
-		"a deadline":     {func(c *Conn) error { return c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
+		"a half's close": {func(c *unixsock.Conn) error { return errors.Join(c.CloseRead(), c.CloseWrite()) }, net.ErrClosed},
+		"Close":          {(*unixsock.Conn).Close, net.ErrClosed},
+		"a deadline":     {func(c *unixsock.Conn) error { return c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
 	} {
 		t.Run(what, func(t *testing.T) {
-			c, _ := mustPair(t)
+			c, _ := sockettest.Pair(t)
 			fillBuffer(t, c)
 			raw, err := c.SyscallConn()
 			if err != nil {
@@ -680,8 +681,8 @@ func TestRawConnThatWaitsEndsWithCloseAndDeadline(t *testing.T) {
 			if err := end.f(c); err != nil {
 				t.Fatal(err)
 			}
-			wantOpError(t, "Read", receive(t, "the reader", reader), "raw-read", end.want)
-			wantOpError(t, "Write", receive(t, "the writer", writer), "raw-write", end.want)
+			wantOpError(t, "Read", sockettest.Receive(t, "the reader", reader), "raw-read", end.want)
+			wantOpError(t, "Write", sockettest.Receive(t, "the writer", writer), "raw-write", end.want)
 		})
 	}
 }
@@ -739,19 +740,19 @@ func watchStrangers(t *testing.T, quit *atomic.Bool) {
 }
 
 func TestNoCallLandsOnADescriptorThatIsSomeoneElses(t *testing.T) {
-	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
-	l := mustListen(t, Backlog(100))
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
+	l := sockettest.Listen(t, unixsock.Backlog(100))
 	var quit atomic.Bool
 	var strangers sync.WaitGroup
 	for range 2 {
 		strangers.Go(func() { watchStrangers(t, &quit) })
 	}
-	uses := []func(c *Conn, ctx context.Context){
-		func(c *Conn, _ context.Context) { c.Read(make([]byte, 8)) },
-		func(c *Conn, _ context.Context) { c.Write(make([]byte, 8)) },
-		func(c *Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
-		func(c *Conn, ctx context.Context) { c.CloseOn(ctx) },
-		func(c *Conn, _ context.Context) {
+	uses := []func(c *unixsock.Conn, ctx context.Context){
+		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
+		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 8)) },
+		func(c *unixsock.Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
+		func(c *unixsock.Conn, ctx context.Context) { c.CloseOn(ctx) },
+		func(c *unixsock.Conn, _ context.Context) {
 			if raw, err := c.SyscallConn(); err == nil {
 				raw.Control(func(fd uintptr) { unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE) })
 			}
@@ -761,7 +762,7 @@ func TestNoCallLandsOnADescriptorThatIsSomeoneElses(t *testing.T) {
 	for range 4 {
 		users.Go(func() {
 			for range 150 {
-				c, err := Connect(l.Addr().String())
+				c, err := unixsock.Connect(l.Addr().String())
 				if err != nil {
 					t.Error(err)
 					return
@@ -773,7 +774,7 @@ func TestNoCallLandsOnADescriptorThatIsSomeoneElses(t *testing.T) {
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				var all []func()
-				for _, conn := range []*Conn{c, s} {
+				for _, conn := range []*unixsock.Conn{c, s} {
 					for _, use := range uses {
 						all = append(all, func() { use(conn, ctx) })
 					}
@@ -799,12 +800,12 @@ func TestNoCallLandsOnADescriptorThatIsSomeoneElses(t *testing.T) {
 	quit.Store(true)
 	strangers.Wait()
 	l.Close()
-	waitGoroutines(t, goroutines)
-	waitDescriptors(t, descriptors)
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitDescriptors(t, descriptors)
 }
 
 func TestReadAndWriteAllocateNothing(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	in, out := c.Ports()
 	b := make([]byte, 64)
 	for what, ends := range map[string]struct {
@@ -826,9 +827,9 @@ func TestReadAndWriteAllocateNothing(t *testing.T) {
 }
 
 func TestAddresses(t *testing.T) {
-	l := mustListen(t)
-	client := mustConnect(t, l.Addr().String())
-	server := mustAccept(t, l)
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
+	server := sockettest.Accept(t, l)
 	for what, test := range map[string]struct {
 		addr net.Addr
 		want string
@@ -846,7 +847,7 @@ func TestAddresses(t *testing.T) {
 }
 
 func TestAddressesStayAfterAClose(t *testing.T) {
-	c, _ := mustPair(t)
+	c, _ := sockettest.Pair(t)
 	want := c.RemoteAddr().String()
 	c.Close()
 	if got := c.RemoteAddr().String(); got != want || c.LocalAddr().String() != "" {
@@ -855,7 +856,7 @@ func TestAddressesStayAfterAClose(t *testing.T) {
 }
 
 func TestBytesArriveWholeAndInOrder(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	data := make([]byte, 4<<20)
 	for i := range data {
 		data[i] = byte(rand.Uint32())
@@ -872,13 +873,13 @@ func TestBytesArriveWholeAndInOrder(t *testing.T) {
 	if err != nil || !bytes.Equal(got, data) {
 		t.Errorf("read %d bytes, %v; want the %d that were written", len(got), err, len(data))
 	}
-	if err := receive(t, "the writer", sent); err != nil {
+	if err := sockettest.Receive(t, "the writer", sent); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestWritesOfManyDoNotMix(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	const writers, size = 8, 1 << 20
 	var wg sync.WaitGroup
 	for i := range writers {
@@ -901,7 +902,7 @@ func TestWritesOfManyDoNotMix(t *testing.T) {
 }
 
 func TestReadAndWriteOfNoBytes(t *testing.T) {
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	if n, err := c.Read(nil); n != 0 || err != nil {
 		t.Errorf("Read: %d, %v", n, err)
 	}
@@ -913,7 +914,7 @@ func TestReadAndWriteOfNoBytes(t *testing.T) {
 }
 
 func TestZeroConnIsAnError(t *testing.T) {
-	var c Conn
+	var c unixsock.Conn
 	_, readErr := c.Read(make([]byte, 1))
 	_, writeErr := c.Write(make([]byte, 1))
 	_, rawErr := c.SyscallConn()
@@ -928,102 +929,577 @@ func TestZeroConnIsAnError(t *testing.T) {
 	}
 }
 
-// closeStandard closes the standard descriptors of this process, which should be
-// a child, until reopen is called, which tells those that were used meanwhile.
-func closeStandard(t *testing.T) (reopen func() (used []int)) {
-	t.Helper()
-	var saved [3]int
-	for fd := range saved {
-		var err error
-		if saved[fd], err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 10); err != nil {
-			t.Fatal(err)
-		}
-		unix.Close(fd)
-	}
-	return func() (used []int) {
-		for fd, save := range saved {
-			if isOpen(fd) {
-				used = append(used, fd)
-				unix.Close(fd)
-			}
-			// F_DUPFD takes the lowest number that is free: fd, as these go up.
-			if got, err := unix.FcntlInt(uintptr(save), unix.F_DUPFD, fd); err != nil || got != fd {
-				panic(fmt.Sprint(got, err))
-			}
-		}
-		return used
-	}
-}
-
-// A program that has closed its standard descriptors gets their numbers for its
-// sockets. Of 1 and 2 os.File takes EPIPE for the end of the program.
-func TestPeerThatHasGoneDoesNotEndAProgramWithoutStandardDescriptors(t *testing.T) {
-	if !inChild(t, nil) {
-		return
-	}
-	dir := shortDir(t)
-	reopen := closeStandard(t)
-	var trouble []string
-	for i := range 4 {
-		l, err := Listen(fmt.Sprint(dir, "/", i))
-		if err != nil {
-			trouble = append(trouble, err.Error())
-			continue
-		}
-		c, err := Connect(l.Addr().String())
-		if err != nil {
-			trouble = append(trouble, err.Error())
-			continue
-		}
-		s, err := l.AcceptContext(t.Context())
-		if err != nil {
-			trouble = append(trouble, err.Error())
-			continue
-		}
-		writer, peer := c, s
-		if i%2 == 1 {
-			writer, peer = s, c
-		}
-		peer.Close()
-		if _, err := writer.Write([]byte("!")); !errors.Is(err, syscall.EPIPE) {
-			trouble = append(trouble, fmt.Sprintf("write: %v, want EPIPE", err))
-		}
-		// The others stay open, so that each round finds other numbers.
-	}
-	if used := reopen(); len(used) > 0 {
-		trouble = append(trouble, fmt.Sprintf("descriptors %v are in use", used))
-	}
-	if len(trouble) > 0 {
-		t.Error(strings.Join(trouble, "\n"))
-	}
-}
-
 // What is unread counts against the peer's buffer; poll does not tell the peer
 // that its output is shut down.
 func TestCloseReadEndsTheWaitOfAPeerThatWrites(t *testing.T) {
-	a, b := mustPair(t)
+	a, b := sockettest.Pair(t)
 	wrote := make(chan error, 1)
 	go func() {
 		_, err := a.Write(make([]byte, 8<<20))
 		wrote <- err
 	}()
-	waitInPoller(t, 1)
+	sockettest.WaitInPoller(t, 1)
 	if err := b.CloseRead(); err != nil {
 		t.Fatal(err)
 	}
-	if err := receive(t, "the peer's Write", wrote); !errors.Is(err, syscall.EPIPE) {
+	if err := sockettest.Receive(t, "the peer's Write", wrote); !errors.Is(err, syscall.EPIPE) {
 		t.Errorf("the peer's Write: %v, want EPIPE", err)
 	}
 }
 
 func TestCloseOnAnewWithTheSameContextLeavesOneThing(t *testing.T) {
-	a, _ := mustPair(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+	c, _ := sockettest.Pair(t)
+	ctx := newLedger()
 	for range 1000 {
-		a.CloseOn(ctx)
+		c.CloseOn(ctx)
 	}
-	if n := len(a.custody); n != 1 {
-		t.Errorf("the Conn holds %d things of one context", n)
+	if n := ctx.entries(); n != 1 {
+		t.Errorf("1000 calls of CloseOn left %d entries on the context, want 1", n)
 	}
+}
+
+// peerCredOf returns who is at the other end of c. The test is skipped if the
+// platform cannot tell.
+func peerCredOf(t testing.TB, c *unixsock.Conn) unixsock.Cred {
+	t.Helper()
+	cred, err := c.PeerCred()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cred
+}
+
+// wantCred makes sure that it is process pid of this user that is there.
+func wantCred(t testing.TB, c *unixsock.Conn, pid int) {
+	t.Helper()
+	got := peerCredOf(t, c)
+	if runtime.GOOS != "linux" && got.PID == 0 {
+		pid = 0
+	}
+	if want := (unixsock.Cred{PID: pid, UID: os.Getuid(), GID: os.Getgid()}); got != want {
+		t.Errorf("at the other end is %+v, want %+v", got, want)
+	}
+}
+
+func TestPeerCredIsThisProcess(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	client, server := sockettest.Pair(t)
+	wantCred(t, client, os.Getpid())
+	wantCred(t, server, os.Getpid())
+}
+
+func TestPeerCredOfAPair(t *testing.T) {
+	c1, c2, err := unixsock.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c1.Close()
+	defer c2.Close()
+	wantCred(t, c1, os.Getpid())
+	wantCred(t, c2, os.Getpid())
+}
+
+func TestPeerCredOfOtherProcesses(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	l := sockettest.Listen(t)
+	client := sockettest.StartHelper(t, nil, "connect")
+	client.Tell(l.Addr().String())
+	client.Expect("connected")
+	wantCred(t, sockettest.Accept(t, l), client.Cmd.Process.Pid)
+
+	server := sockettest.StartHelper(t, nil, "serve", l.Addr().String()+"2")
+	server.Expect("serving")
+	wantCred(t, sockettest.Connect(t, l.Addr().String()+"2"), server.Cmd.Process.Pid)
+}
+
+func TestPeerCredAfterThePeerIsGone(t *testing.T) {
+	client, server := sockettest.Pair(t)
+	cred := peerCredOf(t, server)
+	client.Close()
+	if got := peerCredOf(t, server); got.UID != cred.UID || got.GID != cred.GID {
+		t.Errorf("it was %+v, and is %+v", cred, got)
+	}
+}
+
+func TestPeerCredOfAKilledProcess(t *testing.T) {
+	l := sockettest.Listen(t)
+	h := sockettest.StartHelper(t, nil, "connect")
+	h.Tell(l.Addr().String())
+	h.Expect("connected")
+	pid := h.Cmd.Process.Pid
+	h.Kill()
+	// It is accepted only now.
+	wantCred(t, sockettest.Accept(t, l), pid)
+}
+
+func TestPeerCredAfterOneHalfIsClosed(t *testing.T) {
+	client, server := sockettest.Pair(t)
+	client.CloseWrite()
+	wantCred(t, client, os.Getpid())
+	server.CloseRead()
+	wantCred(t, server, os.Getpid())
+}
+
+func TestPeerCredAfterClose(t *testing.T) {
+	client, server := sockettest.Pair(t)
+	peerCredOf(t, client)
+	client.Close()
+	server.CloseRead()
+	server.CloseWrite()
+	for _, c := range []*unixsock.Conn{client, server} {
+		cred, err := c.PeerCred()
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("error %v, want net.ErrClosed", err)
+		}
+		var op *net.OpError
+		if !errors.As(err, &op) {
+			t.Errorf("error %#v, want a *net.OpError", err)
+		}
+		if cred != (unixsock.Cred{}) {
+			t.Errorf("with an error comes %+v", cred)
+		}
+	}
+}
+
+// helpConnect connects to each path that it is told, and stays connected until
+// it is told the next.
+func helpConnect([]string) error {
+	var path string
+	for {
+		if _, err := fmt.Scanln(&path); err != nil {
+			return nil
+		}
+		c, err := unixsock.Connect(path)
+		switch {
+		case errors.Is(err, os.ErrPermission):
+			fmt.Println("permission denied")
+		case err != nil:
+			return err
+		default:
+			fmt.Println("connected")
+			defer c.Close()
+		}
+	}
+}
+
+// helpServe listens at a path, or on the descriptor that it has inherited if
+// that is "inherited", and answers each client with its pid.
+func helpServe(args []string) error {
+	var l *unixsock.Listener
+	var err error
+	if args[0] == "inherited" {
+		f := os.NewFile(3, "inherited")
+		l, err = unixsock.FileListener(f)
+		f.Close()
+	} else {
+		l, err = unixsock.Listen(args[0], unixsock.ReplaceStale())
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Println("serving")
+	go func() {
+		sockettest.UntilEOF()
+		l.Close()
+	}()
+	for {
+		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprint(c, os.Getpid())
+		c.Close()
+	}
+}
+
+// cut returns data in pieces of n bytes, with empty ones among them.
+func cut(data []byte, n int) net.Buffers {
+	v := net.Buffers{nil}
+	for piece := range slices.Chunk(data, n) {
+		v = append(v, piece, []byte{})
+	}
+	return v
+}
+
+func TestWriteBuffersWritesAll(t *testing.T) {
+	for _, c := range []struct{ size, piece int }{
+		{0, 1}, {1, 1}, {100, 7}, {1024, 1}, {3*1024 + 1, 1}, {2 << 20, 100_000}, {2 << 20, 2 << 20},
+	} {
+		t.Run(fmt.Sprintf("%d bytes by %d", c.size, c.piece), func(t *testing.T) {
+			near, far := sockettest.Pair(t)
+			data := randomBytes(c.size)
+			v := cut(data, c.piece)
+			_, result := gathered(t, near, far)
+			if n, err := near.WriteBuffers(&v); n != int64(c.size) || err != nil {
+				t.Errorf("wrote %d, %v", n, err)
+			}
+			if len(v) != 0 {
+				t.Errorf("%d buffers are left", len(v))
+			}
+			if !bytes.Equal(result(), data) {
+				t.Error("other bytes came out")
+			}
+		})
+	}
+}
+
+func TestWriteBuffersLeavesWhatItDidNotWrite(t *testing.T) {
+	near, far := sockettest.Pair(t)
+	data := randomBytes(4 << 20)
+	v := cut(data, 5000)
+	if err := near.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := near.WriteBuffers(&v)
+	wantError(t, err, os.ErrDeadlineExceeded, "write", "unix")
+	near.Close()
+	got, err := io.ReadAll(far)
+	if int64(len(got)) != n || err != nil {
+		t.Errorf("%d bytes came out of %d, %v", len(got), n, err)
+	}
+	if n == 0 || !bytes.Equal(slices.Concat(got, slices.Concat(v...)), data) {
+		t.Error("what came out and what is left do not make up what was given")
+	}
+}
+
+func TestWriteBuffersEndsWithAClose(t *testing.T) {
+	for name, end := range map[string]func(c *unixsock.Conn) error{"Close": (*unixsock.Conn).Close, "CloseWrite": (*unixsock.Conn).CloseWrite} {
+		t.Run(name, func(t *testing.T) {
+			near, _ := sockettest.Pair(t)
+			failed := make(chan error, 1)
+			go func() {
+				v := cut(make([]byte, 4<<20), 100_000)
+				_, err := near.WriteBuffers(&v)
+				failed <- err
+			}()
+			sockettest.WaitInPoller(t, 1)
+			end(near)
+			wantError(t, sockettest.Receive(t, "the end of WriteBuffers", failed), net.ErrClosed, "write", "unix")
+			v := net.Buffers{[]byte("more")}
+			n, err := near.WriteBuffers(&v)
+			if n != 0 || len(v) != 1 {
+				t.Errorf("wrote %d bytes, %d buffers are left", n, len(v))
+			}
+			wantError(t, err, net.ErrClosed, "write", "unix")
+		})
+	}
+}
+
+func TestWriteBuffersDoesNotMixWithOthers(t *testing.T) {
+	const writers, rounds, size = 4, 5, 500_000
+	near, far := sockettest.Pair(t)
+	var wg sync.WaitGroup
+	for i := range writers {
+		wg.Go(func() {
+			for range rounds {
+				v := cut(bytes.Repeat([]byte{byte('a' + i)}, size), 999)
+				if _, err := near.WriteBuffers(&v); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	go func() {
+		wg.Wait()
+		near.Close()
+	}()
+	message := make([]byte, size)
+	for range writers * rounds {
+		if _, err := io.ReadFull(far, message); err != nil {
+			t.Fatal(err)
+		}
+		if n := bytes.Count(message, message[:1]); n != size {
+			t.Fatalf("only %d bytes of %d are of one writer", n, size)
+		}
+	}
+}
+
+func TestWriteBuffersIsOneSystemCall(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	near, far := sockettest.Pair(t)
+	v := cut(make([]byte, 1000), 10)
+	before := writesOfThread(t)
+	if _, err := near.WriteBuffers(&v); err != nil {
+		t.Fatal(err)
+	}
+	if n := writesOfThread(t) - before; n != 1 {
+		t.Errorf("%d system calls", n)
+	}
+	if _, err := io.ReadFull(far, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// writesOfThread returns how often this thread has called write(2) or its like.
+func writesOfThread(t *testing.T) (n int) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/thread-self/io")
+	if err != nil {
+		t.Skip("no count of system calls: ", err)
+	}
+	_, count, _ := strings.Cut(string(b), "syscw: ")
+	if _, err := fmt.Sscan(count, &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestBufferSizesAreSet(t *testing.T) {
+	near, _ := sockettest.Pair(t)
+	raw, err := near.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		set func(bytes int) error
+		opt int
+	}{
+		"SetReadBuffer":  {near.SetReadBuffer, unix.SO_RCVBUF},
+		"SetWriteBuffer": {near.SetWriteBuffer, unix.SO_SNDBUF},
+	} {
+		sizes := make([]int, 2)
+		for i, ask := range []int{8 << 10, 64 << 10} {
+			if err := c.set(ask); err != nil {
+				t.Fatal(name, err)
+			}
+			raw.Control(func(fd uintptr) { sizes[i], err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, c.opt) })
+			if err != nil || sizes[i] < ask {
+				t.Errorf("%s(%d) set %d, %v", name, ask, sizes[i], err)
+			}
+		}
+		if sizes[0] >= sizes[1] {
+			t.Errorf("%s made no difference: %d", name, sizes)
+		}
+	}
+	near.CloseRead()
+	wantError(t, near.SetReadBuffer(8<<10), net.ErrClosed, "set", "unix")
+	near.Close()
+	wantError(t, near.SetWriteBuffer(8<<10), net.ErrClosed, "set", "unix")
+}
+
+// firstWrite is more than a Conn writes before the poller knows it.
+const firstWrite = 64 << 10
+
+// The first write that has to wait is where the poller comes in: what others
+// write must not come in between.
+func TestWritesDoNotMixAsTheFirstComesToWait(t *testing.T) {
+	rounds := 500
+	if testing.Short() || sockettest.Race {
+		rounds = 50
+	}
+	const writers, size = 4, firstWrite
+	got := make([]byte, writers*size)
+	for range rounds {
+		c, peer := newPairT(t)
+		if err := c.SetWriteBuffer(size / 4); err != nil { // so that part of it fits
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for i := range writers {
+			wg.Go(func() {
+				message := bytes.Repeat([]byte{byte(i)}, size)
+				if n, err := c.Write(message); n != size || err != nil {
+					t.Error(n, err)
+				}
+			})
+		}
+		if _, err := io.ReadFull(peer, got); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
+		for message := range slices.Chunk(got, size) {
+			if bytes.Count(message, message[:1]) != size {
+				t.Fatal("two writes are mixed")
+			}
+		}
+		c.Close()
+		peer.Close()
+	}
+}
+
+// Whatever comes first to a new connection, and whatever comes in between,
+// everything ends, and no descriptor is left.
+func TestPollerComesInAmongClosesAndDeadlines(t *testing.T) {
+	rounds := 3000
+	if testing.Short() || sockettest.Race {
+		rounds = 300
+	}
+	descriptors := sockettest.CountDescriptors(t)
+	uses := []func(c *unixsock.Conn, ctx context.Context){
+		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
+		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
+		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, firstWrite)) }, // more than fits
+		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 1<<19)) },
+		func(c *unixsock.Conn, _ context.Context) { c.ReadFrom(bytes.NewReader(make([]byte, 8))) },
+		func(c *unixsock.Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
+		func(c *unixsock.Conn, _ context.Context) { c.PeerCred() },
+		func(c *unixsock.Conn, _ context.Context) {
+			if f, err := c.File(); err == nil {
+				f.Close()
+			}
+		},
+		func(c *unixsock.Conn, ctx context.Context) { c.CloseOn(ctx) },
+		func(c *unixsock.Conn, _ context.Context) { c.CloseRead() },
+		func(c *unixsock.Conn, _ context.Context) { c.CloseWrite() },
+		func(c *unixsock.Conn, _ context.Context) { c.Close() },
+	}
+	for range rounds {
+		c, peer, err := unixsock.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetWriteBuffer(firstWrite / 4); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		all := slices.Clone(uses)
+		rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		var wg sync.WaitGroup
+		for _, use := range all {
+			wg.Go(func() { use(c, ctx) })
+		}
+		sockettest.Returns(t, "a use of a connection that is closed", wg.Wait)
+		cancel()
+		peer.Close()
+	}
+	sockettest.WaitDescriptors(t, descriptors)
+}
+
+func TestConnectionThatNobodyCanReachIsClosed(t *testing.T) {
+	for what, use := range map[string]func(t *testing.T, c, peer *unixsock.Conn){
+		"new": func(*testing.T, *unixsock.Conn, *unixsock.Conn) {},
+		"with the poller": func(t *testing.T, c, peer *unixsock.Conn) {
+			if err := c.SetDeadline(time.Time{}); err != nil {
+				t.Error(err)
+			}
+		},
+		"in use": func(t *testing.T, c, peer *unixsock.Conn) { mustTalk(t, c, peer) },
+		"under a custodian that nobody can reach": func(_ *testing.T, c, _ *unixsock.Conn) {
+			ctx, cancel := context.WithCancel(context.Background())
+			c.CloseOn(ctx)
+			runtime.KeepAlive(cancel)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			peer := func() *unixsock.Conn {
+				c, peer, err := unixsock.Pair()
+				if err != nil {
+					t.Fatal(err)
+				}
+				use(t, c, peer)
+				return peer
+			}()
+			defer peer.Close()
+			end := make(chan error, 1)
+			go func() {
+				_, err := peer.Read(make([]byte, 8))
+				end <- err
+			}()
+			sockettest.WaitFor(t, "it stays open", func() bool {
+				runtime.GC()
+				return len(end) > 0
+			})
+			if err := <-end; err != io.EOF {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A half that is closed while the poller comes in must not keep who waits in it:
+// on Linux no event would tell, of a socket that is half full, that it is closed.
+func TestHalfClosedAsTheFirstComesToWaitEndsTheWait(t *testing.T) {
+	rounds := 5000
+	if testing.Short() || sockettest.Race {
+		rounds = 500
+	}
+	for what, half := range map[string]struct {
+		close func(*unixsock.Conn) error
+		wait  func(syscall.RawConn) error
+	}{
+		"input":  {(*unixsock.Conn).CloseRead, func(raw syscall.RawConn) error { return raw.Read(func(uintptr) bool { return false }) }},
+		"output": {(*unixsock.Conn).CloseWrite, func(raw syscall.RawConn) error { return raw.Write(func(uintptr) bool { return false }) }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			for range rounds {
+				c, peer := newPairT(t)
+				if err := c.SetWriteBuffer(4 << 10); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := c.Write(make([]byte, 1<<10)); n != 1<<10 || err != nil {
+					t.Fatal(n, err)
+				}
+				raw, err := c.SyscallConn()
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan error, 1)
+				go func() { ended <- half.wait(raw) }()
+				if err := half.close(c); err != nil {
+					t.Fatal(err)
+				}
+				if err := sockettest.Receive(t, "the wait", ended); !errors.Is(err, net.ErrClosed) {
+					t.Fatal(err)
+				}
+				c.Close()
+				peer.Close()
+			}
+		})
+	}
+}
+
+// The runtime's poller wants descriptors of its own when it starts, and ends the
+// process if there are none. A test would have it started: the child runs none.
+func TestPollerStartsBeforeDescriptorsRunOut(t *testing.T) {
+	cmd := sockettest.HelperCommand(t, nil, "wait without descriptors")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// helpWaitWithoutDescriptors takes all descriptors and then has connections wait.
+func helpWaitWithoutDescriptors([]string) error {
+	var pairs [2][2]*unixsock.Conn
+	for i := range pairs {
+		c, peer, err := unixsock.Pair()
+		if err != nil {
+			return err
+		}
+		pairs[i] = [2]*unixsock.Conn{c, peer}
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	limit.Cur = 64
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	for {
+		if _, err := syscall.Dup(0); err != nil {
+			break
+		}
+	}
+	for _, pair := range pairs {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := pair[0].Read(make([]byte, 1))
+			ended <- err
+		}()
+		runtime.Gosched() // it likely waits then; if not, the rest holds all the same
+		if _, err := pair[1].Write([]byte("x")); err != nil {
+			return err
+		}
+		if err := <-ended; err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,23 +1,23 @@
-package unixsock
+package unixsock_test
 
 import (
 	"bytes"
 	"io"
-	"net"
 	"os"
 	"runtime"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
 
 // countMoved counts the bytes that the kernel moves while the test runs.
 func countMoved(t *testing.T) *atomic.Int64 {
 	n := new(atomic.Int64)
-	moved = func(m int) { n.Add(int64(m)) }
-	t.Cleanup(func() { moved = nil })
+	unixsock.OnMoved(func(m int) { n.Add(int64(m)) })
+	t.Cleanup(func() { unixsock.OnMoved(nil) })
 	return n
 }
 
@@ -25,7 +25,7 @@ func TestKernelMovesTheBytes(t *testing.T) {
 	copies(t, func(t *testing.T, from source, to sink) {
 		count := countMoved(t)
 		size := 1 << 20
-		if raceEnabled {
+		if sockettest.Race {
 			size >>= 3
 		}
 		r := from.open(t, randomBytes(size))
@@ -49,33 +49,6 @@ func TestKernelMovesTheBytes(t *testing.T) {
 	})
 }
 
-func TestKernelMovesTheBytesOfOtherTypesWithADescriptor(t *testing.T) {
-	count := countMoved(t)
-	inner, innerFar := netPair(t, "unix")
-	near, far := mustPair(t)
-	c := startCopy(near, foreignConn{inner.(*net.UnixConn)})
-	if _, err := innerFar.Write([]byte("some")); err != nil {
-		t.Fatal(err)
-	}
-	innerFar.Close()
-	if got := receive(t, "the end of the copy", c); got.n != 4 || got.err != nil {
-		t.Fatal(got)
-	}
-	if n := count.Load(); n != 4 {
-		t.Errorf("the kernel moved %d bytes", n)
-	}
-	near.Close()
-	if b, err := io.ReadAll(far); string(b) != "some" || err != nil {
-		t.Errorf("%q, %v", b, err)
-	}
-}
-
-// foreignConn is a stream of another package's.
-type foreignConn struct{ c *net.UnixConn }
-
-func (c foreignConn) Read(b []byte) (int, error)            { return c.c.Read(b) }
-func (c foreignConn) SyscallConn() (syscall.RawConn, error) { return c.c.SyscallConn() }
-
 func TestPacketsAreNotRunTogetherByTheKernel(t *testing.T) {
 	count := countMoved(t)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
@@ -86,7 +59,7 @@ func TestPacketsAreNotRunTogetherByTheKernel(t *testing.T) {
 	defer far.Close()
 	near := os.NewFile(uintptr(fds[0]), "packets")
 	defer near.Close()
-	in, out := mustPair(t)
+	in, out := sockettest.Pair(t)
 	go func() {
 		out.Write(bytes.Repeat([]byte("x"), 100))
 		out.Close()
@@ -103,18 +76,18 @@ func TestPacketsAreNotRunTogetherByTheKernel(t *testing.T) {
 // what it did before: to splice to a file that is being appended to.
 func TestRefusalHalfWayLosesNothing(t *testing.T) {
 	count := countMoved(t)
-	near, far := mustPair(t)
+	near, far := sockettest.Pair(t)
 	f := newTestFile(t, 0)
 	c := startCopy(f, near)
 	first, second := randomBytes(300_000), randomBytes(900_000)
 	if _, err := far.Write(first); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the file does not grow", func() bool {
+	sockettest.WaitFor(t, "the file does not grow", func() bool {
 		info, err := f.Stat()
 		return err == nil && info.Size() == int64(len(first))
 	})
-	waitInPoller(t, 1)
+	sockettest.WaitInPoller(t, 1)
 	raw, err := f.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +100,7 @@ func TestRefusalHalfWayLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	far.Close()
-	if got := receive(t, "the end of the copy", c); got.n != 1_200_000 || got.err != nil {
+	if got := sockettest.Receive(t, "the end of the copy", c); got.n != 1_200_000 || got.err != nil {
 		t.Fatal(got)
 	}
 	if n := count.Load(); n != int64(len(first)) {
@@ -141,7 +114,7 @@ func TestRefusalHalfWayLosesNothing(t *testing.T) {
 
 func TestFilesOfProcAreCopied(t *testing.T) {
 	const name = "/proc/self/maps"
-	near, far := mustPair(t)
+	near, far := sockettest.Pair(t)
 	f, err := os.Open(name)
 	if err != nil {
 		t.Skip(err)
@@ -158,13 +131,13 @@ func TestFilesOfProcAreCopied(t *testing.T) {
 // must not get them.
 func TestPipeNeverLeaksBytes(t *testing.T) {
 	for range 10 {
-		near, _ := mustPair(t)
+		near, _ := sockettest.Pair(t)
 		c := stuck(t, near, flowing(t, "socket"))
 		near.Close()
-		receive(t, "the end of the copy", c)
+		sockettest.Receive(t, "the end of the copy", c)
 
 		from, feed := netPair(t, "unix")
-		to, sink := mustPair(t)
+		to, sink := sockettest.Pair(t)
 		data := randomBytes(1000)
 		w, result := gathered(t, to, sink)
 		if n, err := io.Copy(w, fed(from, feed, data)); n != 1000 || err != nil {
@@ -177,12 +150,12 @@ func TestPipeNeverLeaksBytes(t *testing.T) {
 }
 
 func TestIdleCopyHoldsNoPipe(t *testing.T) {
-	if !inChild(t, nil) { // where there are no pipes of other copies
+	if !sockettest.InChild(t, nil) { // where there are no pipes of other copies
 		return
 	}
-	near, far := mustPair(t)
+	near, far := sockettest.Pair(t)
 	from, feed := netPair(t, "unix")
-	before := countDescriptors(t)
+	before := sockettest.CountDescriptors(t)
 	c := startCopy(near, from)
 	if _, err := feed.Write([]byte("some")); err != nil {
 		t.Fatal(err)
@@ -190,22 +163,22 @@ func TestIdleCopyHoldsNoPipe(t *testing.T) {
 	if _, err := io.ReadFull(far, make([]byte, 4)); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the copy holds descriptors", func() bool {
+	sockettest.WaitFor(t, "the copy holds descriptors", func() bool {
 		runtime.GC() // closes pipes that are not in use
-		return countDescriptors(t) <= before
+		return sockettest.CountDescriptors(t) <= before
 	})
 	from.Close()
-	receive(t, "the end of the copy", c)
+	sockettest.Receive(t, "the end of the copy", c)
 }
 
 func TestCopyWithoutDescriptorsToSpareIsAPlainOne(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
 	count := countMoved(t)
-	near, far := mustPair(t)
+	near, far := sockettest.Pair(t)
 	from, feed := netPair(t, "unix")
-	defer exhaustDescriptors(t)()
+	defer sockettest.ExhaustDescriptors(t)()
 	data := randomBytes(500_000)
 	w, result := gathered(t, near, far)
 	if n, err := io.Copy(w, fed(from, feed, data)); n != int64(len(data)) || err != nil {

@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
 	"bytes"
@@ -19,6 +19,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
 // A source is something to copy from, and what the test puts into it.
@@ -56,14 +59,14 @@ func gathered(t *testing.T, near io.WriteCloser, far io.Reader) (io.Writer, func
 	}()
 	return near, func() []byte {
 		near.Close()
-		return receive(t, "what was copied", got)
+		return sockettest.Receive(t, "what was copied", got)
 	}
 }
 
 // unitEnds returns the two ends of a connection of a TCPUnit.
 func unitEnds(t *testing.T) (client, server net.Conn) {
 	t.Helper()
-	u := NewTCPUnit(filepath.Join(shortDir(t), "s"))
+	u := unixsock.NewTCPUnit(filepath.Join(sockettest.ShortDir(t), "s"))
 	l, err := u.Listen("", "")
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +79,7 @@ func netPair(t *testing.T, network string) (client, server net.Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
 	if network == "unix" {
-		address = filepath.Join(shortDir(t), "s")
+		address = filepath.Join(sockettest.ShortDir(t), "s")
 	}
 	l, err := net.Listen(network, address)
 	if err != nil {
@@ -116,7 +119,7 @@ func fileOf(t *testing.T, data []byte) *os.File {
 
 func newTestFile(t *testing.T, flag int) *os.File {
 	t.Helper()
-	f, err := os.OpenFile(filepath.Join(shortDir(t), "file"), os.O_RDWR|os.O_CREATE|flag, 0o600)
+	f, err := os.OpenFile(filepath.Join(sockettest.ShortDir(t), "file"), os.O_RDWR|os.O_CREATE|flag, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,11 +139,11 @@ func pipeEnds(t *testing.T) (r, w *os.File) {
 
 var sources = []source{
 	{"Conn", true, func(t *testing.T, data []byte) io.Reader {
-		near, far := mustPair(t)
+		near, far := sockettest.Pair(t)
 		return fed(near, far, data)
 	}},
 	{"InputPort", true, func(t *testing.T, data []byte) io.Reader {
-		near, far := mustPair(t)
+		near, far := sockettest.Pair(t)
 		in, _ := near.Ports()
 		return fed(in, far, data)
 	}},
@@ -180,11 +183,11 @@ var sources = []source{
 
 var sinks = []sink{
 	{"Conn", true, func(t *testing.T) (io.Writer, func() []byte) {
-		near, far := mustPair(t)
+		near, far := sockettest.Pair(t)
 		return gathered(t, near, far)
 	}},
 	{"OutputPort", true, func(t *testing.T) (io.Writer, func() []byte) {
-		near, far := mustPair(t)
+		near, far := sockettest.Pair(t)
 		_, out := near.Ports()
 		return gathered(t, out, far)
 	}},
@@ -251,8 +254,8 @@ func randomBytes(n int) []byte {
 
 func TestCopyIsExact(t *testing.T) {
 	copies(t, func(t *testing.T, from source, to sink) {
-		sizes := []int{0, 1, mathrand.IntN(100 << 10), copySize, 1<<20 + mathrand.IntN(1<<20)}
-		if raceEnabled {
+		sizes := []int{0, 1, mathrand.IntN(100 << 10), 64 << 10, 1<<20 + mathrand.IntN(1<<20)}
+		if sockettest.Race {
 			sizes = sizes[2:4]
 		}
 		for _, size := range sizes {
@@ -273,12 +276,12 @@ func TestCopyIsExact(t *testing.T) {
 func TestCopyStopsWhereTheLimitedReaderDoes(t *testing.T) {
 	copies(t, func(t *testing.T, from source, to sink) {
 		size := int64(700_000)
-		if raceEnabled {
+		if sockettest.Race {
 			size = 100_000
 		}
 		data := randomBytes(int(size))
 		limits := []int64{-1, 0, 1, 1 + mathrand.Int64N(size-1), size, size + 1, math.MaxInt64}
-		if raceEnabled {
+		if sockettest.Race {
 			limits = limits[3:5]
 		}
 		for _, limit := range limits {
@@ -346,16 +349,16 @@ func endless(t *testing.T) *os.File {
 
 // stuck copies r to near and returns once that waits for its
 // peer to read.
-func stuck(t *testing.T, near *Conn, r io.Reader) copying {
+func stuck(t *testing.T, near *unixsock.Conn, r io.Reader) copying {
 	t.Helper()
 	c := startCopy(near, r)
-	waitFor(t, "the copy is not stuck", func() bool {
+	sockettest.WaitFor(t, "the copy is not stuck", func() bool {
 		full := false
 		raw, err := near.SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw.Control(func(fd uintptr) { full = !writable(int(fd)) })
+		raw.Control(func(fd uintptr) { full = !sockettest.Writable(int(fd)) })
 		return full
 	})
 	return c
@@ -377,21 +380,21 @@ func flowing(t *testing.T, kind string) io.Reader {
 
 func TestCopyObeysItsDestinationsEnd(t *testing.T) {
 	ends := map[string]struct {
-		end  func(near, far *Conn)
+		end  func(near, far *unixsock.Conn)
 		want error
 	}{
-		"Close":           {func(near, _ *Conn) { near.Close() }, net.ErrClosed},
-		"CloseWrite":      {func(near, _ *Conn) { near.CloseWrite() }, net.ErrClosed},
-		"deadline":        {func(near, _ *Conn) { near.SetWriteDeadline(time.Now().Add(time.Millisecond)) }, os.ErrDeadlineExceeded},
-		"close of a peer": {func(_, far *Conn) { far.Close() }, syscall.EPIPE},
+		"Close":           {func(near, _ *unixsock.Conn) { near.Close() }, net.ErrClosed},
+		"CloseWrite":      {func(near, _ *unixsock.Conn) { near.CloseWrite() }, net.ErrClosed},
+		"deadline":        {func(near, _ *unixsock.Conn) { near.SetWriteDeadline(time.Now().Add(time.Millisecond)) }, os.ErrDeadlineExceeded},
+		"close of a peer": {func(_, far *unixsock.Conn) { far.Close() }, syscall.EPIPE},
 	}
 	for _, kind := range []string{"file", "socket", "memory"} {
 		for name, end := range ends {
 			t.Run(kind+", "+name, func(t *testing.T) {
-				near, far := mustPair(t)
+				near, far := sockettest.Pair(t)
 				c := stuck(t, near, flowing(t, kind))
 				end.end(near, far)
-				got := receive(t, "the end of the copy", c)
+				got := sockettest.Receive(t, "the end of the copy", c)
 				if errors.Is(got.err, syscall.ECONNRESET) {
 					end.want = syscall.ECONNRESET // as good: the peer left bytes unread
 				}
@@ -410,13 +413,13 @@ func TestCopyObeysItsDestinationsEnd(t *testing.T) {
 }
 
 func TestCopyOfAFileMovesItsOffsetByWhatWasWritten(t *testing.T) {
-	near, _ := mustPair(t)
+	near, _ := sockettest.Pair(t)
 	f := endless(t)
 	c := stuck(t, near, f)
-	if err := near.SetWriteDeadline(past); err != nil {
+	if err := near.SetWriteDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	got := receive(t, "the end of the copy", c)
+	got := sockettest.Receive(t, "the end of the copy", c)
 	offset, err := f.Seek(0, io.SeekCurrent)
 	if err != nil {
 		t.Fatal(err)
@@ -438,7 +441,7 @@ func TestCopyObeysItsSourcesEnd(t *testing.T) {
 		"CloseRead": {func(near net.Conn) { near.(interface{ CloseRead() error }).CloseRead() }, net.ErrClosed},
 		"deadline":  {func(near net.Conn) { near.SetReadDeadline(time.Now().Add(time.Millisecond)) }, os.ErrDeadlineExceeded},
 	}
-	ours := func(t *testing.T) (net.Conn, net.Conn) { return mustPair(t) }
+	ours := func(t *testing.T) (net.Conn, net.Conn) { return sockettest.Pair(t) }
 	pairs := map[string]func(t *testing.T) (near, far net.Conn){
 		"unix": ours,
 		"tcp":  func(t *testing.T) (net.Conn, net.Conn) { return netPair(t, "tcp") },
@@ -450,14 +453,14 @@ func TestCopyObeysItsSourcesEnd(t *testing.T) {
 			}
 			t.Run(network+", "+name, func(t *testing.T) {
 				near, far := pair(t)
-				w, _ := mustPair(t)
+				w, _ := sockettest.Pair(t)
 				c := startCopy(w, near)
 				if _, err := far.Write([]byte("some")); err != nil {
 					t.Fatal(err)
 				}
-				waitInPoller(t, 1)
+				sockettest.WaitInPoller(t, 1)
 				end.end(near)
-				got := receive(t, "the end of the copy", c)
+				got := sockettest.Receive(t, "the end of the copy", c)
 				wantError(t, got.err, end.want, "read", network)
 			})
 		}
@@ -473,22 +476,22 @@ func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
 	if err := f.Truncate(64 << 20); err != nil {
 		t.Fatal(err)
 	}
-	first, _ := mustPair(t) // whose peer does not read, as none does here
+	first, _ := sockettest.Pair(t) // whose peer does not read, as none does here
 	copies := []copying{startCopy(first, f)}
-	waitInPoller(t, 1)
+	sockettest.WaitInPoller(t, 1)
 
 	ended := func(why error, c copying) {
 		t.Helper()
-		if got := receive(t, "the end of a copy", c); !errors.Is(got.err, why) {
+		if got := sockettest.Receive(t, "the end of a copy", c); !errors.Is(got.err, why) {
 			t.Errorf("a copy ended by %v, want %v", got.err, why)
 		}
 	}
-	second, _ := mustPair(t)
+	second, _ := sockettest.Pair(t)
 	second.SetDeadline(time.Now().Add(20 * time.Millisecond))
 	ended(os.ErrDeadlineExceeded, startCopy(second, f))
-	third, _ := mustPair(t)
+	third, _ := sockettest.Pair(t)
 	copies = append(copies, startCopy(third, f))
-	waitInPoller(t, 2)
+	sockettest.WaitInPoller(t, 2)
 	third.Close()
 	ended(net.ErrClosed, copies[1])
 	if n, err := f.Read(make([]byte, 10)); n != 10 { // nor does it hold up the file's own users
@@ -512,7 +515,7 @@ func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, peer := mustPair(t)
+	c, peer := sockettest.Pair(t)
 	held, letGo, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		raw.Read(func(uintptr) bool { close(held); <-letGo; return true })
@@ -520,27 +523,29 @@ func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
 	}()
 	<-held
 	done := startCopy(c, f)
-	waitFor(t, "the copy does not wait", func() bool { return goroutinesIn("sync.Mutex.Lock")+goroutinesIn("semacquire") > 0 })
-	ends(t, "Write", func() { c.Write([]byte("x")) })
+	sockettest.WaitFor(t, "the copy does not wait", func() bool {
+		return sockettest.GoroutinesIn("sync.Mutex.Lock")+sockettest.GoroutinesIn("semacquire") > 0
+	})
+	sockettest.Returns(t, "Write", func() { c.Write([]byte("x")) })
 	if n, err := peer.Read(make([]byte, 10)); n != 1 || err != nil {
 		t.Errorf("the peer read %d, %v", n, err)
 	}
-	ends(t, "Close", func() { c.Close() })
+	sockettest.Returns(t, "Close", func() { c.Close() })
 	close(letGo)
 	<-released
-	if got := receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
+	if got := sockettest.Receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
 		t.Errorf("the copy ended by %v", got.err)
 	}
 }
 
 func TestCopyFromAResetConnectionIsNoEOF(t *testing.T) {
 	near, far := netPair(t, "tcp")
-	w, _ := mustPair(t)
+	w, _ := sockettest.Pair(t)
 	c := startCopy(w, near)
-	waitInPoller(t, 1)
+	sockettest.WaitInPoller(t, 1)
 	far.(*net.TCPConn).SetLinger(0)
 	far.Close()
-	wantError(t, receive(t, "the end of the copy", c).err, syscall.ECONNRESET, "read", "tcp")
+	wantError(t, sockettest.Receive(t, "the end of the copy", c).err, syscall.ECONNRESET, "read", "tcp")
 }
 
 // addressless is a connection that has no address to tell.
@@ -554,18 +559,18 @@ func (c addressless) SyscallConn() (syscall.RawConn, error) {
 
 func TestCopyFromAResetConnectionWithoutAnAddressIsAnError(t *testing.T) {
 	near, far := netPair(t, "tcp")
-	w, _ := mustPair(t)
+	w, _ := sockettest.Pair(t)
 	c := startCopy(w, addressless{near})
-	waitInPoller(t, 1)
+	sockettest.WaitInPoller(t, 1)
 	far.(*net.TCPConn).SetLinger(0)
 	far.Close()
-	if got := receive(t, "the end of the copy", c); !errors.Is(got.err, syscall.ECONNRESET) {
+	if got := sockettest.Receive(t, "the end of the copy", c); !errors.Is(got.err, syscall.ECONNRESET) {
 		t.Errorf("%v, want ECONNRESET", got.err)
 	}
 }
 
 func TestCopyAfterACloseIsErrClosed(t *testing.T) {
-	near, _ := mustPair(t)
+	near, _ := sockettest.Pair(t)
 	near.Close()
 	r := bytes.NewReader([]byte("some"))
 	n, err := near.ReadFrom(r)
@@ -581,7 +586,7 @@ func TestCopyAfterACloseIsErrClosed(t *testing.T) {
 }
 
 func TestCopyPassesOnTheErrorsOfTheOtherSide(t *testing.T) {
-	near, far := mustPair(t)
+	near, far := sockettest.Pair(t)
 	broken := errors.New("broken")
 	if n, err := near.ReadFrom(io.MultiReader(bytes.NewReader([]byte("some")), brokenEnd{broken})); n != 4 || err != broken {
 		t.Errorf("ReadFrom: %d, %v", n, err)
@@ -593,11 +598,12 @@ func TestCopyPassesOnTheErrorsOfTheOtherSide(t *testing.T) {
 
 type brokenEnd struct{ err error }
 
-func (b brokenEnd) Read([]byte) (int, error)  { return 0, b.err }
+func (b brokenEnd) Read([]byte) (int, error) { return 0, b.err }
+
 func (b brokenEnd) Write([]byte) (int, error) { return 0, b.err }
 
 func TestCopyOfAConnToItselfEchoes(t *testing.T) {
-	near, far := mustPair(t)
+	near, far := sockettest.Pair(t)
 	c := startCopy(far, far)
 	data := randomBytes(1 << 20)
 	go func() {
@@ -608,13 +614,13 @@ func TestCopyOfAConnToItselfEchoes(t *testing.T) {
 	if _, err := io.ReadFull(near, back); err != nil || !bytes.Equal(back, data) {
 		t.Errorf("another echo, %v", err)
 	}
-	if got := receive(t, "the end of the copy", c); got.n != int64(len(data)) || got.err != nil {
+	if got := sockettest.Receive(t, "the end of the copy", c); got.n != int64(len(data)) || got.err != nil {
 		t.Errorf("%d, %v", got.n, got.err)
 	}
 }
 
 func TestCopyUsesReadAndWriteOfOtherTypes(t *testing.T) {
-	near, far := mustPair(t)
+	near, far := sockettest.Pair(t)
 	inner, innerFar := netPair(t, "unix")
 	peeked := &peekedConn{inner.(*net.UnixConn), []byte("read ahead, ")}
 	c := startCopy(near, peeked)
@@ -622,7 +628,7 @@ func TestCopyUsesReadAndWriteOfOtherTypes(t *testing.T) {
 		t.Fatal(err)
 	}
 	innerFar.Close()
-	if got := receive(t, "the end of the copy", c); got.err != nil {
+	if got := sockettest.Receive(t, "the end of the copy", c); got.err != nil {
 		t.Fatal(got.err)
 	}
 	near.Close()
@@ -649,9 +655,9 @@ func (c *peekedConn) Read(b []byte) (int, error) {
 func TestCopiesLeaveNothingBehind(t *testing.T) {
 	tcpNear, tcpFar := netPair(t, "tcp")
 	file := fileOf(t, randomBytes(4096))
-	descriptors, goroutines := countDescriptors(t), runtime.NumGoroutine()
+	descriptors, goroutines := sockettest.CountDescriptors(t), runtime.NumGoroutine()
 	for range 250 {
-		near, far := mustPair(t)
+		near, far := sockettest.Pair(t)
 		for _, r := range []io.Reader{tcpNear, file} {
 			go tcpFar.Write(make([]byte, 4096))
 			if _, err := file.Seek(4, io.SeekStart); err != nil {
@@ -673,16 +679,16 @@ func TestCopiesLeaveNothingBehind(t *testing.T) {
 		}
 		far.Close()
 	}
-	waitGoroutines(t, goroutines)
-	waitFor(t, "descriptors are left open", func() bool {
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitFor(t, "descriptors are left open", func() bool {
 		runtime.GC() // closes pipes that are not in use
-		return countDescriptors(t) <= descriptors
+		return sockettest.CountDescriptors(t) <= descriptors
 	})
 }
 
 func TestCopiesInBothDirectionsAtOnce(t *testing.T) {
 	// A proxy: client - near1 = near2 - server.
-	client, near1 := mustPair(t)
+	client, near1 := sockettest.Pair(t)
 	near2, server := netPair(t, "tcp")
 	out, back := startCopy(near2, near1), startCopy(near1, near2)
 	const size = 3 << 20
@@ -699,14 +705,14 @@ func TestCopiesInBothDirectionsAtOnce(t *testing.T) {
 	client.CloseWrite()
 	server.(*net.TCPConn).CloseWrite()
 	for _, c := range []copying{out, back} {
-		if got := receive(t, "the end of a copy", c); got.err != nil {
+		if got := sockettest.Receive(t, "the end of a copy", c); got.err != nil {
 			t.Error(fmt.Errorf("after %d bytes: %w", got.n, got.err))
 		}
 	}
 }
 
 func TestErrorOfTheSourceIsItsOwn(t *testing.T) {
-	f, err := os.OpenFile(filepath.Join(shortDir(t), "f"), os.O_CREATE|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(filepath.Join(sockettest.ShortDir(t), "f"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -714,7 +720,7 @@ func TestErrorOfTheSourceIsItsOwn(t *testing.T) {
 	if _, err := f.Write([]byte("some")); err != nil {
 		t.Fatal(err)
 	}
-	near, _ := mustPair(t)
+	near, _ := sockettest.Pair(t)
 	var pathErr *fs.PathError
 	if n, err := near.ReadFrom(f); n != 0 || !errors.As(err, &pathErr) || pathErr.Op != "read" {
 		t.Errorf("copied %d bytes, %v; want what the file's Read says", n, err)
@@ -723,12 +729,12 @@ func TestErrorOfTheSourceIsItsOwn(t *testing.T) {
 
 func TestConnsThatAreCopiedIntoEachOtherEndWithAClose(t *testing.T) {
 	for range 20 {
-		a1, a2 := mustPair(t)
-		b1, b2 := mustPair(t)
+		a1, a2 := sockettest.Pair(t)
+		b1, b2 := sockettest.Pair(t)
 		var wg sync.WaitGroup
 		wg.Go(func() { io.Copy(a2, b1) })
 		wg.Go(func() { io.Copy(b1, a2) })
-		for _, end := range []*Conn{a1, b2} {
+		for _, end := range []*unixsock.Conn{a1, b2} {
 			wg.Go(func() {
 				for b := make([]byte, 100_000); ; {
 					if _, err := end.Write(b); err != nil {
@@ -738,9 +744,9 @@ func TestConnsThatAreCopiedIntoEachOtherEndWithAClose(t *testing.T) {
 			})
 		}
 		time.Sleep(mathrand.N(2 * time.Millisecond))
-		for _, c := range []*Conn{a2, b1, a1, b2} {
+		for _, c := range []*unixsock.Conn{a2, b1, a1, b2} {
 			c.Close()
 		}
-		ends(t, "the copies", wg.Wait)
+		sockettest.Returns(t, "the copies", wg.Wait)
 	}
 }

@@ -1,26 +1,377 @@
-package unixsock
+package unixsock_test
 
 import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
+	"unsafe"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
 
+const nobody = 65534
+
+// asNobody returns a setup that runs a child process as another user.
+func asNobody(t testing.TB) func(*exec.Cmd) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can run a process as another user")
+	}
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { exe.Close() })
+	return func(cmd *exec.Cmd) {
+		// The other user may not enter the directory that the binary is in.
+		cmd.ExtraFiles = append(cmd.ExtraFiles, exe)
+		cmd.Path = fmt.Sprint("/proc/self/fd/", 2+len(cmd.ExtraFiles))
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+}
+
+// publicDir is a shortDir that others may read.
+func publicDir(t testing.TB) string {
+	t.Helper()
+	dir := sockettest.ShortDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestModeIsNeverWider(t *testing.T) {
+	for _, test := range []struct {
+		umask int
+		perm  fs.FileMode
+	}{
+		{0, 0}, {0, 0o600}, {0, 0o660}, {0o022, 0o620}, {0o077, 0o660}, {0o022, 0o666},
+	} {
+		t.Run(fmt.Sprintf("%03o %03o", test.umask, test.perm), func(t *testing.T) {
+			if !sockettest.InChild(t, nil) {
+				return
+			}
+			syscall.Umask(test.umask)
+			path := filepath.Join(sockettest.ShortDir(t), "s")
+			watcher := sockettest.StartHelper(t, nil, "watch mode", path, strconv.FormatUint(uint64(test.perm), 8))
+			// Where the umask takes away what was asked for, the watcher must have
+			// seen some file before that was made good: it looks sharply enough.
+			early := fs.FileMode(test.umask)&test.perm == 0
+			for i := 0; i < modeRounds || !early && i < 100*modeRounds; i++ {
+				watcher.Tell("next")
+				watcher.Expect("watching")
+				l := sockettest.ListenAt(t, fmt.Sprint(path, i), unixsock.Mode(test.perm))
+				bits, when, _ := strings.Cut(watcher.Hear(), " ")
+				seen, err := strconv.ParseUint(bits, 8, 32)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if fs.FileMode(seen)&^test.perm != 0 {
+					t.Fatalf("the file had the bits %#o, wider than %#o", seen, test.perm)
+				}
+				early = early || when == "true"
+				l.Close()
+			}
+			if !early {
+				t.Error("the watcher never saw a file before it had its bits")
+			}
+		})
+	}
+}
+
+func TestModeIsExactWithADefaultACL(t *testing.T) {
+	dir := sockettest.ShortDir(t)
+	// Version 2: tag, permissions and id of the owner, user 65534, the group,
+	// the mask and the others.
+	acl := binary.LittleEndian.AppendUint32(nil, 2)
+	for _, e := range []struct {
+		tag, perm uint16
+		id        uint32
+	}{{0x01, 7, ^uint32(0)}, {0x02, 7, nobody}, {0x04, 7, ^uint32(0)}, {0x10, 7, ^uint32(0)}, {0x20, 7, ^uint32(0)}} {
+		acl = binary.LittleEndian.AppendUint16(acl, e.tag)
+		acl = binary.LittleEndian.AppendUint16(acl, e.perm)
+		acl = binary.LittleEndian.AppendUint32(acl, e.id)
+	}
+	if err := unix.Setxattr(dir, "system.posix_acl_default", acl, 0); err != nil {
+		t.Skip("no access control lists here: ", err)
+	}
+	for i, perm := range []fs.FileMode{0, 0o600, 0o640, 0o666, 0o777} {
+		l := sockettest.ListenAt(t, filepath.Join(dir, fmt.Sprint(i)), unixsock.Mode(perm))
+		if got := lstat(t, l.Addr().String()).Mode().Perm(); got != perm {
+			t.Errorf("Mode(%#o): the file has %#o", perm, got)
+		}
+	}
+}
+
+func TestModeKeepsOthersOut(t *testing.T) {
+	path := filepath.Join(publicDir(t), "s")
+	other := sockettest.StartHelper(t, asNobody(t), "connect")
+	for _, test := range []struct {
+		perm fs.FileMode
+		want string
+	}{{0o600, "permission denied"}, {0o660, "permission denied"}, {0o664, "permission denied"}, {0o602, "connected"}, {0o666, "connected"}} {
+		l := sockettest.ListenAt(t, path, unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
+		other.Tell(path)
+		if got := other.Hear(); got != test.want {
+			t.Errorf("Mode(%#o): another user says %q, want %q", test.perm, got, test.want)
+		}
+		l.Close()
+	}
+}
+
+func TestModeOfAnAbstractNameIsAnError(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	l, err := unixsock.Listen(unixsock.Abstract(t.Name()), unixsock.Mode(0o600))
+	if err == nil {
+		l.Close()
+		t.Fatal("no error")
+	}
+	if !strings.Contains(err.Error(), "abstract") {
+		t.Errorf("the error does not say what is wrong: %v", err)
+	}
+	if l, err := unixsock.NewTCPUnit(unixsock.Abstract(t.Name()), unixsock.Mode(0o600)).Listen("", ""); err == nil {
+		l.Close()
+		t.Error("no error through a TCPUnit")
+	}
+}
+
+func TestFileOptionsOfAnAbstractName(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	name := unixsock.Abstract(t.Name())
+	l := sockettest.ListenAt(t, name, unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
+	if _, err := unixsock.Listen(name, unixsock.ReplaceStale()); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("error %v, want EADDRINUSE", err)
+	}
+	mustAnswer(t, l, name)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReplaceStaleLeavesAListenerWithAFullBacklog(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	l := sockettest.Listen(t, unixsock.Backlog(0))
+	waiting := sockettest.FillBacklog(t, l.Addr().String())
+	wantInUse(t, l.Addr().String())
+	for range waiting {
+		sockettest.Accept(t, l)
+	}
+	if isReady(l) {
+		t.Error("the listener has heard of it")
+	}
+}
+
+func TestReplaceStaleWhereOthersMayNotAsk(t *testing.T) {
+	path := filepath.Join(publicDir(t), "s")
+	if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	l := sockettest.ListenAt(t, path, unixsock.Mode(0o600))
+	other := sockettest.StartHelper(t, asNobody(t), "serve", path)
+	if got := sockettest.Receive(t, "the other user", other.Lines); !strings.Contains(got, "address already in use") {
+		t.Errorf("another user says %q", got)
+	}
+	mustAnswer(t, l, path)
+}
+
+// TestALockOfAnotherUserStopsNobody is what the lock's time limit is for.
+func TestALockOfAnotherUserStopsNobody(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	mustListenAgainstALock(t, publicDir(t), asNobody(t), nobody)
+}
+
+func TestReplaceStaleInADirectoryThatCannotBeRead(t *testing.T) {
+	var setup func(*exec.Cmd)
+	if os.Getuid() == 0 {
+		setup = asNobody(t)
+	}
+	if !sockettest.InChild(t, setup) {
+		return
+	}
+	sockettest.CheckDescriptors(t)
+	dir := sockettest.ShortDir(t)
+	path := filepath.Join(dir, "s")
+	leaveStale(t, path)
+	if err := os.Chmod(dir, 0o333); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadDir(dir); !errors.Is(err, fs.ErrPermission) {
+		t.Fatalf("the directory can be read: %v", err)
+	}
+	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose(), unixsock.Mode(0o640))
+	mustAnswer(t, l, path)
+	wantInUse(t, path)
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	wantOnly(t, dir)
+}
+
+// TestReplaceStaleLocksTheDirectoryOfTheFile is about a path whose directory is
+// not what stands before its last dot-dot.
+func TestReplaceStaleLocksTheDirectoryOfTheFile(t *testing.T) {
+	dir := sockettest.ShortDir(t)
+	for _, name := range []string{"real", "real/sub"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("real/sub", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	path := dir + "/link/../s" // dir/real/s, not dir/s
+	leaveStale(t, path)
+	fd, err := unix.Open(filepath.Join(dir, "real"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		l, err := unixsock.Listen(path, unixsock.ReplaceStale())
+		if err == nil {
+			l.Close()
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Errorf("Listen did not wait for who holds the lock of the directory; error %v", err)
+		done <- err
+	case <-time.After(300 * time.Millisecond):
+	}
+	unix.Close(fd)
+	if err := sockettest.Receive(t, "Listen", done); err != nil {
+		t.Error(err)
+	}
+}
+
+// connectFrom connects to path from a socket that is bound to name, which
+// Connect does not do. name may have the full length of an address.
+func connectFrom(t testing.TB, name, path string) {
+	t.Helper()
+	fd, err := sockettest.Socket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	addr := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
+	for i := range name {
+		addr.Path[i] = int8(name[i])
+	}
+	n := unsafe.Offsetof(addr.Path) + uintptr(len(name))
+	if _, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&addr)), n); errno != 0 {
+		t.Fatal(errno)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAddressOfAnAbstractPeerIsWhole(t *testing.T) {
+	l := sockettest.Listen(t)
+	name := ownName(t, 70, "\x00\x00b\x00")
+	connectFrom(t, name, l.Addr().String())
+	if got := sockettest.Accept(t, l).RemoteAddr().String(); got != name {
+		t.Errorf("the peer is %q, want %q", got, name)
+	}
+}
+
+func TestAddressOfAPeerAtAPathOfTheFullLengthIsWhole(t *testing.T) {
+	l := sockettest.Listen(t)
+	name := padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen)
+	connectFrom(t, name, l.Addr().String())
+	if got := sockettest.Accept(t, l).RemoteAddr().String(); got != name {
+		t.Errorf("the peer is %q, want %q", got, name)
+	}
+}
+
+func TestConnectToAnAddressOfAConn(t *testing.T) {
+	for _, name := range []string{ownName(t, 70, "\x00a\x00"), ownName(t, 70, "\x00\x00")} {
+		l := sockettest.ListenAt(t, name)
+		client := sockettest.Connect(t, name)
+		server := sockettest.Accept(t, l)
+		sockettest.Exchange(t, client.RemoteAddr().String(), l)
+		sockettest.Exchange(t, server.LocalAddr().String(), l)
+		sockettest.Exchange(t, l.Addr().String(), l)
+	}
+}
+
+func TestDescriptorIsClosedOnce(t *testing.T) {
+	// A second close(2) would hit what has got the number since.
+	c, peer := sockettest.Pair(t)
+	fd := fdOf(t, c)
+	c.Close()
+	if err := unix.Dup3(fdOf(t, peer), fd, unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for _, way := range closes {
+		if err := way.call(c); err != nil {
+			t.Errorf("%s: %v", way.name, err)
+		}
+	}
+	if !isOpen(fd) {
+		t.Error("the number's new owner was closed")
+	}
+}
+
+func TestPeerCredOfAnotherUser(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	l := sockettest.ListenAt(t, publicDir(t)+"/s", unixsock.Mode(0o666))
+	h := sockettest.StartHelper(t, asNobody(t), "connect")
+	h.Tell(l.Addr().String())
+	h.Expect("connected")
+	want := unixsock.Cred{PID: h.Cmd.Process.Pid, UID: nobody, GID: nobody}
+	if got := peerCredOf(t, sockettest.Accept(t, l)); got != want {
+		t.Errorf("at the other end is %+v, want %+v", got, want)
+	}
+}
+
+func TestPeerCredOfAServerOfAnotherUser(t *testing.T) {
+	dir := publicDir(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	h := sockettest.StartHelper(t, asNobody(t), "serve", dir+"/s")
+	h.Expect("serving")
+	want := unixsock.Cred{PID: h.Cmd.Process.Pid, UID: nobody, GID: nobody}
+	if got := peerCredOf(t, sockettest.Connect(t, dir+"/s")); got != want {
+		t.Errorf("at the other end is %+v, want %+v", got, want)
+	}
+}
+
 func TestAdoptedNamesAreWhole(t *testing.T) {
-	checkDescriptors(t)
+	sockettest.CheckDescriptors(t)
 	for _, name := range []string{
 		"\x00a\x00b\x00", "\x00@", "\x00", "\x00" + t.Name() + "\x00\x00",
-		shortDir(t) + "/@", string(make([]byte, MaxPathLen)),
+		sockettest.ShortDir(t) + "/@", string(make([]byte, unixsock.MaxPathLen)),
 	} {
-		original := mustListenAt(t, name)
+		original := sockettest.ListenAt(t, name)
 		l := mustFileListener(t, mustFile(t, original))
 		original.Close()
 		if got := l.Addr().String(); got != name {
 			t.Errorf("the listener's name is %q, want %q", got, name)
 		}
-		client := mustConnect(t, l.Addr().String())
-		server := mustAccept(t, l)
+		client := sockettest.Connect(t, l.Addr().String())
+		server := sockettest.Accept(t, l)
 		if got := mustFileConn(t, mustFile(t, client)).RemoteAddr().String(); got != name {
 			t.Errorf("the client's remote name is %q, want %q", got, name)
 		}
@@ -33,21 +384,70 @@ func TestAdoptedNamesAreWhole(t *testing.T) {
 }
 
 func TestASocketThatIsOnlyBoundIsRefused(t *testing.T) {
-	fd, err := newSocket()
+	fd, err := sockettest.Socket()
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := os.NewFile(uintptr(fd), "bound")
 	defer f.Close()
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: shortDir(t) + "/s"}); err != nil {
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: sockettest.ShortDir(t) + "/s"}); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := FileConn(f); err == nil {
+	if c, err := unixsock.FileConn(f); err == nil {
 		c.Close()
 		t.Error("FileConn: no error")
 	}
-	if l, err := FileListener(f); err == nil {
+	if l, err := unixsock.FileListener(f); err == nil {
 		l.Close()
 		t.Error("FileListener: no error")
+	}
+}
+
+// passAlong sets an option of c that has the kernel add messages to what it
+// receives.
+func passAlong(t testing.TB, c *unixsock.Conn, option int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, 1) })
+	if err != nil {
+		t.Skip(err)
+	}
+}
+
+func TestFilesComeAmongCredentials(t *testing.T) {
+	for name, option := range map[string]int{
+		"credentials": unix.SO_PASSCRED, "security label": unix.SO_PASSSEC, "pidfd": unix.SO_PASSPIDFD,
+	} {
+		t.Run(name, func(t *testing.T) {
+			sockettest.CheckDescriptors(t)
+			from, to := newPairT(t)
+			passAlong(t, to, option)
+			r, w := newPipes(t, 2)
+			for _, max := range []int{2, 1, 0} {
+				if _, err := from.WriteFiles([]byte("x"), w...); err != nil {
+					t.Fatal(err)
+				}
+				before := sockettest.CountDescriptors(t)
+				_, files, err := to.ReadFiles(make([]byte, 1), max)
+				if (err == nil) != (max == 2) || (len(files) == 2) != (max == 2) {
+					t.Errorf("max %d of 2: %d files, %v", max, len(files), err)
+				}
+				closeFiles(files)
+				if after := sockettest.CountDescriptors(t); after > before {
+					t.Errorf("max %d of 2: %d descriptors were open, %d are", max, before, after)
+				}
+			}
+			if _, err := from.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if n, files, err := to.ReadFiles(make([]byte, 1), 0); n != 1 || files != nil || err != nil {
+				t.Errorf("without files: %d bytes, %v, %v", n, files, err)
+			}
+			closeFiles(w)
+			wantAllClosed(t, r)
+		})
 	}
 }

@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
 	"context"
@@ -18,110 +18,37 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
-
-// ends fails the test, and shows where everyone is, if f does not end.
-func ends(t testing.TB, what string, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-		stacks := make([]byte, 1<<20)
-		stacks = stacks[:runtime.Stack(stacks, true)]
-		t.Fatalf("waited %v in vain: %s\n%s", patience, what, stacks)
-	}
-}
-
-// accepting starts n calls of accept, and returns once all of them wait in l.
-// Their errors come out of the channel, and what they accept is closed.
-func accepting(t testing.TB, l *Listener, n int, accept func(i int) (*Conn, error)) <-chan error {
-	t.Helper()
-	errs := make(chan error, n)
-	before := countInAwait()
-	for i := range n {
-		go func() {
-			c, err := accept(i)
-			if c != nil {
-				c.Close()
-			}
-			errs <- err
-		}()
-	}
-	waitFor(t, "not all of them wait", func() bool { return countInAwait() >= before+n })
-	return errs
-}
-
-// countInAwait returns how many goroutines wait in a Listener, for their turn or
-// in the poller.
-func countInAwait() int {
-	stacks := make([]byte, 1<<20)
-	stacks = stacks[:runtime.Stack(stacks, true)]
-	n := 0
-	for _, stack := range strings.Split(string(stacks), "\n\n") {
-		head, _, _ := strings.Cut(stack, "\n")
-		parked := strings.Contains(head, "[select") || strings.Contains(head, "[IO wait")
-		if parked && strings.Contains(stack, "(*Listener).await(") {
-			n++
-		}
-	}
-	return n
-}
-
-// fillBacklog connects to path until the backlog is full and returns how many
-// connects succeeded. They are closed with the test.
-func fillBacklog(t testing.TB, path string) int {
-	t.Helper()
-	skipUnlessBacklogsWait(t)
-	for n := 0; ; n++ {
-		fd, err := newSocket()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { closeSocket(fd) })
-		switch err := connectSocket(fd, path); err {
-		case nil:
-		case errWouldBlock:
-			return n
-		default:
-			t.Fatal(err)
-		}
-	}
-}
 
 // Linux lets one more connection wait than the backlog says.
 
 func TestBacklogIs4UnlessTold(t *testing.T) {
-	l := mustListen(t)
-	if n := fillBacklog(t, l.Addr().String()); n != 5 {
+	l := sockettest.Listen(t)
+	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 5 {
 		t.Errorf("%d connects succeeded, want 5", n)
 	}
 }
 
 func TestBacklogOf0IsAllowed(t *testing.T) {
-	l := mustListen(t, Backlog(0))
-	if n := fillBacklog(t, l.Addr().String()); n != 1 {
+	l := sockettest.Listen(t, unixsock.Backlog(0))
+	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 1 {
 		t.Errorf("%d connects succeeded, want 1", n)
 	}
 }
 
 func TestBacklogIsWhatTheLastOptionSays(t *testing.T) {
-	l := mustListen(t, Backlog(9), Backlog(2))
-	if n := fillBacklog(t, l.Addr().String()); n != 3 {
+	l := sockettest.Listen(t, unixsock.Backlog(9), unixsock.Backlog(2))
+	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 3 {
 		t.Errorf("%d connects succeeded, want 3", n)
 	}
 }
 
 func TestNegativeBacklogIsAnError(t *testing.T) {
-	path := filepath.Join(shortDir(t), "s")
-	l, err := Listen(path, Backlog(-1))
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	l, err := unixsock.Listen(path, unixsock.Backlog(-1))
 	if l != nil || err == nil {
 		t.Fatalf("got %v, %v", l, err)
 	}
@@ -138,24 +65,24 @@ func TestNegativeBacklogIsAnError(t *testing.T) {
 }
 
 func TestHugeBacklogIsCappedByTheSystem(t *testing.T) {
-	l := mustListen(t, Backlog(math.MaxInt))
+	l := sockettest.Listen(t, unixsock.Backlog(math.MaxInt))
 	for range 50 { // far more than the default, and less than any system's cap
-		mustConnect(t, l.Addr().String())
+		sockettest.Connect(t, l.Addr().String())
 	}
 }
 
 func TestNilOptionIsIgnored(t *testing.T) {
-	l := mustListen(t, nil, Backlog(0), nil)
-	if n := fillBacklog(t, l.Addr().String()); n != 1 {
+	l := sockettest.Listen(t, nil, unixsock.Backlog(0), nil)
+	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 1 {
 		t.Errorf("%d connects succeeded, want 1", n)
 	}
 }
 
 func TestEachAcceptGetsOneConnection(t *testing.T) {
 	const n = 20
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	var accepted atomic.Int32
-	errs := accepting(t, l, n, func(i int) (*Conn, error) {
+	errs := sockettest.Accepting(t, n, func(i int) (*unixsock.Conn, error) {
 		c, err := l.AcceptContext(t.Context())
 		accepted.Add(1)
 		return c, err
@@ -164,8 +91,8 @@ func TestEachAcceptGetsOneConnection(t *testing.T) {
 		if got := accepted.Load(); got != int32(i) {
 			t.Fatalf("%d accepts ended after %d connects", got, i)
 		}
-		mustConnect(t, l.Addr().String())
-		if err := receive(t, "an accept", errs); err != nil {
+		sockettest.Connect(t, l.Addr().String())
+		if err := sockettest.Receive(t, "an accept", errs); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -173,13 +100,13 @@ func TestEachAcceptGetsOneConnection(t *testing.T) {
 
 func TestConnectionsAtOnceWakeAllWhoAccept(t *testing.T) {
 	const n = 20
-	l := mustListen(t, Backlog(n))
-	errs := accepting(t, l, n, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+	l := sockettest.Listen(t, unixsock.Backlog(n))
+	errs := sockettest.Accepting(t, n, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 	for range n {
-		mustConnect(t, l.Addr().String())
+		sockettest.Connect(t, l.Addr().String())
 	}
 	for range n {
-		if err := receive(t, "an accept", errs); err != nil {
+		if err := sockettest.Receive(t, "an accept", errs); err != nil {
 			t.Error(err)
 		}
 	}
@@ -187,13 +114,13 @@ func TestConnectionsAtOnceWakeAllWhoAccept(t *testing.T) {
 
 func TestAcceptContextEndsWithItsOwnContext(t *testing.T) {
 	const n = 10
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	contexts, cancels := make([]context.Context, n), make([]context.CancelFunc, n)
 	for i := range n {
 		contexts[i], cancels[i] = context.WithCancel(t.Context())
 	}
 	ended := make(chan int, n)
-	errs := accepting(t, l, n, func(i int) (*Conn, error) {
+	errs := sockettest.Accepting(t, n, func(i int) (*unixsock.Conn, error) {
 		c, err := l.AcceptContext(contexts[i])
 		ended <- i
 		return c, err
@@ -203,32 +130,32 @@ func TestAcceptContextEndsWithItsOwnContext(t *testing.T) {
 	order := rand.Perm(n)
 	for _, i := range order[1:] {
 		cancels[i]()
-		if got := receive(t, "an accept", ended); got != i {
+		if got := sockettest.Receive(t, "an accept", ended); got != i {
 			t.Fatalf("accept %d ended when %d was cancelled", got, i)
 		}
-		if err := receive(t, "an accept", errs); !errors.Is(err, context.Canceled) {
+		if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
 	}
-	mustConnect(t, l.Addr().String())
-	if got := receive(t, "an accept", ended); got != order[0] {
+	sockettest.Connect(t, l.Addr().String())
+	if got := sockettest.Receive(t, "an accept", ended); got != order[0] {
 		t.Errorf("accept %d got the connection", got)
 	}
-	if err := receive(t, "an accept", errs); err != nil {
+	if err := sockettest.Receive(t, "an accept", errs); err != nil {
 		t.Error(err)
 	}
 	cancels[order[0]]()
 }
 
 func TestAcceptContextSaysThatItsContextTimedOut(t *testing.T) {
-	l := mustListen(t)
-	errs := accepting(t, l, 3, func(i int) (*Conn, error) {
+	l := sockettest.Listen(t)
+	errs := sockettest.Accepting(t, 3, func(i int) (*unixsock.Conn, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		return l.AcceptContext(ctx)
 	})
 	for range 3 {
-		err := receive(t, "an accept", errs)
+		err := sockettest.Receive(t, "an accept", errs)
 		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("got %v", err)
 		}
@@ -239,21 +166,21 @@ func TestAcceptContextSaysThatItsContextTimedOut(t *testing.T) {
 }
 
 func TestAcceptContextThatIsDoneAcceptsNothing(t *testing.T) {
-	l := mustListen(t)
-	mustConnect(t, l.Addr().String())
+	l := sockettest.Listen(t)
+	sockettest.Connect(t, l.Addr().String())
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if c, err := l.AcceptContext(ctx); c != nil || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, %v", c, err)
 	}
-	if !waits(t, l) {
+	if !sockettest.Pending(t, l) {
 		t.Error("the connection waits no more")
 	}
 }
 
 func TestAcceptContextHasNoHoldOnceAccepted(t *testing.T) {
-	l := mustListen(t)
-	client := mustConnect(t, l.Addr().String())
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
 	ctx, cancel := context.WithCancel(t.Context())
 	server, err := l.AcceptContext(ctx)
 	if err != nil {
@@ -270,13 +197,13 @@ func TestAcceptContextHasNoHoldOnceAccepted(t *testing.T) {
 }
 
 func TestDeadlineEndsAllWhoAccept(t *testing.T) {
-	l := mustListen(t)
-	errs := accepting(t, l, 5, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+	l := sockettest.Listen(t)
+	errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 	if err := l.SetDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 {
-		err := receive(t, "an accept", errs)
+		err := sockettest.Receive(t, "an accept", errs)
 		var timeout net.Error
 		if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
 			t.Errorf("got %v", err)
@@ -287,12 +214,12 @@ func TestDeadlineEndsAllWhoAccept(t *testing.T) {
 func TestDeadlineMovedEarlierEndsAllWhoAccept(t *testing.T) {
 	for what, earlier := range map[string]time.Duration{"to come": 10 * time.Millisecond, "past": -time.Hour} {
 		t.Run(what, func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			l.SetDeadline(time.Now().Add(time.Hour))
-			errs := accepting(t, l, 5, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+			errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 			l.SetDeadline(time.Now().Add(earlier))
 			for range 5 {
-				if err := receive(t, "an accept", errs); !errors.Is(err, os.ErrDeadlineExceeded) {
+				if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("got %v", err)
 				}
 			}
@@ -304,10 +231,10 @@ func TestDeadlineMovedAwayEndsNobody(t *testing.T) {
 	for what, later := range map[string]time.Time{"later": time.Now().Add(time.Hour), "zero": {}} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel() // it waits, most of the time
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			soon := time.Now().Add(time.Second)
 			l.SetDeadline(soon)
-			errs := accepting(t, l, 5, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+			errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 			l.SetDeadline(later)
 			if !time.Now().Before(soon) {
 				t.Skip("the machine is too slow to tell")
@@ -318,8 +245,8 @@ func TestDeadlineMovedAwayEndsNobody(t *testing.T) {
 			case <-time.After(time.Until(soon) + 50*time.Millisecond):
 			}
 			for range 5 {
-				mustConnect(t, l.Addr().String())
-				if err := receive(t, "an accept", errs); err != nil {
+				sockettest.Connect(t, l.Addr().String())
+				if err := sockettest.Receive(t, "an accept", errs); err != nil {
 					t.Error(err)
 				}
 			}
@@ -328,8 +255,8 @@ func TestDeadlineMovedAwayEndsNobody(t *testing.T) {
 }
 
 func TestDeadlineThatIsPastAcceptsNothing(t *testing.T) {
-	l := mustListen(t)
-	mustConnect(t, l.Addr().String())
+	l := sockettest.Listen(t)
+	sockettest.Connect(t, l.Addr().String())
 	l.SetDeadline(time.Now().Add(-time.Second))
 	for range 2 {
 		if c, err := l.Accept(); c != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -337,18 +264,18 @@ func TestDeadlineThatIsPastAcceptsNothing(t *testing.T) {
 		}
 	}
 	l.SetDeadline(time.Time{})
-	mustAccept(t, l)
+	sockettest.Accept(t, l)
 }
 
 func TestDeadlineLeavesReadyAndAcceptEvtAlone(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ready, evt := l.Ready(), l.AcceptEvt(t.Context())
 	l.SetDeadline(time.Now().Add(-time.Second))
-	mustConnect(t, l.Addr().String())
-	if got := receive(t, "Ready", ready); got != l {
+	sockettest.Connect(t, l.Addr().String())
+	if got := sockettest.Receive(t, "Ready", ready); got != l {
 		t.Errorf("Ready gave %v", got)
 	}
-	a := receive(t, "AcceptEvt", evt)
+	a := sockettest.Receive(t, "AcceptEvt", evt)
 	if a.Err != nil {
 		t.Fatal(a.Err)
 	}
@@ -356,15 +283,15 @@ func TestDeadlineLeavesReadyAndAcceptEvtAlone(t *testing.T) {
 }
 
 func TestCloseWakesAllWhoAccept(t *testing.T) {
-	for what, prepare := range map[string]func(*Listener){
-		"alone":     func(*Listener) {},
-		"Ready":     func(l *Listener) { l.Ready() },
-		"AcceptEvt": func(l *Listener) { l.AcceptEvt(context.Background()) },
+	for what, prepare := range map[string]func(*unixsock.Listener){
+		"alone":     func(*unixsock.Listener) {},
+		"Ready":     func(l *unixsock.Listener) { l.Ready() },
+		"AcceptEvt": func(l *unixsock.Listener) { l.AcceptEvt(context.Background()) },
 	} {
 		t.Run(what, func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			prepare(l)
-			errs := accepting(t, l, 10, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+			errs := sockettest.Accepting(t, 10, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 			var wg sync.WaitGroup
 			for range 10 {
 				wg.Go(func() {
@@ -373,9 +300,9 @@ func TestCloseWakesAllWhoAccept(t *testing.T) {
 					}
 				})
 			}
-			ends(t, "Close", wg.Wait)
+			sockettest.Returns(t, "Close", wg.Wait)
 			for range 10 {
-				if err := receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
+				if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("got %v", err)
 				}
 			}
@@ -384,7 +311,7 @@ func TestCloseWakesAllWhoAccept(t *testing.T) {
 }
 
 func TestSecondCloseIsNil(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	for range 3 {
 		if err := l.Close(); err != nil {
 			t.Error(err)
@@ -393,16 +320,16 @@ func TestSecondCloseIsNil(t *testing.T) {
 }
 
 func TestPathIsFreeWhenASecondCloseReturns(t *testing.T) {
-	path := filepath.Join(shortDir(t), "s")
-	for range times(3000) {
-		l := mustListenAt(t, path, UnlinkOnClose())
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	for range sockettest.Times(3000) {
+		l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
 		ctx, cancel := context.WithCancel(t.Context())
 		l.CloseOn(ctx)
 		cancel()
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		l, err := Listen(path, UnlinkOnClose())
+		l, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -411,26 +338,26 @@ func TestPathIsFreeWhenASecondCloseReturns(t *testing.T) {
 }
 
 func TestSecondCloseInACallbackReturns(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var closing sync.WaitGroup
-	ends(t, "the callback", func() {
+	sockettest.Returns(t, "the callback", func() {
 		raw.Control(func(uintptr) {
 			closing.Go(func() { l.Close() })
-			<-l.done
+			sockettest.WaitClosing(t, l)
 			if err := l.Close(); err != nil {
 				t.Error(err)
 			}
 		})
 	})
-	ends(t, "the first Close", closing.Wait)
+	sockettest.Returns(t, "the first Close", closing.Wait)
 }
 
 func TestClosedListenerSaysSo(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -457,7 +384,7 @@ func TestClosedListenerSaysSo(t *testing.T) {
 }
 
 func TestListenerThatNeverListenedSaysSo(t *testing.T) {
-	var l Listener
+	var l unixsock.Listener
 	_, acceptErr := l.Accept()
 	_, rawErr := l.SyscallConn()
 	for what, err := range map[string]error{
@@ -470,38 +397,24 @@ func TestListenerThatNeverListenedSaysSo(t *testing.T) {
 			t.Errorf("%s: got %v", what, err)
 		}
 	}
-	if _, ok := receive2(t, "Ready", l.Ready()); ok {
+	if _, ok := sockettest.ReceiveOK(t, "Ready", l.Ready()); ok {
 		t.Error("it is ready")
 	}
-	if _, ok := receive2(t, "AcceptEvt", l.AcceptEvt(t.Context())); ok {
+	if _, ok := sockettest.ReceiveOK(t, "AcceptEvt", l.AcceptEvt(t.Context())); ok {
 		t.Error("its event gave something")
 	}
 }
 
-// receive2 is receive, with whether the channel is open.
-func receive2[T any](t testing.TB, what string, ch <-chan T) (T, bool) {
-	t.Helper()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case v, ok := <-ch:
-		return v, ok
-	case <-timer.C:
-		t.Fatalf("waited %v in vain: %s", patience, what)
-		panic("not reached")
-	}
-}
-
 func TestCloseOnClosesTheListener(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
+	l.CloseOn(context.Background())
 	l.CloseOn(t.Context())
 	l.CloseOn(ctx)
-	l.CloseOn(context.Background())
-	errs := accepting(t, l, 3, func(int) (*Conn, error) { return l.AcceptContext(t.Context()) })
+	errs := sockettest.Accepting(t, 3, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 	cancel()
 	for range 3 {
-		if err := receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
+		if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("got %v", err)
 		}
 	}
@@ -521,17 +434,17 @@ func TestListenerClosedEarlierLeavesNothingOnItsContext(t *testing.T) {
 	defer cancel()
 	before := runtime.NumGoroutine()
 	for range 10 {
-		l := mustListen(t)
+		l := sockettest.Listen(t)
 		l.CloseOn(ownContext{Context: parent})
 		l.CloseOn(ownContext{Context: parent})
 		l.Close()
 		l.CloseOn(ownContext{Context: parent})
 	}
-	waitGoroutines(t, before)
+	sockettest.WaitGoroutines(t, before)
 }
 
 func TestSyscallConnGivesTheDescriptor(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -549,22 +462,22 @@ func TestSyscallConnGivesTheDescriptor(t *testing.T) {
 }
 
 func TestSyscallConnReadCallsBackAtOnceWhateverElseWaits(t *testing.T) {
-	for what, use := range map[string]func(l *Listener){
-		"nothing":  func(*Listener) {},
-		"Ready":    func(l *Listener) { l.Ready() },
-		"an event": func(l *Listener) { l.AcceptEvt(t.Context()) },
+	for what, use := range map[string]func(l *unixsock.Listener){
+		"nothing":  func(*unixsock.Listener) {},
+		"Ready":    func(l *unixsock.Listener) { l.Ready() },
+		"an event": func(l *unixsock.Listener) { l.AcceptEvt(t.Context()) },
 	} {
 		t.Run(what, func(t *testing.T) {
-			l := mustListen(t)
+			l := sockettest.Listen(t)
 			use(l)
 			if what != "nothing" {
-				waitInPoller(t, 1)
+				sockettest.WaitInPoller(t, 1)
 			}
 			raw, err := l.SyscallConn()
 			if err != nil {
 				t.Fatal(err)
 			}
-			ends(t, "Read", func() {
+			sockettest.Returns(t, "Read", func() {
 				if err := raw.Read(func(uintptr) bool { return true }); err != nil {
 					t.Error(err)
 				}
@@ -574,19 +487,19 @@ func TestSyscallConnReadCallsBackAtOnceWhateverElseWaits(t *testing.T) {
 }
 
 func TestSyscallConnReadWaitsForAConnection(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	errs := accepting(t, l, 1, func(int) (*Conn, error) {
-		return nil, raw.Read(func(fd uintptr) bool { return readable(int(fd)) })
+	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) {
+		return nil, raw.Read(func(fd uintptr) bool { return sockettest.Readable(int(fd)) })
 	})
-	mustConnect(t, l.Addr().String())
-	if err := receive(t, "the Read", errs); err != nil {
+	sockettest.Connect(t, l.Addr().String())
+	if err := sockettest.Receive(t, "the Read", errs); err != nil {
 		t.Error(err)
 	}
-	mustAccept(t, l)
+	sockettest.Accept(t, l)
 
 	l.SetDeadline(time.Now().Add(-time.Second))
 	if err := raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -598,13 +511,13 @@ func TestSyscallConnReadWaitsForAConnection(t *testing.T) {
 }
 
 func TestAddrIsTheAbsoluteFormOfThePath(t *testing.T) {
-	dir := shortDir(t)
+	dir := sockettest.ShortDir(t)
 	t.Chdir(dir)
 	wd, err := unix.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := mustListenAt(t, "s")
+	l := sockettest.ListenAt(t, "s")
 	addr, ok := l.Addr().(*net.UnixAddr)
 	if !ok || addr.Name != wd+"/s" || addr.Net != "unix" {
 		t.Errorf("got %#v", l.Addr())
@@ -612,11 +525,11 @@ func TestAddrIsTheAbsoluteFormOfThePath(t *testing.T) {
 }
 
 func TestAcceptedConnHasItsAddresses(t *testing.T) {
-	l := mustListen(t)
-	name := filepath.Join(shortDir(t), "c")
+	l := sockettest.Listen(t)
+	name := filepath.Join(sockettest.ShortDir(t), "c")
 	dialer := net.Dialer{LocalAddr: &net.UnixAddr{Name: name, Net: "unix"}}
 	for what, dial := range map[string]func() (net.Conn, error){
-		"":   func() (net.Conn, error) { return Connect(l.Addr().String()) },
+		"":   func() (net.Conn, error) { return unixsock.Connect(l.Addr().String()) },
 		name: func() (net.Conn, error) { return dialer.Dial("unix", l.Addr().String()) },
 	} {
 		client, err := dial()
@@ -639,13 +552,13 @@ func TestAcceptedConnHasItsAddresses(t *testing.T) {
 }
 
 func TestFileStaysAfterClose(t *testing.T) {
-	l := mustListen(t)
+	l := sockettest.Listen(t)
 	l.Close()
 	info, err := os.Lstat(l.Addr().String())
 	if err != nil || info.Mode().Type() != os.ModeSocket {
 		t.Fatalf("got %v, %v", info, err)
 	}
-	if _, err := Listen(l.Addr().String()); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := unixsock.Listen(l.Addr().String()); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("listening there again: got %v", err)
 	}
 	if _, err := os.Lstat(l.Addr().String()); err != nil {
@@ -654,28 +567,28 @@ func TestFileStaysAfterClose(t *testing.T) {
 	if err := os.Remove(l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	mustListenAt(t, l.Addr().String())
+	sockettest.ListenAt(t, l.Addr().String())
 }
 
 func TestListenOnALiveSocketIsErrAddrInUse(t *testing.T) {
-	l := mustListen(t)
-	before := countDescriptors(t)
-	second, err := Listen(l.Addr().String())
+	l := sockettest.Listen(t)
+	before := sockettest.CountDescriptors(t)
+	second, err := unixsock.Listen(l.Addr().String())
 	var opErr *net.OpError
 	if second != nil || !errors.Is(err, syscall.EADDRINUSE) || !errors.As(err, &opErr) ||
 		opErr.Op != "listen" || opErr.Net != "unix" || opErr.Addr.String() != l.Addr().String() {
 		t.Errorf("got %v, %#v", second, err)
 	}
-	waitDescriptors(t, before)
-	mustConnect(t, l.Addr().String())
-	mustAccept(t, l)
+	sockettest.WaitDescriptors(t, before)
+	sockettest.Connect(t, l.Addr().String())
+	sockettest.Accept(t, l)
 }
 
 func TestListenLeavesNoDescriptorAfterClose(t *testing.T) {
-	dir := shortDir(t)
-	before := countDescriptors(t)
+	dir := sockettest.ShortDir(t)
+	before := sockettest.CountDescriptors(t)
 	for i := range 20 {
-		l, err := Listen(filepath.Join(dir, string(rune('a'+i))))
+		l, err := unixsock.Listen(filepath.Join(dir, string(rune('a'+i))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -683,36 +596,36 @@ func TestListenLeavesNoDescriptorAfterClose(t *testing.T) {
 		l.AcceptEvt(t.Context())
 		l.Close()
 	}
-	waitDescriptors(t, before)
+	sockettest.WaitDescriptors(t, before)
 }
 
 func TestWantOfDescriptorsIsNoNewsWhileNoConnectionWaits(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
-	free := exhaustDescriptors(t)
+	l := sockettest.Listen(t)
+	free := sockettest.ExhaustDescriptors(t)
 	defer free()
 	ctx, cancel := context.WithCancel(t.Context())
-	errs := accepting(t, l, 1, func(int) (*Conn, error) { return l.AcceptContext(ctx) })
+	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
 	select {
 	case err := <-errs:
 		t.Fatalf("Accept returned %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
 	cancel()
-	if err := receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
+	if err := sockettest.Receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
 
 func TestWantOfDescriptorsLosesNoConnection(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t)
-	client := mustConnect(t, l.Addr().String())
-	free := exhaustDescriptors(t)
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
+	free := sockettest.ExhaustDescriptors(t)
 	for range 5 {
 		c, err := l.Accept()
 		var opErr *net.OpError
@@ -721,7 +634,7 @@ func TestWantOfDescriptorsLosesNoConnection(t *testing.T) {
 		}
 	}
 	free()
-	server := mustAccept(t, l)
+	server := sockettest.Accept(t, l)
 	if _, err := client.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
@@ -731,20 +644,20 @@ func TestWantOfDescriptorsLosesNoConnection(t *testing.T) {
 }
 
 func TestAbandonedListenerWithoutReadyIsCollected(t *testing.T) {
-	path := filepath.Join(shortDir(t), "s")
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	func() {
-		l, err := Listen(path)
+		l, err := unixsock.Listen(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		evt := l.AcceptEvt(ctx)
 		cancel()
-		receive2(t, "the end of the event", evt)
+		sockettest.ReceiveOK(t, "the end of the event", evt)
 	}()
-	waitFor(t, "the descriptor of a dropped listener stays open", func() bool {
+	sockettest.WaitFor(t, "the descriptor of a dropped listener stays open", func() bool {
 		runtime.GC()
-		c, err := Connect(path)
+		c, err := unixsock.Connect(path)
 		if err == nil {
 			c.Close()
 		}
@@ -759,13 +672,13 @@ func TestAnyOrderOfEndsWakesAllWhoWait(t *testing.T) {
 	switch {
 	case testing.Short():
 		rounds = 500
-	case raceEnabled:
+	case sockettest.Race:
 		rounds = 4000
 	}
-	path := filepath.Join(shortDir(t), "s")
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	before := runtime.NumGoroutine()
 	for round := range rounds {
-		l, err := Listen(path, Backlog(8))
+		l, err := unixsock.Listen(path, unixsock.Backlog(8))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -823,9 +736,8 @@ func TestAnyOrderOfEndsWakesAllWhoWait(t *testing.T) {
 				func() { l.SetDeadline(time.Now().Add(50 * time.Microsecond)) },
 				func() { l.SetDeadline(time.Time{}) },
 				func() {
-					if fd, err := newSocket(); err == nil {
-						connectSocket(fd, path)
-						closeSocket(fd)
+					if fd, err := sockettest.TryConnect(path); err == nil {
+						unix.Close(fd)
 					}
 				},
 				func() { l.Close() },
@@ -837,19 +749,19 @@ func TestAnyOrderOfEndsWakesAllWhoWait(t *testing.T) {
 				act()
 			})
 		}
-		ends(t, "the enders", enders.Wait)
-		ends(t, "Close", func() { l.Close() })
-		ends(t, "the waiters", waiters.Wait)
+		sockettest.Returns(t, "the enders", enders.Wait)
+		sockettest.Returns(t, "Close", func() { l.Close() })
+		sockettest.Returns(t, "the waiters", waiters.Wait)
 		cancel()
 		cancelOther()
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
 		if round%1000 == 0 {
-			waitGoroutines(t, before)
+			sockettest.WaitGoroutines(t, before)
 		}
 	}
-	waitGoroutines(t, before)
+	sockettest.WaitGoroutines(t, before)
 }
 
 type stormKey struct{}
@@ -861,8 +773,8 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	if testing.Short() {
 		clients = 500
 	}
-	l := mustListen(t, Backlog(64))
-	beforeGoroutines, beforeFiles := runtime.NumGoroutine(), countDescriptors(t)
+	l := sockettest.Listen(t, unixsock.Backlog(64))
+	beforeGoroutines, beforeFiles := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 
@@ -874,7 +786,7 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 		c.Write([]byte("s"))
 		c.Close()
 	}
-	take := func(a Accepted, ok bool) {
+	take := func(a unixsock.Accepted, ok bool) {
 		switch {
 		case ok && a.Err != nil:
 			t.Error(a.Err)
@@ -966,12 +878,12 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	for range atOnce {
 		wg.Go(func() {
 			for left.Add(-1) >= 0 {
-				c, err := Connect(l.Addr().String())
+				c, err := unixsock.Connect(l.Addr().String())
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				c.SetDeadline(time.Now().Add(patience))
+				c.SetDeadline(time.Now().Add(sockettest.Timeout))
 				b := make([]byte, 2)
 				n, err := c.Read(b)
 				if n > 1 || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -981,13 +893,13 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 			}
 		})
 	}
-	ends(t, "the clients", wg.Wait)
+	sockettest.Returns(t, "the clients", wg.Wait)
 	if n := served.Load(); n != int64(clients) {
 		t.Errorf("%d clients were served %d times", clients, n)
 	}
 	cancel()
 	l.Close()
-	ends(t, "the servers", servers.Wait)
-	waitGoroutines(t, beforeGoroutines)
-	waitDescriptors(t, beforeFiles-1)
+	sockettest.Returns(t, "the servers", servers.Wait)
+	sockettest.WaitGoroutines(t, beforeGoroutines)
+	sockettest.WaitDescriptors(t, beforeFiles-1)
 }

@@ -1,22 +1,28 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
+	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
 // realDir is shortDir with no link in its path: what the kernel says of it when
 // it is the working directory.
 func realDir(t testing.TB) string {
 	t.Helper()
-	dir, err := filepath.EvalSymlinks(shortDir(t))
+	dir, err := filepath.EvalSymlinks(sockettest.ShortDir(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,69 +39,73 @@ func padded(t testing.TB, dir string, n int) string {
 	return dir + "/" + strings.Repeat("p", pad)
 }
 
-// exchange fails the test unless a connection to path arrives at l.
-func exchange(t testing.TB, path string, l *Listener) {
-	t.Helper()
-	c := mustConnect(t, path)
-	defer c.Close()
-	s := mustAccept(t, l)
-	defer s.Close()
-	if _, err := c.Write([]byte("!")); err != nil {
-		t.Fatal(err)
+// resolved returns the name that Connect uses for path: the address in its
+// error, which comes before any system call if the context is done.
+func resolved(path string) (string, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := unixsock.ConnectContext(ctx, path)
+	var opErr *net.OpError
+	if !errors.Is(err, context.Canceled) || !errors.As(err, &opErr) {
+		return "", err
 	}
-	if n, err := s.Read(make([]byte, 2)); n != 1 || err != nil {
-		t.Fatalf("read %d bytes, %v; want 1", n, err)
-	}
+	return opErr.Addr.String(), nil
 }
 
-func isSocketFile(path string) bool {
-	info, err := os.Lstat(path)
-	return err == nil && info.Mode().Type() == os.ModeSocket
+// hasAbstract reports whether the system has abstract names.
+func hasAbstract() bool { return runtime.GOOS == "linux" || runtime.GOOS == "android" }
+
+// onLinux skips the test on other systems.
+func onLinux(t testing.TB) {
+	t.Helper()
+	if !hasAbstract() {
+		t.Skip("Linux only")
+	}
 }
 
 func TestPathOfTheFullLengthBindsListensConnects(t *testing.T) {
-	path := padded(t, shortDir(t), MaxPathLen)
-	if err := CheckPath(path); err != nil {
+	path := padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen)
+	if err := unixsock.CheckPath(path); err != nil {
 		t.Fatal(err)
 	}
-	l := mustListenAt(t, path)
-	if !isSocketFile(path) {
+	l := sockettest.ListenAt(t, path)
+	if !sockettest.IsSocketFile(path) {
 		t.Fatal("no socket file of that name")
 	}
 	if got := l.Addr().String(); got != path {
 		t.Errorf("the listener is at %q, want %q", got, path)
 	}
-	exchange(t, path, l)
+	sockettest.Exchange(t, path, l)
 }
 
 func TestPathsThatDifferInTheLastByteOfTheFullLengthDiffer(t *testing.T) {
-	path := padded(t, shortDir(t), MaxPathLen)
+	path := padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen)
 	other := path[:len(path)-1] + "q"
-	l, m := mustListenAt(t, path), mustListenAt(t, other)
-	exchange(t, other, m)
-	exchange(t, path, l)
+	l, m := sockettest.ListenAt(t, path), sockettest.ListenAt(t, other)
+	sockettest.Exchange(t, other, m)
+	sockettest.Exchange(t, path, l)
 }
 
 func TestPathTooLongNamesItsLengthAndTheLimit(t *testing.T) {
-	dir := shortDir(t)
-	path := padded(t, dir, MaxPathLen+1)
+	dir := sockettest.ShortDir(t)
+	path := padded(t, dir, unixsock.MaxPathLen+1)
 	for what, call := range map[string]func() error{
-		"CheckPath": func() error { return CheckPath(path) },
-		"Connect":   func() error { _, err := Connect(path); return err },
-		"Listen":    func() error { _, err := Listen(path); return err },
+		"CheckPath": func() error { return unixsock.CheckPath(path) },
+		"Connect":   func() error { _, err := unixsock.Connect(path); return err },
+		"Listen":    func() error { _, err := unixsock.Listen(path); return err },
 	} {
 		err := call()
-		if !errors.Is(err, ErrInvalidPath) {
+		if !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("%s: %v, want ErrInvalidPath", what, err)
 			continue
 		}
-		for _, n := range []int{MaxPathLen + 1, MaxPathLen} {
+		for _, n := range []int{unixsock.MaxPathLen + 1, unixsock.MaxPathLen} {
 			if !strings.Contains(err.Error(), strconv.Itoa(n)) {
 				t.Errorf("%s: %q does not name %d", what, err, n)
 			}
 		}
 	}
-	if ValidPath(path) {
+	if unixsock.ValidPath(path) {
 		t.Error("ValidPath says true")
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
@@ -111,57 +121,57 @@ func TestInvalidPathIsAnErrorEverywhere(t *testing.T) {
 		"/\x00",
 		"/a/b\x00",
 		strings.Repeat("/a", 1000),
-		strings.Repeat("a", MaxPathLen),
+		strings.Repeat("a", unixsock.MaxPathLen),
 		strings.Repeat("a", 1<<20),
 		"\x00" + strings.Repeat("a", 200),
 	} {
 		name := strconv.Quote(path[:min(len(path), 20)])
-		if ValidPath(path) {
+		if unixsock.ValidPath(path) {
 			t.Errorf("%s is valid", name)
 		}
-		if err := CheckPath(path); !errors.Is(err, ErrInvalidPath) {
+		if err := unixsock.CheckPath(path); !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("CheckPath(%s): %v", name, err)
 		} else if len(err.Error()) > 1000 {
 			t.Errorf("CheckPath(%s): a message of %d bytes", name, len(err.Error()))
-		} else if limit := strconv.Itoa(MaxPathLen); !strings.Contains(err.Error(), limit) && (onLinux || path == "" || path[0] != 0) {
+		} else if limit := strconv.Itoa(unixsock.MaxPathLen); !strings.Contains(err.Error(), limit) && (hasAbstract() || path == "" || path[0] != 0) {
 			t.Errorf("CheckPath(%s): %v, which does not tell the limit of %s", name, err, limit)
 		}
-		c, err := Connect(path)
-		if c != nil || !errors.Is(err, ErrInvalidPath) {
+		c, err := unixsock.Connect(path)
+		if c != nil || !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("Connect(%s): %v, %v", name, c, err)
 		}
 		var opErr *net.OpError
 		if !errors.As(err, &opErr) || opErr.Op != "dial" || opErr.Net != "unix" || opErr.Addr.String() != path {
 			t.Errorf("Connect(%s): %#v", name, opErr)
 		}
-		l, err := Listen(path)
-		if l != nil || !errors.Is(err, ErrInvalidPath) {
+		l, err := unixsock.Listen(path)
+		if l != nil || !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("Listen(%s): %v, %v", name, l, err)
 		}
 		if !errors.As(err, &opErr) || opErr.Op != "listen" || opErr.Net != "unix" || opErr.Addr.String() != path {
 			t.Errorf("Listen(%s): %#v", name, opErr)
 		}
-		unit := NewTCPUnit(path)
-		if _, err := unit.Dial("tcp", ""); !errors.Is(err, ErrInvalidPath) {
+		unit := unixsock.NewTCPUnit(path)
+		if _, err := unit.Dial("tcp", ""); !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("TCPUnit.Dial of %s: %v", name, err)
 		}
-		if _, err := unit.Listen("tcp", ""); !errors.Is(err, ErrInvalidPath) {
+		if _, err := unit.Listen("tcp", ""); !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("TCPUnit.Listen of %s: %v", name, err)
 		}
 	}
 }
 
 func TestInvalidPathNeverReachesTheKernel(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
 	// With no descriptor to be had, whoever asks for one hears of that instead.
-	defer exhaustDescriptors(t)()
-	for _, path := range []string{"", "a\x00b", strings.Repeat("/a", 60), "\x00" + strings.Repeat("a", MaxPathLen)} {
-		if _, err := Connect(path); !errors.Is(err, ErrInvalidPath) {
+	defer sockettest.ExhaustDescriptors(t)()
+	for _, path := range []string{"", "a\x00b", strings.Repeat("/a", 60), "\x00" + strings.Repeat("a", unixsock.MaxPathLen)} {
+		if _, err := unixsock.Connect(path); !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("Connect(%q): %v", path, err)
 		}
-		if _, err := Listen(path); !errors.Is(err, ErrInvalidPath) {
+		if _, err := unixsock.Listen(path); !errors.Is(err, unixsock.ErrInvalidPath) {
 			t.Errorf("Listen(%q): %v", path, err)
 		}
 	}
@@ -170,11 +180,11 @@ func TestInvalidPathNeverReachesTheKernel(t *testing.T) {
 func TestRelativePathIsMadeAbsolute(t *testing.T) {
 	dir := realDir(t)
 	t.Chdir(dir)
-	l := mustListenAt(t, "s")
-	if want := dir + "/s"; l.Addr().String() != want || !isSocketFile(want) {
+	l := sockettest.ListenAt(t, "s")
+	if want := dir + "/s"; l.Addr().String() != want || !sockettest.IsSocketFile(want) {
 		t.Fatalf("the listener is at %q, want %q and a file there", l.Addr(), want)
 	}
-	c := mustConnect(t, "s")
+	c := sockettest.Connect(t, "s")
 	if want := dir + "/s"; c.RemoteAddr().String() != want {
 		t.Errorf("connected to %q, want %q", c.RemoteAddr(), want)
 	}
@@ -183,22 +193,22 @@ func TestRelativePathIsMadeAbsolute(t *testing.T) {
 func TestRelativePathIsMeasuredInItsAbsoluteForm(t *testing.T) {
 	dir := realDir(t)
 	t.Chdir(dir)
-	full := padded(t, dir, MaxPathLen)
+	full := padded(t, dir, unixsock.MaxPathLen)
 	path := full[len(dir)+1:]
-	l := mustListenAt(t, path)
-	exchange(t, path, l)
-	if err := CheckPath(path + "p"); !errors.Is(err, ErrInvalidPath) {
+	l := sockettest.ListenAt(t, path)
+	sockettest.Exchange(t, path, l)
+	if err := unixsock.CheckPath(path + "p"); !errors.Is(err, unixsock.ErrInvalidPath) {
 		t.Errorf("one byte more: %v, want ErrInvalidPath", err)
 	}
 }
 
 func TestRelativePathInTheRootHasOneSlashBefore(t *testing.T) {
 	t.Chdir("/")
-	if name, err := resolve("s"); name != "/s" || err != nil {
+	if name, err := resolved("s"); name != "/s" || err != nil {
 		t.Errorf("got %q, %v", name, err)
 	}
-	if path := strings.Repeat("p", MaxPathLen-1); !ValidPath(path) || ValidPath(path+"p") {
-		t.Errorf("valid: %v, and with one byte more: %v; want true and false", ValidPath(path), ValidPath(path+"p"))
+	if path := strings.Repeat("p", unixsock.MaxPathLen-1); !unixsock.ValidPath(path) || unixsock.ValidPath(path+"p") {
+		t.Errorf("valid: %v, and with one byte more: %v; want true and false", unixsock.ValidPath(path), unixsock.ValidPath(path+"p"))
 	}
 }
 
@@ -208,20 +218,20 @@ func TestChdirChangesNothingLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	l := mustListenAt(t, "s")
-	unit := NewTCPUnit("s")
+	l := sockettest.ListenAt(t, "s")
+	unit := unixsock.NewTCPUnit("s")
 
 	t.Chdir(dir + "/other")
-	decoy := mustListenAt(t, "s")
-	exchange(t, l.Addr().String(), l)
-	exchange(t, decoy.Addr().String(), decoy)
+	decoy := sockettest.ListenAt(t, "s")
+	sockettest.Exchange(t, l.Addr().String(), l)
+	sockettest.Exchange(t, decoy.Addr().String(), decoy)
 
 	c, err := unit.Dial("tcp", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	mustAccept(t, l)
+	sockettest.Accept(t, l)
 }
 
 func TestRunsOfSlashesAreOne(t *testing.T) {
@@ -235,34 +245,34 @@ func TestRunsOfSlashesAreOne(t *testing.T) {
 		"/a/./b":        "/a/./b",
 		"/a//../b":      "/a/../b",
 	} {
-		if got, err := resolve(path); got != want || err != nil {
+		if got, err := resolved(path); got != want || err != nil {
 			t.Errorf("%q is %q, %v; want %q", path, got, err, want)
 		}
 	}
 
-	dir := shortDir(t)
-	l := mustListenAt(t, "//"+dir+"////s")
-	if want := dir + "/s"; l.Addr().String() != want || !isSocketFile(want) {
+	dir := sockettest.ShortDir(t)
+	l := sockettest.ListenAt(t, "//"+dir+"////s")
+	if want := dir + "/s"; l.Addr().String() != want || !sockettest.IsSocketFile(want) {
 		t.Errorf("the listener is at %q, want %q and a file there", l.Addr(), want)
 	}
-	exchange(t, dir+"//s", l)
+	sockettest.Exchange(t, dir+"//s", l)
 }
 
 func TestRunsOfSlashesDoNotCount(t *testing.T) {
-	dir := shortDir(t)
-	path := padded(t, dir, MaxPathLen)
+	dir := sockettest.ShortDir(t)
+	path := padded(t, dir, unixsock.MaxPathLen)
 	path = dir + strings.Repeat("/", 1000) + path[len(dir)+1:]
-	if err := CheckPath(path); err != nil {
+	if err := unixsock.CheckPath(path); err != nil {
 		t.Fatal(err)
 	}
-	exchange(t, path, mustListenAt(t, path))
-	if ValidPath(path + "p") {
+	sockettest.Exchange(t, path, sockettest.ListenAt(t, path))
+	if unixsock.ValidPath(path + "p") {
 		t.Error("one byte more is valid")
 	}
 }
 
 func TestDotsAndLinksAreLeftToTheKernel(t *testing.T) {
-	dir := shortDir(t)
+	dir := sockettest.ShortDir(t)
 	if err := os.MkdirAll(dir+"/far/away", 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -270,34 +280,34 @@ func TestDotsAndLinksAreLeftToTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := dir + "/link/../s"
-	l := mustListenAt(t, path)
+	l := sockettest.ListenAt(t, path)
 	if got := l.Addr().String(); got != path {
 		t.Errorf("the listener is at %q, want %q", got, path)
 	}
-	if !isSocketFile(dir + "/far/s") {
+	if !sockettest.IsSocketFile(dir + "/far/s") {
 		t.Error("the .. was not taken behind the link")
 	}
-	exchange(t, dir+"/far/./s", l)
+	sockettest.Exchange(t, dir+"/far/./s", l)
 }
 
 func TestAtSignMeansNothing(t *testing.T) {
 	dir := realDir(t)
 	t.Chdir(dir)
 	for _, path := range []string{"@", "@x", dir + "/@y"} {
-		l := mustListenAt(t, path)
-		if !isSocketFile(path) {
+		l := sockettest.ListenAt(t, path)
+		if !sockettest.IsSocketFile(path) {
 			t.Errorf("no socket file %q", path)
 		}
 		if l.Addr().String()[0] != '/' {
 			t.Errorf("%q became %q", path, l.Addr())
 		}
-		exchange(t, path, l)
+		sockettest.Exchange(t, path, l)
 	}
 }
 
 func TestAbstractWritesTheNUL(t *testing.T) {
 	for _, name := range []string{"", "a", "\x00", "a\x00b"} {
-		if got, want := Abstract(name), "\x00"+name; got != want {
+		if got, want := unixsock.Abstract(name), "\x00"+name; got != want {
 			t.Errorf("Abstract(%q) = %q, want %q", name, got, want)
 		}
 	}
@@ -319,10 +329,9 @@ func FuzzPath(f *testing.F) {
 	if err != nil {
 		f.Skip(err)
 	}
-	hasAbstract := ValidPath("\x00")
 	f.Fuzz(func(t *testing.T, path string) {
-		name, err := resolve(path)
-		if (CheckPath(path) == nil) != (err == nil) || ValidPath(path) != (err == nil) {
+		name, err := resolved(path)
+		if (unixsock.CheckPath(path) == nil) != (err == nil) || unixsock.ValidPath(path) != (err == nil) {
 			t.Fatal("CheckPath, ValidPath and what is bound do not agree")
 		}
 
@@ -330,7 +339,7 @@ func FuzzPath(f *testing.F) {
 		want, valid := path, path != "" && !strings.Contains(path, "\x00")
 		switch {
 		case strings.HasPrefix(path, "\x00"):
-			valid = hasAbstract
+			valid = hasAbstract()
 		case !strings.HasPrefix(path, "/"):
 			want = wd + "/" + path
 		}
@@ -339,17 +348,163 @@ func FuzzPath(f *testing.F) {
 				want = strings.ReplaceAll(want, "//", "/")
 			}
 		}
-		valid = valid && len(want) <= MaxPathLen
+		valid = valid && len(want) <= unixsock.MaxPathLen
 
 		switch {
 		case valid && (err != nil || name != want):
 			t.Fatalf("%q is %q, %v; want %q", path, name, err, want)
-		case !valid && !errors.Is(err, ErrInvalidPath):
+		case !valid && !errors.Is(err, unixsock.ErrInvalidPath):
 			t.Fatalf("%q is %q, %v; want ErrInvalidPath", path, name, err)
 		case valid:
-			if again, err := resolve(name); again != name || err != nil {
+			if again, err := resolved(name); again != name || err != nil {
 				t.Fatalf("%q, resolved again, is %q, %v", name, again, err)
 			}
 		}
 	})
+}
+
+// ownName returns an abstract name of n bytes that no other process uses, with
+// its leading NUL. tail is its end.
+func ownName(t testing.TB, n int, tail string) string {
+	t.Helper()
+	name := unixsock.Abstract(t.Name() + "." + strconv.Itoa(os.Getpid()) + ".")
+	pad := n - len(name) - len(tail)
+	if pad < 0 {
+		t.Fatalf("%d bytes are too few for %q", n, name+tail)
+	}
+	return name + strings.Repeat("a", pad) + tail
+}
+
+func TestAbstractNameOfTheFullLengthWorks(t *testing.T) {
+	onLinux(t)
+	name := ownName(t, unixsock.MaxPathLen, "")
+	l := sockettest.ListenAt(t, name)
+	if got := l.Addr().String(); got != name {
+		t.Errorf("the listener is at %q, want %q", got, name)
+	}
+	sockettest.Exchange(t, name, l)
+}
+
+func TestAbstractNameTooLongNamesItsLengthAndTheLimit(t *testing.T) {
+	onLinux(t)
+	err := unixsock.CheckPath(ownName(t, unixsock.MaxPathLen+1, ""))
+	if !errors.Is(err, unixsock.ErrInvalidPath) {
+		t.Fatalf("got %v, want ErrInvalidPath", err)
+	}
+	for _, n := range []string{"109", "108"} {
+		if !strings.Contains(err.Error(), n) {
+			t.Errorf("%q does not name %s", err, n)
+		}
+	}
+}
+
+func TestAbstractNamesThatDifferInANULDiffer(t *testing.T) {
+	onLinux(t)
+	base := ownName(t, 80, "")
+	names := []string{
+		base, base + "\x00", base + "\x00\x00", base + "\x00b", base + "\x00b\x00", "\x00" + base,
+		base + strings.Repeat("\x00", unixsock.MaxPathLen-len(base)),
+		base + strings.Repeat("\x00", unixsock.MaxPathLen-len(base)-1),
+	}
+	listeners := make([]*unixsock.Listener, len(names))
+	for i, name := range names {
+		listeners[i] = sockettest.ListenAt(t, name)
+	}
+	for i, name := range names {
+		c := sockettest.Connect(t, name)
+		for j, l := range listeners {
+			if got, want := sockettest.Pending(t, l), i == j; got != want {
+				t.Errorf("after a connect to %q, one waits at %q: %v", name, names[j], got)
+			}
+		}
+		s := sockettest.Accept(t, listeners[i])
+		if got := s.LocalAddr().String(); got != name {
+			t.Errorf("accepted at %q, want %q", got, name)
+		}
+		if got := c.RemoteAddr().String(); got != name {
+			t.Errorf("connected to %q, want %q", got, name)
+		}
+	}
+}
+
+func TestEachLengthOfAbstractNameWorks(t *testing.T) {
+	onLinux(t)
+	// The names are of NULs alone, the hardest to tell apart: "\x00" is one.
+	var listeners []*unixsock.Listener
+	for n := 1; n <= unixsock.MaxPathLen; n++ {
+		listeners = append(listeners, sockettest.ListenAt(t, strings.Repeat("\x00", n)))
+	}
+	for _, l := range listeners {
+		sockettest.Exchange(t, l.Addr().String(), l)
+	}
+}
+
+func TestAbstractNameMakesNoFile(t *testing.T) {
+	onLinux(t)
+	dir := realDir(t)
+	t.Chdir(dir)
+	sockettest.ListenAt(t, ownName(t, 60, ""))
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("the directory holds %v, %v; want nothing", entries, err)
+	}
+}
+
+func TestSlashesInAnAbstractNameStay(t *testing.T) {
+	onLinux(t)
+	name := ownName(t, 70, "//a///b/")
+	if got := sockettest.ListenAt(t, name).Addr().String(); got != name {
+		t.Errorf("%q became %q", name, got)
+	}
+}
+
+func TestEveryByteMayBeInAPath(t *testing.T) {
+	onLinux(t)
+	dir := sockettest.ShortDir(t)
+	var all []byte
+	for b := 1; b < 256; b++ {
+		if b != '/' {
+			all = append(all, byte(b))
+		}
+	}
+	for len(all) > 0 {
+		n := min(len(all), 60)
+		path := dir + "/" + string(all[:n])
+		all = all[n:]
+		l := sockettest.ListenAt(t, path)
+		if !sockettest.IsSocketFile(path) || l.Addr().String() != path {
+			t.Errorf("%q became %q", path, l.Addr())
+		}
+		sockettest.Exchange(t, path, l)
+	}
+}
+
+func TestWorkingDirectoryIsTheKernelsNotTheShells(t *testing.T) {
+	onLinux(t)
+	dir := realDir(t)
+	t.Chdir(dir)
+	t.Setenv("PWD", "/proc/self/cwd")
+	if name, err := resolved("s"); name != dir+"/s" || err != nil {
+		t.Errorf("got %q, %v; want %q", name, err, dir+"/s")
+	}
+}
+
+func TestRelativePathWithoutAWorkingDirectoryIsAnError(t *testing.T) {
+	onLinux(t)
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	dir := sockettest.ShortDir(t)
+	if err := os.Chdir(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	err := unixsock.CheckPath("s")
+	if !errors.Is(err, unixsock.ErrInvalidPath) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want ErrInvalidPath and ErrNotExist", err)
+	}
+	if err := unixsock.CheckPath("/s"); err != nil {
+		t.Errorf("an absolute path: %v", err)
+	}
 }

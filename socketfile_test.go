@@ -1,12 +1,11 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
 	"bufio"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -23,141 +22,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
-
-// helperVar is set in a process that is started to be a helper of a test.
-const helperVar = "UNIXSOCK_TEST_HELPER"
-
-// helperRoles are what a helper may do; args come from startHelper.
-var helperRoles = map[string]func(args []string) error{
-	"listen":     helpListen,
-	"race":       helpRace,
-	"hold lock":  helpHoldLock,
-	"watch mode": helpWatchMode,
-	"watch open": helpWatchOpen,
-	"connect":    helpConnect,
-	"serve":      helpServe,
-	"talk":       helpTalk,
-}
-
-// TestHelperProcess is no test: it is the main function of helpers.
-func TestHelperProcess(t *testing.T) {
-	role := os.Getenv(helperVar)
-	if role == "" {
-		t.Skip("for helper processes only")
-	}
-	if err := helperRoles[role](flag.Args()); err != nil {
-		fmt.Println("error:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
-
-// A helper is a process that does one thing for a test, line by line. It ends at
-// the end of its input.
-type helper struct {
-	t     testing.TB
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	lines chan string // closed at the end of its output
-}
-
-// startHelper starts a helper, which is killed with the test. setup may be nil.
-func startHelper(t testing.TB, setup func(*exec.Cmd), role string, args ...string) *helper {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Skip(err)
-	}
-	cmd := exec.Command(exe, append([]string{"-test.run=^TestHelperProcess$", "-test.timeout=2m", "--"}, args...)...)
-	childEnv(cmd, helperVar+"="+role)
-	cmd.Stderr = os.Stderr
-	if setup != nil {
-		setup(cmd)
-	}
-	emulate(cmd)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	h := &helper{t: t, cmd: cmd, in: in, lines: make(chan string, 1)}
-	go func() {
-		defer close(h.lines)
-		for s := bufio.NewScanner(out); s.Scan(); {
-			h.lines <- s.Text()
-		}
-	}()
-	t.Cleanup(h.kill)
-	return h
-}
-
-// kill ends the helper with SIGKILL, and returns when it is gone.
-func (h *helper) kill() {
-	h.cmd.Process.Kill()
-	for range h.lines {
-	}
-	h.in.Close()
-	h.cmd.Wait()
-}
-
-func (h *helper) tell(line string) {
-	h.t.Helper()
-	if _, err := fmt.Fprintln(h.in, line); err != nil {
-		h.t.Fatal(err)
-	}
-}
-
-// hear returns the helper's next line.
-func (h *helper) hear() string {
-	h.t.Helper()
-	line := receive(h.t, "a line from the helper", h.lines)
-	if err, isError := strings.CutPrefix(line, "error: "); isError {
-		h.t.Fatal("helper: ", err)
-	}
-	return line
-}
-
-func (h *helper) expect(want string) {
-	h.t.Helper()
-	if got := h.hear(); got != want {
-		h.t.Fatalf("the helper says %q, want %q", got, want)
-	}
-}
-
-// untilEOF returns at the end of the helper's input.
-func untilEOF() { io.Copy(io.Discard, os.Stdin) }
-
-// checkDescriptors fails the test if more descriptors are open at its end than
-// now.
-func checkDescriptors(t testing.TB) {
-	t.Helper()
-	// The runtime opens descriptors of its own, with the first that is polled
-	// and with the first process that is started.
-	c1, c2, err := Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c1.Close()
-	c2.Close()
-	if p, err := os.FindProcess(os.Getpid()); err == nil {
-		p.Release()
-	}
-	n := countDescriptors(t)
-	t.Cleanup(func() { waitDescriptors(t, n) })
-}
 
 // leaveStale leaves a socket file without a socket at path.
 func leaveStale(t testing.TB, path string) {
 	t.Helper()
-	l, err := Listen(path)
+	l, err := unixsock.Listen(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,10 +49,10 @@ func lstat(t testing.TB, path string) fs.FileInfo {
 }
 
 // mustAnswer connects to path and makes sure that it is l that accepts.
-func mustAnswer(t testing.TB, l *Listener, path string) {
+func mustAnswer(t testing.TB, l *unixsock.Listener, path string) {
 	t.Helper()
-	client := mustConnect(t, path)
-	server := mustAccept(t, l)
+	client := sockettest.Connect(t, path)
+	server := sockettest.Accept(t, l)
 	if _, err := client.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +68,7 @@ func mustAnswer(t testing.TB, l *Listener, path string) {
 func wantInUse(t testing.TB, path string) {
 	t.Helper()
 	before := lstat(t, path)
-	l, err := Listen(path, ReplaceStale())
+	l, err := unixsock.Listen(path, unixsock.ReplaceStale())
 	if err == nil {
 		l.Close()
 		t.Fatal("it was replaced")
@@ -217,11 +90,11 @@ func TestModeIsExactUnderEveryUmask(t *testing.T) {
 	for _, umask := range []int{0, 0o022, 0o077, 0o777} {
 		t.Run(fmt.Sprintf("%03o", umask), func(t *testing.T) {
 			t.Parallel() // each in a process of its own
-			if !inChild(t, nil) {
+			if !sockettest.InChild(t, nil) {
 				return
 			}
-			checkDescriptors(t)
-			path := filepath.Join(shortDir(t), "s")
+			sockettest.CheckDescriptors(t)
+			path := filepath.Join(sockettest.ShortDir(t), "s")
 			syscall.Umask(umask)
 			for _, perm := range []fs.FileMode{0, 0o200, 0o222, 0o600, 0o620, 0o640, 0o660, 0o666, 0o711, 0o777} {
 				for _, stale := range []bool{false, true} {
@@ -230,7 +103,7 @@ func TestModeIsExactUnderEveryUmask(t *testing.T) {
 						leaveStale(t, path)
 						syscall.Umask(umask)
 					}
-					l, err := Listen(path, Mode(perm), ReplaceStale(), UnlinkOnClose())
+					l, err := unixsock.Listen(path, unixsock.Mode(perm), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -250,23 +123,23 @@ func TestModeIsExactUnderEveryUmask(t *testing.T) {
 }
 
 func TestWithoutModeTheUmaskRules(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
 	syscall.Umask(0o027)
-	l := mustListen(t)
-	if got := lstat(t, l.name).Mode().Perm(); got != 0o750 {
+	l := sockettest.Listen(t)
+	if got := lstat(t, l.Addr().String()).Mode().Perm(); got != 0o750 {
 		t.Errorf("the file has %#o, want 0750", got)
 	}
 }
 
 func TestModeLeavesFilesOfOthersAlone(t *testing.T) {
 	const umask = 0o022
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
 	syscall.Umask(umask)
-	dir := shortDir(t)
+	dir := sockettest.ShortDir(t)
 	stop, stopped := make(chan struct{}), make(chan error, 1)
 	made := make(chan struct{})
 	go func() {
@@ -299,16 +172,16 @@ func TestModeLeavesFilesOfOthersAlone(t *testing.T) {
 			}
 		}()
 	}()
-	receive(t, "the first file", made)
+	sockettest.Receive(t, "the first file", made)
 	for i := range 300 {
-		l, err := Listen(filepath.Join(dir, "s"), Mode([]fs.FileMode{0, 0o777}[i%2]), UnlinkOnClose())
+		l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode([]fs.FileMode{0, 0o777}[i%2]), unixsock.UnlinkOnClose())
 		if err != nil {
 			t.Fatal(err)
 		}
 		l.Close()
 	}
 	close(stop)
-	if err := receive(t, "the other goroutine", stopped); err != nil {
+	if err := sockettest.Receive(t, "the other goroutine", stopped); err != nil {
 		t.Error(err)
 	}
 	if got := syscall.Umask(umask); got != umask {
@@ -329,19 +202,19 @@ func TestModeIsRightBeforeAConnect(t *testing.T) {
 		{0, 0o600}, {0o077, 0o666}, {0o077, 0o777},
 	} {
 		t.Run(fmt.Sprintf("%03o %03o", test.umask, test.perm), func(t *testing.T) {
-			if !inChild(t, nil) {
+			if !sockettest.InChild(t, nil) {
 				return
 			}
 			syscall.Umask(test.umask)
-			path := filepath.Join(shortDir(t), "s")
-			watcher := startHelper(t, nil, "watch open", path, strconv.FormatUint(uint64(test.perm), 8))
-			watcher.expect("watching")
+			path := filepath.Join(sockettest.ShortDir(t), "s")
+			watcher := sockettest.StartHelper(t, nil, "watch open", path, strconv.FormatUint(uint64(test.perm), 8))
+			watcher.Expect("watching")
 			for i := range modeRounds {
-				l := mustListenAt(t, fmt.Sprint(path, i), Mode(test.perm))
-				mustAccept(t, l).Close()
+				l := sockettest.ListenAt(t, fmt.Sprint(path, i), unixsock.Mode(test.perm))
+				sockettest.Accept(t, l).Close()
 				l.Close()
 			}
-			watcher.expect(fmt.Sprintf("%d connected", modeRounds))
+			watcher.Expect(fmt.Sprintf("%d connected", modeRounds))
 		})
 	}
 }
@@ -357,7 +230,7 @@ func helpWatchOpen(args []string) error {
 	for i := range modeRounds {
 		path := fmt.Sprint(args[0], i)
 		c, err := net.Dial("unix", path)
-		for deadline := time.Now().Add(patience); err != nil; c, err = net.Dial("unix", path) {
+		for deadline := time.Now().Add(sockettest.Timeout); err != nil; c, err = net.Dial("unix", path) {
 			if time.Now().After(deadline) {
 				return err
 			}
@@ -388,7 +261,7 @@ func helpWatchMode(args []string) error {
 		fmt.Println("watching")
 		path := fmt.Sprint(args[0], i)
 		seen, mode, early := fs.FileMode(0), fs.FileMode(0), -1
-		for deadline := time.Now().Add(patience); early < 0 || mode != fs.FileMode(perm); {
+		for deadline := time.Now().Add(sockettest.Timeout); early < 0 || mode != fs.FileMode(perm); {
 			var st unix.Stat_t
 			switch err := unix.Lstat(path, &st); err {
 			case nil:
@@ -409,10 +282,10 @@ func helpWatchMode(args []string) error {
 }
 
 func TestModeRefuses(t *testing.T) {
-	checkDescriptors(t)
-	path := filepath.Join(shortDir(t), "s")
+	sockettest.CheckDescriptors(t)
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	for _, perm := range []fs.FileMode{fs.ModeSetuid | 0o600, fs.ModeSticky, fs.ModeSocket | 0o600, fs.ModeDir, 0o1600, 0o10000} {
-		l, err := Listen(path, Mode(perm))
+		l, err := unixsock.Listen(path, unixsock.Mode(perm))
 		if err == nil {
 			l.Close()
 			t.Errorf("Mode(%v) is no error", perm)
@@ -429,10 +302,10 @@ func TestModeRefuses(t *testing.T) {
 }
 
 func TestListenInUseWithoutReplaceStale(t *testing.T) {
-	path := filepath.Join(shortDir(t), "s")
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	leaveStale(t, path)
 	before := lstat(t, path)
-	if _, err := Listen(path); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := unixsock.Listen(path); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("error %v, want EADDRINUSE", err)
 	}
 	if !os.SameFile(before, lstat(t, path)) {
@@ -441,51 +314,51 @@ func TestListenInUseWithoutReplaceStale(t *testing.T) {
 }
 
 func TestReplaceStaleReplacesWhatACloseLeft(t *testing.T) {
-	checkDescriptors(t)
-	path := filepath.Join(shortDir(t), "s")
+	sockettest.CheckDescriptors(t)
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	leaveStale(t, path)
-	mustAnswer(t, mustListenAt(t, path, ReplaceStale()), path)
+	mustAnswer(t, sockettest.ListenAt(t, path, unixsock.ReplaceStale()), path)
 }
 
 func TestReplaceStaleReplacesWhatAKillLeft(t *testing.T) {
-	checkDescriptors(t)
-	path := filepath.Join(shortDir(t), "s")
-	h := startHelper(t, nil, "listen", path)
-	h.expect("listening")
+	sockettest.CheckDescriptors(t)
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	h := sockettest.StartHelper(t, nil, "listen", path)
+	h.Expect("listening")
 	wantInUse(t, path)
-	h.kill()
-	mustAnswer(t, mustListenAt(t, path, ReplaceStale()), path)
+	h.Kill()
+	mustAnswer(t, sockettest.ListenAt(t, path, unixsock.ReplaceStale()), path)
 }
 
 func helpListen(args []string) error {
-	l, err := Listen(args[0])
+	l, err := unixsock.Listen(args[0])
 	if err != nil {
 		return err
 	}
 	defer l.Close()
 	fmt.Println("listening")
-	untilEOF()
+	sockettest.UntilEOF()
 	return nil
 }
 
 func TestReplaceStaleBindsAFreePath(t *testing.T) {
-	checkDescriptors(t)
-	l := mustListen(t, ReplaceStale())
-	mustAnswer(t, l, l.name)
+	sockettest.CheckDescriptors(t)
+	l := sockettest.Listen(t, unixsock.ReplaceStale())
+	mustAnswer(t, l, l.Addr().String())
 }
 
 func TestReplaceStaleLeavesALiveListener(t *testing.T) {
-	checkDescriptors(t)
-	l := mustListen(t)
-	wantInUse(t, l.name)
+	sockettest.CheckDescriptors(t)
+	l := sockettest.Listen(t)
+	wantInUse(t, l.Addr().String())
 	if isReady(l) {
 		t.Error("the listener has heard of it")
 	}
-	mustAnswer(t, l, l.name)
+	mustAnswer(t, l, l.Addr().String())
 }
 
 // isReady reports whether a connection waits.
-func isReady(l *Listener) bool {
+func isReady(l *unixsock.Listener) bool {
 	select {
 	case <-l.Ready():
 		return true
@@ -495,12 +368,12 @@ func isReady(l *Listener) bool {
 }
 
 func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
-	checkDescriptors(t)
+	sockettest.CheckDescriptors(t)
 	for name, kind := range map[string]int{
 		"stream": unix.SOCK_STREAM, "datagram": unix.SOCK_DGRAM, "seqpacket": unix.SOCK_SEQPACKET,
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(shortDir(t), "s")
+			path := filepath.Join(sockettest.ShortDir(t), "s")
 			fd, err := unix.Socket(unix.AF_UNIX, kind, 0)
 			if err != nil {
 				t.Skip(err)
@@ -511,13 +384,13 @@ func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
 			wantInUse(t, path)
 			// It is its socket that keeps the file, and not something else.
 			unix.Close(fd)
-			mustAnswer(t, mustListenAt(t, path, ReplaceStale()), path)
+			mustAnswer(t, sockettest.ListenAt(t, path, unixsock.ReplaceStale()), path)
 		})
 	}
 }
 
 func TestReplaceStaleLeavesADatagramSocketThatHasAPeer(t *testing.T) {
-	dir := shortDir(t)
+	dir := sockettest.ShortDir(t)
 	path, other := filepath.Join(dir, "s"), filepath.Join(dir, "other")
 	// A connected datagram socket takes nothing from others.
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
@@ -541,7 +414,7 @@ func TestReplaceStaleLeavesADatagramSocketThatHasAPeer(t *testing.T) {
 }
 
 func TestReplaceStaleLeavesWhatIsNoSocket(t *testing.T) {
-	checkDescriptors(t)
+	sockettest.CheckDescriptors(t)
 	for name, make := range map[string]func(path string) error{
 		"file":      func(path string) error { return os.WriteFile(path, []byte("precious"), 0o600) },
 		"empty":     func(path string) error { return os.WriteFile(path, nil, 0o600) },
@@ -549,7 +422,7 @@ func TestReplaceStaleLeavesWhatIsNoSocket(t *testing.T) {
 		"fifo":      func(path string) error { return unix.Mkfifo(path, 0o600) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(shortDir(t), "s")
+			path := filepath.Join(sockettest.ShortDir(t), "s")
 			if err := make(path); err != nil {
 				t.Fatal(err)
 			}
@@ -563,16 +436,16 @@ func TestReplaceStaleLeavesWhatIsNoSocket(t *testing.T) {
 }
 
 func TestReplaceStaleLeavesASymbolicLink(t *testing.T) {
-	checkDescriptors(t)
+	sockettest.CheckDescriptors(t)
 	for name, make := range map[string]func(target string) error{
 		"dangling":      func(string) error { return nil },
 		"to a file":     func(target string) error { return os.WriteFile(target, []byte("precious"), 0o600) },
 		"to itself":     nil,
 		"to a stale":    func(target string) error { leaveStale(t, target); return nil },
-		"to a listener": func(target string) error { mustListenAt(t, target); return nil },
+		"to a listener": func(target string) error { sockettest.ListenAt(t, target); return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := shortDir(t)
+			dir := sockettest.ShortDir(t)
 			path, target := filepath.Join(dir, "s"), filepath.Join(dir, "target")
 			if make == nil {
 				target = path
@@ -596,11 +469,11 @@ func TestReplaceStaleLeavesASymbolicLink(t *testing.T) {
 }
 
 func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
-	checkDescriptors(t)
-	dir := shortDir(t)
+	sockettest.CheckDescriptors(t)
+	dir := sockettest.ShortDir(t)
 	path := filepath.Join(dir, "s")
 	rounds := 20
-	if testing.Short() || raceEnabled {
+	if testing.Short() || sockettest.Race {
 		rounds = 8
 	}
 	for range rounds {
@@ -608,21 +481,21 @@ func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
 		const racers = 20
 		start := make(chan struct{})
 		type result struct {
-			l   *Listener
+			l   *unixsock.Listener
 			err error
 		}
 		results := make(chan result, racers)
 		for range racers {
 			go func() {
 				<-start
-				l, err := Listen(path, ReplaceStale())
+				l, err := unixsock.Listen(path, unixsock.ReplaceStale())
 				results <- result{l, err}
 			}()
 		}
 		close(start)
-		var winner *Listener
+		var winner *unixsock.Listener
 		for range racers {
-			r := receive(t, "a racer", results)
+			r := sockettest.Receive(t, "a racer", results)
 			switch {
 			case r.err == nil && winner != nil:
 				r.l.Close()
@@ -672,7 +545,7 @@ func helpRace([]string) error {
 			return err
 		}
 		time.Sleep(time.Until(time.Unix(0, ns)))
-		l, err := Listen(path, ReplaceStale())
+		l, err := unixsock.Listen(path, unixsock.ReplaceStale())
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
 			fmt.Println("in use")
@@ -702,7 +575,7 @@ func helpRace([]string) error {
 // askPid returns what a winner of a race answers.
 func askPid(t testing.TB, path string) int {
 	t.Helper()
-	c := mustConnect(t, path)
+	c := sockettest.Connect(t, path)
 	defer c.Close()
 	answer, err := io.ReadAll(c)
 	if err != nil {
@@ -716,34 +589,34 @@ func askPid(t testing.TB, path string) int {
 }
 
 // raceTogether tells all racers to listen at the same moment.
-func raceTogether(racers []*helper, path string) {
+func raceTogether(racers []*sockettest.Helper, path string) {
 	at := time.Now().Add(3 * time.Millisecond).UnixNano()
 	for _, r := range racers {
-		r.tell(fmt.Sprint(path, " ", at))
+		r.Tell(fmt.Sprint(path, " ", at))
 	}
 }
 
 func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
-	checkDescriptors(t)
-	dir := shortDir(t)
+	sockettest.CheckDescriptors(t)
+	dir := sockettest.ShortDir(t)
 	path := filepath.Join(dir, "s")
-	racers := make([]*helper, 20)
+	racers := make([]*sockettest.Helper, 20)
 	for i := range racers {
-		racers[i] = startHelper(t, nil, "race")
+		racers[i] = sockettest.StartHelper(t, nil, "race")
 	}
 	for _, r := range racers {
-		r.expect("here")
+		r.Expect("here")
 	}
 	rounds := 60
-	if testing.Short() || raceEnabled {
+	if testing.Short() || sockettest.Race {
 		rounds = 15
 	}
 	leaveStale(t, path)
 	for range rounds {
 		raceTogether(racers, path)
-		var winner *helper
+		var winner *sockettest.Helper
 		for _, r := range racers {
-			switch said := r.hear(); {
+			switch said := r.Hear(); {
 			case said == "won" && winner != nil:
 				t.Fatal("two winners")
 			case said == "won":
@@ -755,47 +628,47 @@ func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
 		if winner == nil {
 			t.Fatal("no winner")
 		}
-		if pid := askPid(t, path); pid != winner.cmd.Process.Pid {
-			t.Errorf("%d answers, %d has won", pid, winner.cmd.Process.Pid)
+		if pid := askPid(t, path); pid != winner.Cmd.Process.Pid {
+			t.Errorf("%d answers, %d has won", pid, winner.Cmd.Process.Pid)
 		}
 		wantOnly(t, dir, "s")
 		for _, r := range racers {
-			r.tell("next")
+			r.Tell("next")
 		}
-		winner.expect("closed")
+		winner.Expect("closed")
 	}
 	for _, r := range racers {
-		r.kill()
+		r.Kill()
 	}
 }
 
 func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
-	checkDescriptors(t)
-	dir := shortDir(t)
+	sockettest.CheckDescriptors(t)
+	dir := sockettest.ShortDir(t)
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
 	rounds := 12
-	if testing.Short() || raceEnabled {
+	if testing.Short() || sockettest.Race {
 		rounds = 4
 	}
-	var racers []*helper
+	var racers []*sockettest.Helper
 	for range rounds {
 		living := len(racers)
 		for len(racers) < 10 {
-			racers = append(racers, startHelper(t, nil, "race"))
+			racers = append(racers, sockettest.StartHelper(t, nil, "race"))
 		}
 		for _, r := range racers[living:] {
-			r.expect("here")
+			r.Expect("here")
 		}
 		raceTogether(racers, path)
 		for range 5 {
 			time.Sleep(rand.N(2 * time.Millisecond))
-			racers[0].kill()
+			racers[0].Kill()
 			racers = racers[1:]
 		}
-		var winner *helper
+		var winner *sockettest.Helper
 		for _, r := range racers {
-			switch said := r.hear(); {
+			switch said := r.Hear(); {
 			case said == "won" && winner != nil:
 				t.Fatal("two winners live")
 			case said == "won":
@@ -805,26 +678,26 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 			}
 		}
 		if winner != nil {
-			if pid := askPid(t, path); pid != winner.cmd.Process.Pid {
-				t.Errorf("%d answers, %d has won", pid, winner.cmd.Process.Pid)
+			if pid := askPid(t, path); pid != winner.Cmd.Process.Pid {
+				t.Errorf("%d answers, %d has won", pid, winner.Cmd.Process.Pid)
 			}
 			wantInUse(t, path)
 		} else {
 			// Who told the others that the path is in use was killed.
-			l := mustListenAt(t, path, ReplaceStale())
+			l := sockettest.ListenAt(t, path, unixsock.ReplaceStale())
 			mustAnswer(t, l, path)
 			l.Close()
 		}
 		wantOnly(t, dir, "s")
 		for _, r := range racers {
-			r.tell("next")
+			r.Tell("next")
 		}
 		if winner != nil {
-			winner.expect("closed")
+			winner.Expect("closed")
 		}
 	}
 	for _, r := range racers {
-		r.kill()
+		r.Kill()
 	}
 }
 
@@ -850,7 +723,7 @@ func helpHoldLock(args []string) error {
 		return err
 	}
 	fmt.Println("held by", os.Getuid())
-	untilEOF()
+	sockettest.UntilEOF()
 	return nil
 }
 
@@ -858,8 +731,8 @@ func TestAForeignLockStopsNobody(t *testing.T) {
 	if runtime.GOOS == "linux" && os.Getuid() == 0 {
 		t.Skip("TestALockOfAnotherUserStopsNobody does it as another user")
 	}
-	checkDescriptors(t)
-	mustListenAgainstALock(t, shortDir(t), nil, os.Getuid())
+	sockettest.CheckDescriptors(t)
+	mustListenAgainstALock(t, sockettest.ShortDir(t), nil, os.Getuid())
 }
 
 // mustListenAgainstALock replaces a stale file in dir, and removes its own, while
@@ -868,11 +741,11 @@ func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid
 	t.Helper()
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
-	holder := startHelper(t, setup, "hold lock", dir)
-	holder.expect(fmt.Sprint("held by ", uid))
+	holder := sockettest.StartHelper(t, setup, "hold lock", dir)
+	holder.Expect(fmt.Sprint("held by ", uid))
 
 	stop := stopwatch(t)
-	l := mustListenAt(t, path, ReplaceStale(), UnlinkOnClose())
+	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	stop()
 	mustAnswer(t, l, path)
 	stop = stopwatch(t)
@@ -884,19 +757,19 @@ func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid
 }
 
 func TestReplaceStaleForWantOfDescriptorsSaysSo(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	path := filepath.Join(shortDir(t), "s")
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	leaveStale(t, path)
-	free := exhaustDescriptors(t)
+	free := sockettest.ExhaustDescriptors(t)
 	defer free()
 	// The last is 63: one for the socket, one more for the lock, none to ask with.
 	for few := range 3 {
 		if few > 0 {
 			unix.Close(64 - few)
 		}
-		l, err := Listen(path, ReplaceStale())
+		l, err := unixsock.Listen(path, unixsock.ReplaceStale())
 		if err == nil {
 			l.Close()
 		}
@@ -907,48 +780,48 @@ func TestReplaceStaleForWantOfDescriptorsSaysSo(t *testing.T) {
 }
 
 func TestUnlinkOnCloseRemovesTheFile(t *testing.T) {
-	checkDescriptors(t)
-	l := mustListen(t, UnlinkOnClose())
-	mustAnswer(t, l, l.name)
+	sockettest.CheckDescriptors(t)
+	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
+	mustAnswer(t, l, l.Addr().String())
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	wantOnly(t, filepath.Dir(l.name))
+	wantOnly(t, filepath.Dir(l.Addr().String()))
 }
 
 func TestCloseLeavesTheFileWithoutUnlinkOnClose(t *testing.T) {
-	l := mustListen(t, ReplaceStale(), Mode(0o600))
-	before := lstat(t, l.name)
+	l := sockettest.Listen(t, unixsock.ReplaceStale(), unixsock.Mode(0o600))
+	before := lstat(t, l.Addr().String())
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	if !os.SameFile(before, lstat(t, l.name)) {
+	if !os.SameFile(before, lstat(t, l.Addr().String())) {
 		t.Error("it is another file")
 	}
 }
 
 func TestUnlinkOnCloseIsOfCloseOnToo(t *testing.T) {
-	checkDescriptors(t)
-	l := mustListen(t, UnlinkOnClose())
+	sockettest.CheckDescriptors(t)
+	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	ctx, cancel := context.WithCancel(t.Context())
 	l.CloseOn(ctx)
 	cancel()
-	waitFor(t, "the file is there", func() bool {
-		_, err := os.Lstat(l.name)
+	sockettest.WaitFor(t, "the file is there", func() bool {
+		_, err := os.Lstat(l.Addr().String())
 		return errors.Is(err, fs.ErrNotExist)
 	})
 }
 
 func TestUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
-	checkDescriptors(t)
-	path := filepath.Join(shortDir(t), "s")
+	sockettest.CheckDescriptors(t)
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	// Many times, for a file system that soon reuses the number of an inode.
 	for range 50 {
-		first := mustListenAt(t, path, UnlinkOnClose())
+		first := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		second := mustListenAt(t, path, UnlinkOnClose())
+		second := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
 		if err := first.Close(); err != nil {
 			t.Error(err)
 		}
@@ -963,30 +836,30 @@ func TestUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
 }
 
 func TestUnlinkOnCloseLeavesWhatIsNoSocket(t *testing.T) {
-	checkDescriptors(t)
+	sockettest.CheckDescriptors(t)
 	for name, make := range map[string]func(path string) error{
 		"file":      func(path string) error { return os.WriteFile(path, nil, 0o600) },
 		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
 		"link":      func(path string) error { return os.Symlink(path+"2", path) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := mustListen(t, UnlinkOnClose())
+			l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 			// The link leads to the listener's own file.
-			if err := errors.Join(os.Rename(l.name, l.name+"2"), make(l.name)); err != nil {
+			if err := errors.Join(os.Rename(l.Addr().String(), l.Addr().String()+"2"), make(l.Addr().String())); err != nil {
 				t.Fatal(err)
 			}
 			if err := l.Close(); err != nil {
 				t.Error(err)
 			}
-			wantOnly(t, filepath.Dir(l.name), "s", "s2")
+			wantOnly(t, filepath.Dir(l.Addr().String()), "s", "s2")
 		})
 	}
 }
 
 func TestUnlinkOnCloseWithoutAFileIsNoError(t *testing.T) {
-	checkDescriptors(t)
-	l := mustListen(t, UnlinkOnClose())
-	if err := os.RemoveAll(filepath.Dir(l.name)); err != nil {
+	sockettest.CheckDescriptors(t)
+	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
+	if err := os.RemoveAll(filepath.Dir(l.Addr().String())); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Close(); err != nil {
@@ -996,12 +869,12 @@ func TestUnlinkOnCloseWithoutAFileIsNoError(t *testing.T) {
 
 func TestUnlinkOnCloseOfAFileThatGoesMeanwhileIsNoError(t *testing.T) {
 	rounds := 3000
-	if testing.Short() || raceEnabled {
+	if testing.Short() || sockettest.Race {
 		rounds = 300
 	}
-	path := filepath.Join(shortDir(t), "s")
+	path := filepath.Join(sockettest.ShortDir(t), "s")
 	for range rounds {
-		l := mustListenAt(t, path, UnlinkOnClose())
+		l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
 		removed := make(chan struct{})
 		go func() { os.Remove(path); close(removed) }()
 		if err := l.Close(); err != nil {
@@ -1012,9 +885,9 @@ func TestUnlinkOnCloseOfAFileThatGoesMeanwhileIsNoError(t *testing.T) {
 }
 
 func TestUnlinkOnCloseIsDoneWhenASecondCloseReturns(t *testing.T) {
-	l := mustListen(t, UnlinkOnClose())
+	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	// Somebody holds up the first.
-	dir, err := os.Open(filepath.Dir(l.name))
+	dir, err := os.Open(filepath.Dir(l.Addr().String()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1023,20 +896,20 @@ func TestUnlinkOnCloseIsDoneWhenASecondCloseReturns(t *testing.T) {
 	}
 	var first sync.WaitGroup
 	first.Go(func() { l.Close() })
-	<-l.done
+	sockettest.WaitClosing(t, l)
 	time.AfterFunc(10*time.Millisecond, func() { dir.Close() })
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	wantOnly(t, filepath.Dir(l.name))
+	wantOnly(t, filepath.Dir(l.Addr().String()))
 	first.Wait()
 }
 
 func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {
-	path := filepath.Join(shortDir(t), "s")
-	l := mustListenAt(t, path, UnlinkOnClose())
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
 	l.Close()
-	next := mustListenAt(t, path)
+	next := sockettest.ListenAt(t, path)
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
@@ -1044,9 +917,9 @@ func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {
 }
 
 func TestAFailedListenLeavesNoFile(t *testing.T) {
-	checkDescriptors(t)
-	dir := shortDir(t)
-	if l, err := Listen(filepath.Join(dir, "s"), Backlog(-1), Mode(0o600), ReplaceStale()); err == nil {
+	sockettest.CheckDescriptors(t)
+	dir := sockettest.ShortDir(t)
+	if l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Backlog(-1), unixsock.Mode(0o600), unixsock.ReplaceStale()); err == nil {
 		l.Close()
 		t.Fatal("a negative backlog is no error")
 	}
@@ -1054,11 +927,11 @@ func TestAFailedListenLeavesNoFile(t *testing.T) {
 }
 
 func TestProductionOptionsWorkThroughTCPUnit(t *testing.T) {
-	checkDescriptors(t)
-	dir := shortDir(t)
+	sockettest.CheckDescriptors(t)
+	dir := sockettest.ShortDir(t)
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
-	unit := NewTCPUnit(path, Mode(0o604), ReplaceStale(), UnlinkOnClose())
+	unit := unixsock.NewTCPUnit(path, unixsock.Mode(0o604), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	l, err := unit.Listen("tcp", "localhost:80")
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package unixsock_test
 
 import (
 	"context"
@@ -14,12 +14,16 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
+	"golang.org/x/sys/unix"
 )
 
 // unitPair returns the two ends of a connection over a TCPUnit.
 func unitPair(t testing.TB) (client, server net.Conn) {
 	t.Helper()
-	unit := NewTCPUnit(shortDir(t) + "/s")
+	unit := unixsock.NewTCPUnit(sockettest.ShortDir(t) + "/s")
 	l, err := unit.Listen("tcp", "127.0.0.1:8080")
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +43,7 @@ func unitPair(t testing.TB) (client, server net.Conn) {
 }
 
 func TestUnitServesHTTPAtBothEnds(t *testing.T) {
-	unit := NewTCPUnit(shortDir(t) + "/s")
+	unit := unixsock.NewTCPUnit(sockettest.ShortDir(t) + "/s")
 	l, err := unit.Listen("tcp", ":80")
 	if err != nil {
 		t.Fatal(err)
@@ -82,13 +86,13 @@ func TestUnitServesHTTPAtBothEnds(t *testing.T) {
 	if err := server.Shutdown(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if err := receive(t, "the server", served); err != http.ErrServerClosed {
+	if err := sockettest.Receive(t, "the server", served); err != http.ErrServerClosed {
 		t.Error(err)
 	}
 }
 
 func TestUnitsConnectionsCanBeHijacked(t *testing.T) {
-	unit := NewTCPUnit(shortDir(t) + "/s")
+	unit := unixsock.NewTCPUnit(sockettest.ShortDir(t) + "/s")
 	l, err := unit.Listen("tcp", ":80")
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +126,7 @@ func TestUnitsConnectionsCanBeHijacked(t *testing.T) {
 }
 
 func TestUnitsAddressesLookLikeTCPs(t *testing.T) {
-	unit := NewTCPUnit(shortDir(t) + "/s")
+	unit := unixsock.NewTCPUnit(sockettest.ShortDir(t) + "/s")
 	l, err := unit.Listen("tcp", "")
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +162,7 @@ func TestUnitsConnectionsStayFullOnes(t *testing.T) {
 		if !ok {
 			t.Fatalf("%s: a method is missing", what)
 		}
-		below, ok := full.NetConn().(*Conn)
+		below, ok := full.NetConn().(*unixsock.Conn)
 		if !ok || below.RemoteAddr().Network() != "unix" {
 			t.Errorf("%s: NetConn is %#v, want a Conn with its own addresses", what, full.NetConn())
 		}
@@ -166,7 +170,7 @@ func TestUnitsConnectionsStayFullOnes(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if err := client.(*tcpConn).CloseWrite(); err != nil {
+	if err := client.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	wantEOF(t, server, "")
@@ -195,12 +199,13 @@ func TestUnitsConnectionsReadFromAndWriteTo(t *testing.T) {
 }
 
 func TestUnitsBacklogIs511UnlessToldOtherwise(t *testing.T) {
-	skipUnlessBacklogsWait(t)
+	sockettest.SkipUnlessBacklogsWait(t)
 	if limit, err := os.ReadFile("/proc/sys/net/core/somaxconn"); err == nil && len(strings.TrimSpace(string(limit))) < 4 {
 		t.Skipf("the system caps it at %s", limit)
 	}
-	for want, opts := range map[int][]ListenOption{511: nil, 2: {Backlog(2)}} {
-		unit := NewTCPUnit(shortDir(t)+"/s", opts...)
+	for want, opts := range map[int][]unixsock.ListenOption{511: nil, 2: {unixsock.Backlog(2)}} {
+		path := sockettest.ShortDir(t) + "/s"
+		unit := unixsock.NewTCPUnit(path, opts...)
 		l, err := unit.Listen("tcp", "")
 		if err != nil {
 			t.Fatal(err)
@@ -208,39 +213,38 @@ func TestUnitsBacklogIs511UnlessToldOtherwise(t *testing.T) {
 		defer l.Close()
 		// Linux lets one more wait than it is told.
 		for i := range want + 1 {
-			if err := dialNow(t, unit.name); err != nil {
+			if err := dialNow(t, path); err != nil {
 				t.Fatalf("backlog %d: connection %d: %v", want, i, err)
 			}
 		}
-		if err := dialNow(t, unit.name); err != errWouldBlock {
+		if err := dialNow(t, path); err != unix.EAGAIN {
 			t.Errorf("backlog %d: one too many: %v", want, err)
 		}
 	}
 }
 
-// dialNow connects to name if there is room. The socket stays until the test is
-// over.
-func dialNow(t testing.TB, name string) error {
+// dialNow connects to path if the backlog has room. The connection is closed
+// with the test.
+func dialNow(t testing.TB, path string) error {
 	t.Helper()
-	fd, err := newSocket()
-	if err != nil {
-		t.Fatal(err)
+	fd, err := sockettest.TryConnect(path)
+	if err == nil {
+		t.Cleanup(func() { unix.Close(fd) })
 	}
-	t.Cleanup(func() { closeSocket(fd) })
-	return connectSocket(fd, name)
+	return err
 }
 
 func TestUnitsErrorsAreThoseOfListenAndConnect(t *testing.T) {
-	dir := shortDir(t)
-	if c, err := NewTCPUnit(dir+"/absent").Dial("tcp", ""); c != nil || !errors.Is(err, fs.ErrNotExist) {
+	dir := sockettest.ShortDir(t)
+	if c, err := unixsock.NewTCPUnit(dir+"/absent").Dial("tcp", ""); c != nil || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Dial: %v, %v; want ErrNotExist", c, err)
 	}
-	if l, err := NewTCPUnit(dir+"/absent/s").Listen("tcp", ""); l != nil || !errors.Is(err, fs.ErrNotExist) {
+	if l, err := unixsock.NewTCPUnit(dir+"/absent/s").Listen("tcp", ""); l != nil || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Listen: %v, %v; want ErrNotExist", l, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	unit := NewTCPUnit(dir + "/s")
+	unit := unixsock.NewTCPUnit(dir + "/s")
 	l, err := unit.Listen("tcp", "")
 	if err != nil {
 		t.Fatal(err)

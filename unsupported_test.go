@@ -1,30 +1,32 @@
 //go:build !(linux || darwin || dragonfly || freebsd || netbsd || openbsd)
 
-package unixsock
+package unixsock_test
 
 import (
 	"context"
 	"errors"
 	"os"
 	"testing"
+
+	"github.com/go-unixsock/unixsock"
 )
 
 func TestEveryConstructorIsUnsupported(t *testing.T) {
-	if Available {
+	if unixsock.Available {
 		t.Error("Available")
 	}
-	if ValidPath("s") || ValidPath(Abstract("s")) {
+	if unixsock.ValidPath("s") || unixsock.ValidPath(unixsock.Abstract("s")) {
 		t.Error("a path is valid")
 	}
-	unit := NewTCPUnit("s")
+	unit := unixsock.NewTCPUnit("s")
 	for name, f := range map[string]func() error{
-		"CheckPath":      func() error { return CheckPath("s") },
-		"Connect":        func() error { _, err := Connect("s"); return err },
-		"ConnectContext": func() error { _, err := ConnectContext(context.Background(), "s"); return err },
-		"Listen":         func() error { _, err := Listen("s"); return err },
-		"Pair":           func() error { _, _, err := Pair(); return err },
-		"FileConn":       func() error { _, err := FileConn(os.Stdin); return err },
-		"FileListener":   func() error { _, err := FileListener(os.Stdin); return err },
+		"CheckPath":      func() error { return unixsock.CheckPath("s") },
+		"Connect":        func() error { _, err := unixsock.Connect("s"); return err },
+		"ConnectContext": func() error { _, err := unixsock.ConnectContext(context.Background(), "s"); return err },
+		"Listen":         func() error { _, err := unixsock.Listen("s"); return err },
+		"Pair":           func() error { _, _, err := unixsock.Pair(); return err },
+		"FileConn":       func() error { _, err := unixsock.FileConn(os.Stdin); return err },
+		"FileListener":   func() error { _, err := unixsock.FileListener(os.Stdin); return err },
 		"TCPUnit.Listen": func() error { _, err := unit.Listen("tcp", ":0"); return err },
 		"TCPUnit.Dial":   func() error { _, err := unit.Dial("tcp", ":0"); return err },
 	} {

@@ -1,4 +1,4 @@
-package unixsock
+package stress
 
 import (
 	"context"
@@ -19,6 +19,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,17 +30,17 @@ func TestFilesystemThatIsFullOrReadOnlyIsSaidSo(t *testing.T) {
 		t.Skip("only root may mount")
 	}
 	probe := exec.Command("/proc/self/exe", "-test.run=^$")
-	childEnv(probe)
+	sockettest.ChildEnv(probe)
 	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if err := probe.Run(); err != nil {
 		t.Skipf("no mounts of one's own: %v", err)
 	}
-	if !inChild(t, func(cmd *exec.Cmd) {
+	if !sockettest.InChild(t, func(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	}) {
 		return
 	}
-	dir := shortDir(t)
+	dir := sockettest.ShortDir(t)
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Skipf("no mounts of one's own: %v", err)
 	}
@@ -49,28 +51,28 @@ func TestFilesystemThatIsFullOrReadOnlyIsSaidSo(t *testing.T) {
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	at := func(name string) string { return filepath.Join(dir, name) }
 
-	stale := mustListenAt(t, at("stale"))
+	stale := sockettest.ListenAt(t, at("stale"))
 	stale.Close()
-	l := mustListenAt(t, at("l"), UnlinkOnClose())
-	other := mustListenAt(t, at("other"), UnlinkOnClose())
-	for what, opts := range map[string][]ListenOption{
+	l := sockettest.ListenAt(t, at("l"), unixsock.UnlinkOnClose())
+	other := sockettest.ListenAt(t, at("other"), unixsock.UnlinkOnClose())
+	for what, opts := range map[string][]unixsock.ListenOption{
 		"plainly":          nil,
-		"with all options": {Mode(0o600), ReplaceStale(), UnlinkOnClose()},
+		"with all options": {unixsock.Mode(0o600), unixsock.ReplaceStale(), unixsock.UnlinkOnClose()},
 	} {
-		if _, err := Listen(at("more"), opts...); !errors.Is(err, syscall.ENOSPC) {
+		if _, err := unixsock.Listen(at("more"), opts...); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("Listen %s where it is full: %v, want ENOSPC", what, err)
 		}
-		if isSocketFile(at("more")) {
+		if sockettest.IsSocketFile(at("more")) {
 			t.Error("a Listen that failed left a file")
 		}
 	}
-	exchange(t, at("l"), l)
+	sockettest.Exchange(t, at("l"), l)
 	// To replace a file takes no room.
-	exchange(t, at("stale"), mustListenAt(t, at("stale"), ReplaceStale()))
+	sockettest.Exchange(t, at("stale"), sockettest.ListenAt(t, at("stale"), unixsock.ReplaceStale()))
 	if err := other.Close(); err != nil {
 		t.Error(err)
 	}
-	again := mustListenAt(t, at("more"), Mode(0o600))
+	again := sockettest.ListenAt(t, at("more"), unixsock.Mode(0o600))
 	again.Close()
 
 	remount := func(flags uintptr) {
@@ -80,117 +82,29 @@ func TestFilesystemThatIsFullOrReadOnlyIsSaidSo(t *testing.T) {
 		}
 	}
 	remount(unix.MS_RDONLY)
-	for what, opts := range map[string][]ListenOption{
+	for what, opts := range map[string][]unixsock.ListenOption{
 		"plainly":            nil,
-		"with Mode":          {Mode(0o600)},
-		"with ReplaceStale":  {ReplaceStale()},
-		"with UnlinkOnClose": {UnlinkOnClose()},
+		"with Mode":          {unixsock.Mode(0o600)},
+		"with ReplaceStale":  {unixsock.ReplaceStale()},
+		"with UnlinkOnClose": {unixsock.UnlinkOnClose()},
 	} {
-		if _, err := Listen(at("new"), opts...); !errors.Is(err, syscall.EROFS) {
+		if _, err := unixsock.Listen(at("new"), opts...); !errors.Is(err, syscall.EROFS) {
 			t.Errorf("Listen %s where nothing may be written: %v, want EROFS", what, err)
 		}
 	}
-	if _, err := Listen(at("more"), ReplaceStale()); !errors.Is(err, syscall.EROFS) {
+	if _, err := unixsock.Listen(at("more"), unixsock.ReplaceStale()); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("ReplaceStale where nothing may be written: %v, want EROFS", err)
 	}
-	exchange(t, at("l"), l) // to connect writes nothing
+	sockettest.Exchange(t, at("l"), l) // to connect writes nothing
 	if err := l.Close(); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("Close that cannot remove the file: %v, want EROFS", err)
 	}
 	remount(0)
-	exchange(t, at("l"), mustListenAt(t, at("l"), ReplaceStale()))
-}
-
-// TestWantOfDescriptorsCostsNobodyWhereAStandardOneIsClosed leaves one number
-// free, and that is one that a Conn should not have.
-func TestWantOfDescriptorsCostsNobodyWhereAStandardOneIsClosed(t *testing.T) {
-	if !inChild(t, nil) {
-		return
-	}
-	for standard := range 3 {
-		l := mustListen(t)
-		c := mustConnect(t, l.Addr().String())
-		save, err := unix.FcntlInt(uintptr(standard), unix.F_DUPFD_CLOEXEC, 10)
-		if err != nil {
-			t.Fatal(err)
-		}
-		free := exhaustDescriptors(t)
-		unix.Close(standard)
-		// Until it is there again, nothing may be printed.
-		trouble := func() error {
-			s, err := l.AcceptContext(t.Context())
-			if err != nil {
-				return fmt.Errorf("accept: %w", err)
-			}
-			defer s.Close()
-			if _, err := s.Write([]byte("x")); err != nil {
-				return err
-			}
-			if n, err := c.Read(make([]byte, 1)); n != 1 {
-				return err
-			}
-			c.Close()
-			for _, size := range []int{1, bareMost + 1} { // the second by way of the poller
-				if _, err := s.Write(make([]byte, size)); !errors.Is(err, syscall.EPIPE) {
-					return fmt.Errorf("write of %d bytes to a peer that has gone: %w, want EPIPE", size, err)
-				}
-			}
-			return nil
-		}()
-		free()
-		if err := unix.Dup3(save, standard, 0); err != nil {
-			panic(err)
-		}
-		unix.Close(save)
-		if trouble != nil {
-			t.Errorf("with descriptor %d: %v", standard, trouble)
-		}
-	}
-}
-
-// What a process prints that has closed its standard output and error must not
-// get into the pipe of a copy.
-func TestCopyInAProcessWithoutStandardDescriptorsIsExact(t *testing.T) {
-	if !inChild(t, nil) {
-		return
-	}
-	reopen := closeStandard(t)
-	trouble := func() error {
-		a, b, err := Pair()
-		if err != nil {
-			return err
-		}
-		c, d, err := Pair()
-		if err != nil {
-			return err
-		}
-		go io.Copy(c, b)
-		got := make([]byte, 100)
-		for i := range 3 {
-			want := fmt.Sprint("message ", i)
-			if _, err := a.Write([]byte(want)); err != nil {
-				return err
-			}
-			n, err := d.Read(got)
-			if string(got[:n]) != want {
-				return fmt.Errorf("read %q, %v; want %q", got[:n], err, want)
-			}
-			for fd := range 3 {
-				unix.Write(fd, []byte("printed")) // which fails, unless it goes where it should not
-			}
-		}
-		return errors.Join(a.Close(), b.Close(), c.Close(), d.Close())
-	}()
-	if used := reopen(); len(used) > 0 {
-		t.Errorf("descriptors %v are in use", used)
-	}
-	if trouble != nil {
-		t.Error(trouble)
-	}
+	sockettest.Exchange(t, at("l"), sockettest.ListenAt(t, at("l"), unixsock.ReplaceStale()))
 }
 
 // peerOfRaw returns a Conn and the descriptor of its other end.
-func peerOfRaw(t *testing.T) (*Conn, int) {
+func peerOfRaw(t *testing.T) (*unixsock.Conn, int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -198,7 +112,7 @@ func peerOfRaw(t *testing.T) (*Conn, int) {
 	}
 	f := os.NewFile(uintptr(fds[0]), "")
 	defer f.Close()
-	c, err := FileConn(f)
+	c, err := unixsock.FileConn(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +121,7 @@ func peerOfRaw(t *testing.T) (*Conn, int) {
 }
 
 // setOption sets a socket option of c, or skips.
-func setOption(t *testing.T, c *Conn, option int, name string) {
+func setOption(t *testing.T, c *unixsock.Conn, option int, name string) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -222,7 +136,7 @@ func setOption(t *testing.T, c *Conn, option int, name string) {
 // TestReadFilesPassesOverCredentials receives messages of other kinds beside and
 // between those with descriptors.
 func TestReadFilesPassesOverCredentials(t *testing.T) {
-	before := countDescriptors(t)
+	before := sockettest.CountDescriptors(t)
 	t.Run("", func(t *testing.T) {
 		c, peer := peerOfRaw(t)
 		setOption(t, c, unix.SO_PASSCRED, "SO_PASSCRED")
@@ -240,7 +154,7 @@ func TestReadFilesPassesOverCredentials(t *testing.T) {
 			{"credentials, then two", append(cred[:len(cred):len(cred)], rights(2)...), 2},
 			{"two, then credentials", append(rights(2), cred...), 2},
 			{"one and one more", append(rights(1), rights(1)...), 2},
-			{"the most that may be", rights(maxRights), maxRights},
+			{"the most that may be", rights(maxFiles), maxFiles},
 		} {
 			if err := unix.Sendmsg(peer, []byte("!"), m.oob, nil, 0); err != nil {
 				if m.what == "one and one more" && err == unix.EINVAL {
@@ -257,14 +171,14 @@ func TestReadFilesPassesOverCredentials(t *testing.T) {
 			}
 		}
 	})
-	waitDescriptors(t, before)
+	sockettest.WaitDescriptors(t, before)
 }
 
 // TestReadFilesLeavesNoDescriptorOfAPeer asks the kernel for the pidfd of each
 // message's sender too, a descriptor that ReadFiles was not asked for.
 func TestReadFilesLeavesNoDescriptorOfAPeer(t *testing.T) {
 	const passPidfd = 76 // SO_PASSPIDFD, Linux 6.5
-	before := countDescriptors(t)
+	before := sockettest.CountDescriptors(t)
 	t.Run("", func(t *testing.T) {
 		c, peer := peerOfRaw(t)
 		setOption(t, c, passPidfd, "SO_PASSPIDFD")
@@ -282,7 +196,7 @@ func TestReadFilesLeavesNoDescriptorOfAPeer(t *testing.T) {
 		}
 		c.Close()
 	})
-	if after := countDescriptors(t); after > before {
+	if after := sockettest.CountDescriptors(t); after > before {
 		t.Errorf("%d descriptors, there were %d", after, before)
 	}
 }
@@ -343,7 +257,7 @@ func neverRestart(s syscall.Signal) bool {
 
 // TestSignalsReachNoCaller does everything in a storm of signals.
 func TestSignalsReachNoCaller(t *testing.T) {
-	if !inChild(t, withRounds) {
+	if !sockettest.InChild(t, sockettest.WithRounds) {
 		return
 	}
 	children := make(chan os.Signal, 1)
@@ -352,21 +266,21 @@ func TestSignalsReachNoCaller(t *testing.T) {
 	if !neverRestart(syscall.SIGCHLD) || !neverRestart(syscall.SIGURG) {
 		t.Log("the kernel starts system calls again")
 	}
-	l := mustListen(t, Backlog(1))
+	l := sockettest.Listen(t, unixsock.Backlog(1))
 	path := l.Addr().String()
 	goroutines := runtime.NumGoroutine()
 	stop := storm(t, syscall.SIGURG, syscall.SIGCHLD)
 
 	var servers, clients sync.WaitGroup
-	for _, accept := range []func() (*Conn, error){
-		func() (*Conn, error) { return l.AcceptContext(context.Background()) },
-		func() (*Conn, error) {
+	for _, accept := range []func() (*unixsock.Conn, error){
+		func() (*unixsock.Conn, error) { return l.AcceptContext(context.Background()) },
+		func() (*unixsock.Conn, error) {
 			<-l.Ready()
 			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 			defer cancel()
 			return l.AcceptContext(ctx)
 		},
-		func() (*Conn, error) {
+		func() (*unixsock.Conn, error) {
 			a, ok := <-l.AcceptEvt(context.Background())
 			if !ok {
 				return nil, net.ErrClosed
@@ -395,7 +309,7 @@ func TestSignalsReachNoCaller(t *testing.T) {
 			}
 		})
 	}
-	until := time.Now().Add(time.Duration(times(1000)) * time.Millisecond)
+	until := time.Now().Add(time.Duration(sockettest.Times(1000)) * time.Millisecond)
 	for range 8 {
 		clients.Go(func() {
 			for time.Now().Before(until) && !t.Failed() {
@@ -406,9 +320,9 @@ func TestSignalsReachNoCaller(t *testing.T) {
 		})
 	}
 	clients.Go(func() {
-		dir := shortDir(t)
+		dir := sockettest.ShortDir(t)
 		for i := 0; time.Now().Before(until); i++ {
-			l, err := Listen(filepath.Join(dir, "s"), Mode(0o600), ReplaceStale())
+			l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o600), unixsock.ReplaceStale())
 			if err != nil {
 				t.Error(err)
 				return
@@ -424,12 +338,12 @@ func TestSignalsReachNoCaller(t *testing.T) {
 		t.Error(err)
 	}
 	servers.Wait()
-	waitGoroutines(t, goroutines)
+	sockettest.WaitGoroutines(t, goroutines)
 }
 
 // everything does with one connection to path, which echoes, what there is to do.
 func everything(path string) error {
-	c, err := Connect(path)
+	c, err := unixsock.Connect(path)
 	if err != nil {
 		return err
 	}

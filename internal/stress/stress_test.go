@@ -1,6 +1,12 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+// Package stress tests package unixsock with random operations, many
+// connections, and faults. Its tests have flags of their own:
+//
+//	go test . -rounds 50                     run 50 times as long
+//	go test . -soak 10m -timeout 0           run TestSoak, which is skipped by default
+//	go test . -run TestModel$ -seed 123      repeat the run called seed=123
+package stress
 
 import (
 	"context"
@@ -20,41 +26,23 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// What go test says of this package's own:
-//
-//	go test . -rounds 50                     the tests by chance and by number, 50 times as long
-//	go test . -soak 10m -timeout 0           TestSoak, which is skipped without
-//	go test . -run TestModel$ -seed 123      the run that was called seed=123 again
 var (
-	rounds = flag.Int("rounds", 1, "how many times as long the tests by chance and by number run")
-	soak   = flag.Duration("soak", 0, "how long TestSoak runs")
-	seed   = flag.Uint64("seed", 0, "play the run of a test by chance that has this seed, not new ones")
+	soak = flag.Duration("soak", 0, "run TestSoak for this long")
+	seed = flag.Uint64("seed", 0, "repeat the run of a random test that has this seed")
 )
 
-// times returns how often to do what is done n times unless told otherwise.
-func times(n int) int {
-	switch {
-	case testing.Short():
-		n /= 10
-	case raceEnabled:
-		n /= 3
-	}
-	return max(1, n**rounds)
-}
-
-// withRounds has a child process run as long as this one was told to.
-func withRounds(cmd *exec.Cmd) {
-	cmd.Args = append(cmd.Args, "-test.timeout=0", "-test.short="+strconv.FormatBool(testing.Short()),
-		"-rounds="+strconv.Itoa(*rounds))
-}
+func TestMain(m *testing.M) { sockettest.Main(m, nil) }
 
 // byChance runs f n times, each with a seed of its own, which is its name.
 func byChance(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
 	t.Helper()
 	first := rand.Uint64() >> 1
-	n = times(n)
+	n = sockettest.Times(n)
 	if *seed != 0 {
 		first, n = *seed, 1
 	}
@@ -89,33 +77,33 @@ func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 			t.Logf("%d descriptors are allowed, so there are %d connections", limit.Cur, n)
 		}
 	}
-	if os.Getenv(childVar) == t.Name() {
+	if os.Getenv(sockettest.ChildVar) == t.Name() {
 		openMany(t, os.Getenv(pathVar), n)
 		return
 	}
-	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
-	l := mustListen(t, Backlog(511))
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
+	l := sockettest.Listen(t, unixsock.Backlog(511))
 	served := make(chan error, 1)
 	go func() { served <- serveMany(l, n) }()
 	begin := time.Now()
-	inChild(t, func(cmd *exec.Cmd) {
-		withRounds(cmd)
+	sockettest.InChild(t, func(cmd *exec.Cmd) {
+		sockettest.WithRounds(cmd)
 		cmd.Env = append(cmd.Env, pathVar+"="+l.Addr().String())
 	})
-	if err := receive(t, "the server", served); err != nil {
+	if err := sockettest.Receive(t, "the server", served); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d connections were open at once; it took %v", n, time.Since(begin).Round(time.Millisecond))
 	l.Close()
-	waitGoroutines(t, goroutines)
-	waitDescriptors(t, descriptors)
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitDescriptors(t, descriptors)
 }
 
 // openMany connects n times, and then has each answered.
 func openMany(t *testing.T, path string, n int) {
-	conns := make([]*Conn, n)
+	conns := make([]*unixsock.Conn, n)
 	for i := range conns {
-		c, err := Connect(path)
+		c, err := unixsock.Connect(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +124,7 @@ func openMany(t *testing.T, path string, n int) {
 
 // serveMany accepts n connections, with a goroutine in each that waits for its
 // question; answers them all; and waits for their end.
-func serveMany(l *Listener, n int) error {
+func serveMany(l *unixsock.Listener, n int) error {
 	var wg sync.WaitGroup
 	all := make(chan struct{})
 	errs := make(chan error, n)
@@ -173,22 +161,22 @@ func serveMany(l *Listener, n int) error {
 }
 
 // acceptors are the ways to take the next connection.
-var acceptors = []func(ctx context.Context, l *Listener) (*Conn, error){
-	func(ctx context.Context, l *Listener) (*Conn, error) {
+var acceptors = []func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error){
+	func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error) {
 		c, err := l.Accept()
 		if err != nil {
 			return nil, err
 		}
-		return c.(*Conn), nil
+		return c.(*unixsock.Conn), nil
 	},
-	func(ctx context.Context, l *Listener) (*Conn, error) { return l.AcceptContext(ctx) },
-	func(ctx context.Context, l *Listener) (*Conn, error) {
+	func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error) { return l.AcceptContext(ctx) },
+	func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error) {
 		if _, ok := <-l.Ready(); !ok {
 			return nil, net.ErrClosed
 		}
 		return l.AcceptContext(ctx)
 	},
-	func(ctx context.Context, l *Listener) (*Conn, error) {
+	func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error) {
 		a, ok := <-l.AcceptEvt(ctx)
 		if !ok {
 			return nil, net.ErrClosed
@@ -199,11 +187,11 @@ var acceptors = []func(ctx context.Context, l *Listener) (*Conn, error){
 
 // TestConnectionsOneAfterTheOther serves very many, and has nothing left of them.
 func TestConnectionsOneAfterTheOther(t *testing.T) {
-	n := times(20000)
-	l := mustListen(t)
+	n := sockettest.Times(20000)
+	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	const clients = 4
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -217,7 +205,7 @@ func TestConnectionsOneAfterTheOther(t *testing.T) {
 			}
 		})
 	}
-	begin, heap := time.Now(), heapInUse()
+	begin, heap := time.Now(), sockettest.HeapInUse()
 	seen := make([]bool, n+1)
 	for i := range n {
 		c, err := acceptors[i*len(acceptors)/n](ctx, l)
@@ -235,15 +223,15 @@ func TestConnectionsOneAfterTheOther(t *testing.T) {
 	}
 	wg.Wait()
 	took := time.Since(begin)
-	t.Logf("%d connections in %v, %v each; heap %+d KiB", n, took.Round(time.Millisecond), took/time.Duration(n), (heapInUse()-heap)>>10)
+	t.Logf("%d connections in %v, %v each; heap %+d KiB", n, took.Round(time.Millisecond), took/time.Duration(n), (sockettest.HeapInUse()-heap)>>10)
 	cancel()
-	waitGoroutines(t, goroutines+2) // the watcher, and who waits for ctx
-	waitDescriptors(t, descriptors)
+	sockettest.WaitGoroutines(t, goroutines+2) // the watcher, and who waits for ctx
+	sockettest.WaitDescriptors(t, descriptors)
 }
 
 // askID connects to path, says id and hears the answer.
 func askID(path string, id uint64) error {
-	c, err := Connect(path)
+	c, err := unixsock.Connect(path)
 	if err != nil {
 		return err
 	}
@@ -263,7 +251,7 @@ func askID(path string, id uint64) error {
 }
 
 // answerID answers one who asks, and returns what he said.
-func answerID(c *Conn) (id uint64, err error) {
+func answerID(c *unixsock.Conn) (id uint64, err error) {
 	defer c.Close()
 	var b [8]byte
 	if _, err := io.ReadFull(c, b[:]); err != nil {
@@ -275,26 +263,17 @@ func answerID(c *Conn) (id uint64, err error) {
 	return id, err
 }
 
-// heapInUse returns how many bytes of the heap are reachable.
-func heapInUse() int64 {
-	runtime.GC()
-	runtime.GC() // what has a finalizer goes with the second
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
 // TestTwoHundredGoroutinesShareAConn has them do all that a Conn can, at once.
 // Each byte that they say they wrote arrives, each that arrives was read by one
 // or is left, and every error is one that a deadline or a close explains.
 func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
-	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	const many = 200
 	custodian, end := context.WithCancel(t.Context())
 	defer end()
 	totalWrote, totalRead := int64(0), int64(0)
-	for range times(5) {
-		c, peer, err := Pair()
+	for range sockettest.Times(5) {
+		c, peer, err := unixsock.Pair()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -340,7 +319,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 			})
 		}
 		time.Sleep(100 * time.Millisecond)
-		waitFor(t, "nothing is written, or nothing read", func() bool { return wrote.Load() > 0 && read.Load() > 0 })
+		sockettest.WaitFor(t, "nothing is written, or nothing read", func() bool { return wrote.Load() > 0 && read.Load() > 0 })
 		// In one half, then in the other, and in all the rest.
 		c.SetWriteDeadline(time.Time{})
 		if err := c.CloseWrite(); err != nil {
@@ -373,12 +352,12 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 		totalWrote, totalRead = totalWrote+wrote.Load(), totalRead+read.Load()
 	}
 	t.Logf("%d bytes were written, %d were read", totalWrote, totalRead)
-	waitGoroutines(t, goroutines)
-	waitDescriptors(t, descriptors)
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitDescriptors(t, descriptors)
 }
 
 // use does one of the things that can be done with c.
-func use(custodian context.Context, c *Conn, what int, wrote, read *atomic.Int64) error {
+func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *atomic.Int64) error {
 	b := make([]byte, 1+rand.IntN(5000))
 	var n int
 	var err error
@@ -437,8 +416,8 @@ func TestSoak(t *testing.T) {
 	if *soak == 0 {
 		t.Skip("it runs for as long as -soak says")
 	}
-	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
-	l := mustListen(t)
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
+	l := sockettest.Listen(t)
 	ctx, stop := context.WithCancel(t.Context())
 	var served, asked, cancelled atomic.Int64
 	var servers, clients sync.WaitGroup
@@ -480,12 +459,12 @@ func TestSoak(t *testing.T) {
 	clients.Go(func() {
 		for ctx.Err() == nil {
 			short, cancel := context.WithTimeout(ctx, rand.N(time.Millisecond))
-			if c, err := ConnectContext(short, l.Addr().String()); err == nil {
+			if c, err := unixsock.ConnectContext(short, l.Addr().String()); err == nil {
 				c.Close()
 			}
 			cancel()
 			l.AcceptEvt(short)
-			if c, p, err := Pair(); err == nil {
+			if c, p, err := unixsock.Pair(); err == nil {
 				c.CloseOn(ctx)
 				c.WriteFiles([]byte("!"), os.Stdin)
 				if rand.IntN(2) == 0 {
@@ -501,9 +480,9 @@ func TestSoak(t *testing.T) {
 	})
 	var first, last int64
 	show := func(at time.Duration) {
-		last = heapInUse()
+		last = sockettest.HeapInUse()
 		t.Logf("%8v  %10d served  %6d cut off  %5d descriptors  %5d goroutines  %7d KiB of heap", at.Round(time.Second),
-			served.Load(), cancelled.Load(), countDescriptors(t), runtime.NumGoroutine(), last>>10)
+			served.Load(), cancelled.Load(), sockettest.CountDescriptors(t), runtime.NumGoroutine(), last>>10)
 	}
 	begin := time.Now()
 	for part := range 10 {
@@ -520,8 +499,8 @@ func TestSoak(t *testing.T) {
 	l.Close()
 	servers.Wait()
 	clients.Wait()
-	waitGoroutines(t, goroutines)
-	waitDescriptors(t, descriptors)
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitDescriptors(t, descriptors)
 	show(time.Since(begin))
 	if last > first+1<<20 {
 		t.Errorf("the heap grew from %d to %d KiB", first>>10, last>>10)

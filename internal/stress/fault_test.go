@@ -1,6 +1,6 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
-package unixsock
+package stress
 
 import (
 	"bytes"
@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
 
@@ -83,7 +85,7 @@ func isEnd(err error) bool {
 }
 
 // talk writes s to c, in every way that there is, until that fails.
-func talk(c *Conn, s text, r *rand.Rand) error {
+func talk(c *unixsock.Conn, s text, r *rand.Rand) error {
 	file, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -111,7 +113,7 @@ func talk(c *Conn, s text, r *rand.Rand) error {
 }
 
 // hear reads from c, in every way that there is, until that fails.
-func hear(c *Conn, to *textChecker, r *rand.Rand) error {
+func hear(c *unixsock.Conn, to *textChecker, r *rand.Rand) error {
 	for {
 		b := make([]byte, 1+r.IntN(20000))
 		var n int
@@ -143,7 +145,7 @@ func hear(c *Conn, to *textChecker, r *rand.Rand) error {
 // converse talks and hears until both have ended, and calls begun, which may be
 // nil, when it first hears something. It returns how many bytes it heard, and an
 // end that is none of those that there may be.
-func converse(c *Conn, says, hears text, begun func()) (int64, error) {
+func converse(c *unixsock.Conn, says, hears text, begun func()) (int64, error) {
 	defer c.Close()
 	var wg sync.WaitGroup
 	var talked, heard error
@@ -174,7 +176,7 @@ const (
 // conversations. What was read of each is a prefix of what was written, and it
 // ended with one of the errors that say so.
 func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
-	if os.Getenv(childVar) == t.Name() {
+	if os.Getenv(sockettest.ChildVar) == t.Name() {
 		if err := talkUntilKilled(os.Getenv(faultRoleVar), os.Getenv(faultPathVar)); err != nil {
 			t.Fatal(err)
 		}
@@ -184,21 +186,21 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
-	goroutines, descriptors := runtime.NumGoroutine(), countDescriptors(t)
-	n, name := times(100), t.Name()
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
+	n, name := sockettest.Times(100), t.Name()
 	var met, heard atomic.Int64
 	for round := range n {
-		path := filepath.Join(shortDir(t), "s")
+		path := filepath.Join(sockettest.ShortDir(t), "s")
 		role := []string{"connects", "listens"}[rand.IntN(2)]
-		var l *Listener
+		var l *unixsock.Listener
 		if role == "connects" {
-			if l, err = Listen(path); err != nil {
+			if l, err = unixsock.Listen(path); err != nil {
 				t.Fatal(err)
 			}
 		}
 		cmd := exec.Command(exe, "-test.run=^"+name+"$", "-test.count=1", "-test.timeout=1m")
-		childEnv(cmd, childVar+"="+name, faultPathVar+"="+path, faultRoleVar+"="+role)
-		emulate(cmd)
+		sockettest.ChildEnv(cmd, sockettest.ChildVar+"="+name, faultPathVar+"="+path, faultRoleVar+"="+role)
+		sockettest.Emulate(cmd)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
@@ -216,7 +218,7 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 				}
 				switch {
 				case err == nil:
-					c.SetDeadline(time.Now().Add(patience))
+					c.SetDeadline(time.Now().Add(sockettest.Timeout))
 					var n int64
 					n, err = converse(c, 0, 1, begin)
 					met.Add(1)
@@ -230,7 +232,7 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 				}
 			})
 		}
-		receive(t, "a conversation to begin", begun)
+		sockettest.Receive(t, "a conversation to begin", begun)
 		time.Sleep(rand.N(8 * time.Millisecond))
 		cmd.Process.Kill()
 		err := cmd.Wait()
@@ -244,8 +246,8 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 			t.Fatalf("one who %s was not killed, but ended: %v\n%s", role, err, out.Bytes())
 		}
 	}
-	waitGoroutines(t, goroutines)
-	waitDescriptors(t, descriptors)
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitDescriptors(t, descriptors)
 	t.Logf("%d processes were killed in %d conversations, of which %d bytes had been read", n, met.Load(), heard.Load())
 	if heard.Load() == 0 {
 		t.Error("nobody had said anything")
@@ -254,12 +256,12 @@ func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
 
 // meet accepts from l, or if that is nil connects to path, once it is there; but
 // no longer than until dead is closed.
-func meet(dead <-chan struct{}, l *Listener, path string) (*Conn, error) {
+func meet(dead <-chan struct{}, l *unixsock.Listener, path string) (*unixsock.Conn, error) {
 	if l != nil {
 		return l.AcceptContext(context.Background())
 	}
 	for {
-		c, err := Connect(path)
+		c, err := unixsock.Connect(path)
 		// Before listen, too, a connect is refused.
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return c, err
@@ -274,10 +276,10 @@ func meet(dead <-chan struct{}, l *Listener, path string) (*Conn, error) {
 
 // talkUntilKilled is what the process does that is killed.
 func talkUntilKilled(role, path string) error {
-	var l *Listener
+	var l *unixsock.Listener
 	if role == "listens" {
 		var err error
-		if l, err = Listen(path, Backlog(rand.IntN(3))); err != nil {
+		if l, err = unixsock.Listen(path, unixsock.Backlog(rand.IntN(3))); err != nil {
 			return err
 		}
 	}
@@ -300,28 +302,28 @@ func talkUntilKilled(role, path string) error {
 // A fault is a way to end what a half of a Conn does.
 type fault struct {
 	name string
-	do   func(c *Conn, h half)
+	do   func(c *unixsock.Conn, h sockettest.Half)
 	want error // nil: what comes when the peer has gone
 }
 
 var faults = []fault{
-	{"deadline now", func(c *Conn, h half) { c.setDeadline(h, time.Now()) }, os.ErrDeadlineExceeded},
-	{"deadline to come", func(c *Conn, h half) { c.setDeadline(h, time.Now().Add(rand.N(time.Millisecond))) }, os.ErrDeadlineExceeded},
-	{"deadline of both", func(c *Conn, h half) { c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
-	{"close of the half", func(c *Conn, h half) { c.closeHalf(h) }, net.ErrClosed},
-	{"close of the port", func(c *Conn, h half) {
-		if in, out := c.Ports(); h == readHalf {
+	{"deadline now", func(c *unixsock.Conn, h sockettest.Half) { h.SetDeadline(c, time.Now()) }, os.ErrDeadlineExceeded},
+	{"deadline to come", func(c *unixsock.Conn, h sockettest.Half) { h.SetDeadline(c, time.Now().Add(rand.N(time.Millisecond))) }, os.ErrDeadlineExceeded},
+	{"deadline of both", func(c *unixsock.Conn, h sockettest.Half) { c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
+	{"close of the half", func(c *unixsock.Conn, h sockettest.Half) { h.Close(c) }, net.ErrClosed},
+	{"close of the port", func(c *unixsock.Conn, h sockettest.Half) {
+		if in, out := c.Ports(); h == sockettest.ReadHalf {
 			in.Close()
 		} else {
 			out.Close()
 		}
 	}, net.ErrClosed},
-	{"close", func(c *Conn, h half) { c.Close() }, net.ErrClosed},
-	{"close of the other half, then of this", func(c *Conn, h half) {
-		c.closeHalf(bothHalves &^ h)
-		c.closeHalf(h)
+	{"close", func(c *unixsock.Conn, h sockettest.Half) { c.Close() }, net.ErrClosed},
+	{"close of the other half, then of this", func(c *unixsock.Conn, h sockettest.Half) {
+		(sockettest.BothHalves &^ h).Close(c)
+		h.Close(c)
 	}, net.ErrClosed},
-	{"end of the custodian", func(c *Conn, h half) {
+	{"end of the custodian", func(c *unixsock.Conn, h sockettest.Half) {
 		ctx, cancel := context.WithCancel(context.Background())
 		c.CloseOn(ctx)
 		cancel()
@@ -330,8 +332,8 @@ var faults = []fault{
 }
 
 // writers are the ways to write the text, on and on.
-var writers = map[string]func(c *Conn, from *textReader) (int64, error){
-	"Write": func(c *Conn, from *textReader) (n int64, err error) {
+var writers = map[string]func(c *unixsock.Conn, from *textReader) (int64, error){
+	"Write": func(c *unixsock.Conn, from *textReader) (n int64, err error) {
 		b := make([]byte, 1+rand.IntN(1<<20))
 		for err == nil {
 			from.s.fill(b, n)
@@ -341,7 +343,7 @@ var writers = map[string]func(c *Conn, from *textReader) (int64, error){
 		}
 		return n, err
 	},
-	"WriteFiles": func(c *Conn, from *textReader) (n int64, err error) {
+	"WriteFiles": func(c *unixsock.Conn, from *textReader) (n int64, err error) {
 		b := make([]byte, 1+rand.IntN(1<<20))
 		for err == nil {
 			from.s.fill(b, n)
@@ -351,11 +353,11 @@ var writers = map[string]func(c *Conn, from *textReader) (int64, error){
 		}
 		return n, err
 	},
-	"ReadFrom": func(c *Conn, from *textReader) (int64, error) {
+	"ReadFrom": func(c *unixsock.Conn, from *textReader) (int64, error) {
 		return c.ReadFrom(from)
 	},
-	"ReadFrom a Conn": func(c *Conn, from *textReader) (int64, error) {
-		r, w, err := Pair()
+	"ReadFrom a Conn": func(c *unixsock.Conn, from *textReader) (int64, error) {
+		r, w, err := unixsock.Pair()
 		if err != nil {
 			return 0, err
 		}
@@ -370,7 +372,7 @@ var writers = map[string]func(c *Conn, from *textReader) (int64, error){
 		w.Close()
 		return n, err
 	},
-	"ReadFrom a file": func(c *Conn, from *textReader) (n int64, err error) {
+	"ReadFrom a file": func(c *unixsock.Conn, from *textReader) (n int64, err error) {
 		f, err := os.CreateTemp("", "us")
 		if err != nil {
 			return 0, err
@@ -398,7 +400,7 @@ func TestWhatEndsAWriteLeavesAnExactCount(t *testing.T) {
 	for name, write := range writers {
 		for _, f := range faults {
 			t.Run(name+"/"+f.name, func(t *testing.T) {
-				for range times(4) {
+				for range sockettest.Times(4) {
 					endWrite(t, write, f)
 				}
 			})
@@ -406,8 +408,8 @@ func TestWhatEndsAWriteLeavesAnExactCount(t *testing.T) {
 	}
 }
 
-func endWrite(t *testing.T, write func(*Conn, *textReader) (int64, error), f fault) {
-	c, peer, err := Pair()
+func endWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64, error), f fault) {
+	c, peer, err := unixsock.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -450,11 +452,11 @@ func endWrite(t *testing.T, write func(*Conn, *textReader) (int64, error), f fau
 	}()
 	time.Sleep(rand.N(2 * time.Millisecond))
 	if f.do != nil {
-		f.do(c, writeHalf)
+		f.do(c, sockettest.WriteHalf)
 	} else {
 		peer.Close()
 	}
-	r := receive(t, "the end of a write", ended)
+	r := sockettest.Receive(t, "the end of a write", ended)
 	switch {
 	case f.want != nil && !errors.Is(r.err, f.want):
 		t.Fatalf("ended with %v, want %v", r.err, f.want)
@@ -474,11 +476,11 @@ func endWrite(t *testing.T, write func(*Conn, *textReader) (int64, error), f fau
 	}
 	close(proceed)
 	if f.want == os.ErrDeadlineExceeded {
-		if r = receive(t, "a write after a deadline", ended); r.err != nil {
+		if r = sockettest.Receive(t, "a write after a deadline", ended); r.err != nil {
 			t.Fatal(r.err)
 		}
 	}
-	err = receive(t, "the end at the peer", got)
+	err = sockettest.Receive(t, "the end at the peer", got)
 	switch {
 	case errors.Is(err, errNotTheText):
 		t.Fatal(err)
@@ -494,8 +496,8 @@ func endWrite(t *testing.T, write func(*Conn, *textReader) (int64, error), f fau
 }
 
 // readers are the ways to read the text, on and on.
-var readers = map[string]func(c *Conn, to *textChecker) error{
-	"Read": func(c *Conn, to *textChecker) error {
+var readers = map[string]func(c *unixsock.Conn, to *textChecker) error{
+	"Read": func(c *unixsock.Conn, to *textChecker) error {
 		b := make([]byte, 1+rand.IntN(100<<10))
 		for {
 			n, err := c.Read(b)
@@ -504,7 +506,7 @@ var readers = map[string]func(c *Conn, to *textChecker) error{
 			}
 		}
 	},
-	"ReadFiles": func(c *Conn, to *textChecker) error {
+	"ReadFiles": func(c *unixsock.Conn, to *textChecker) error {
 		b := make([]byte, 1+rand.IntN(100<<10))
 		for {
 			n, files, err := c.ReadFiles(b, 1)
@@ -516,11 +518,11 @@ var readers = map[string]func(c *Conn, to *textChecker) error{
 			}
 		}
 	},
-	"WriteTo": func(c *Conn, to *textChecker) error {
+	"WriteTo": func(c *unixsock.Conn, to *textChecker) error {
 		return writeTo(struct{ io.Writer }{to}, c)
 	},
-	"WriteTo a Conn": func(c *Conn, to *textChecker) error {
-		w, r, err := Pair()
+	"WriteTo a Conn": func(c *unixsock.Conn, to *textChecker) error {
+		w, r, err := unixsock.Pair()
 		if err != nil {
 			return err
 		}
@@ -537,7 +539,7 @@ var readers = map[string]func(c *Conn, to *textChecker) error{
 }
 
 // writeTo is c.WriteTo, and io.EOF at the end of c, which is no error there.
-func writeTo(to io.Writer, c *Conn) error {
+func writeTo(to io.Writer, c *unixsock.Conn) error {
 	if _, err := c.WriteTo(to); err != nil {
 		return err
 	}
@@ -551,7 +553,7 @@ func TestWhatEndsAReadLosesNothing(t *testing.T) {
 	for name, read := range readers {
 		for _, f := range faults {
 			t.Run(name+"/"+f.name, func(t *testing.T) {
-				for range times(4) {
+				for range sockettest.Times(4) {
 					endRead(t, read, f)
 				}
 			})
@@ -559,8 +561,8 @@ func TestWhatEndsAReadLosesNothing(t *testing.T) {
 	}
 }
 
-func endRead(t *testing.T, read func(*Conn, *textChecker) error, f fault) {
-	c, peer, err := Pair()
+func endRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, f fault) {
+	c, peer, err := unixsock.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -598,11 +600,11 @@ func endRead(t *testing.T, read func(*Conn, *textChecker) error, f fault) {
 	go func() { ended <- read(c, to) }()
 	time.Sleep(rand.N(2 * time.Millisecond))
 	if f.do != nil {
-		f.do(c, readHalf)
+		f.do(c, sockettest.ReadHalf)
 	} else {
 		peer.Close()
 	}
-	err = receive(t, "the end of a read", ended)
+	err = sockettest.Receive(t, "the end of a read", ended)
 	switch {
 	case errors.Is(err, errNotTheText):
 		t.Fatal(err)
@@ -620,7 +622,7 @@ func endRead(t *testing.T, read func(*Conn, *textChecker) error, f fault) {
 			t.Fatalf("the rest ended with %v", err)
 		}
 	}
-	w := receive(t, "the end of the peer", wrote)
+	w := sockettest.Receive(t, "the end of the peer", wrote)
 	switch {
 	case f.want == os.ErrDeadlineExceeded && (w.err != nil || to.offset != w.n):
 		t.Fatalf("%d bytes were read of %d, %v", to.offset, w.n, w.err)
@@ -634,30 +636,30 @@ func endRead(t *testing.T, read func(*Conn, *textChecker) error, f fault) {
 // TestConnectThatIsCancelledAsRoomComesIsAllOrNothing ends a Connect that waits
 // at about the moment when there is room: it has connected, or nobody comes.
 func TestConnectThatIsCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
-	l := fullListener(t)
-	mustAccept(t, l).Close()
+	l := sockettest.FullListener(t)
+	sockettest.Accept(t, l).Close()
 	connected, cancelled := 0, 0
-	for range times(200) {
-		if c, err := Connect(l.Addr().String()); err != nil {
+	for range sockettest.Times(200) {
+		if c, err := unixsock.Connect(l.Addr().String()); err != nil {
 			t.Fatal(err)
 		} else {
 			defer c.Close()
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		result := connecting(t, ctx, l.Addr().String())
+		result := sockettest.Connecting(t, ctx, l.Addr().String())
 		time.AfterFunc(rand.N(300*time.Microsecond), cancel)
-		mustAccept(t, l).Close()
-		d := receive(t, "a Connect", result)
+		sockettest.Accept(t, l).Close()
+		d := sockettest.Receive(t, "a Connect", result)
 		cancel()
-		if waits(t, l) != (d.err == nil) {
-			t.Fatalf("the Connect returned %v, and that one waits is %v", d.err, waits(t, l))
+		if sockettest.Pending(t, l) != (d.Err == nil) {
+			t.Fatalf("the Connect returned %v, and that one waits is %v", d.Err, sockettest.Pending(t, l))
 		}
-		if d.err == nil {
+		if d.Err == nil {
 			connected++
-			mustAccept(t, l).Close()
-			d.conn.Close()
-		} else if cancelled++; !errors.Is(d.err, context.Canceled) {
-			t.Fatal(d.err)
+			sockettest.Accept(t, l).Close()
+			d.Conn.Close()
+		} else if cancelled++; !errors.Is(d.Err, context.Canceled) {
+			t.Fatal(d.Err)
 		}
 	}
 	t.Logf("%d connected, %d did not", connected, cancelled)
@@ -667,28 +669,28 @@ func TestConnectThatIsCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
 // back, while clients wait: the listener and its events tell of it, burn nothing,
 // and go on, and each client is served.
 func TestDescriptorsThatRunOutCostNobody(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	l := mustListen(t, Backlog(64))
+	l := sockettest.Listen(t, unixsock.Backlog(64))
 	ready := l.Ready()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for round := range 10 {
-		clients := make([]*Conn, 8)
+		clients := make([]*unixsock.Conn, 8)
 		for i := range clients {
-			clients[i] = mustConnect(t, l.Addr().String())
+			clients[i] = sockettest.Connect(t, l.Addr().String())
 			if _, err := clients[i].Write([]byte{byte(i)}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		free := exhaustDescriptors(t)
-		if !showsReady(l.Ready()) || receive(t, "readiness", ready) != l {
+		free := sockettest.ExhaustDescriptors(t)
+		if !showsReady(l.Ready()) || sockettest.Receive(t, "readiness", ready) != l {
 			t.Fatal("not ready, and eight wait")
 		}
 		seen := make(map[byte]int)
-		var served []*Conn
-		serve := func(c *Conn) {
+		var served []*unixsock.Conn
+		serve := func(c *unixsock.Conn) {
 			t.Helper()
 			var id [1]byte
 			if _, err := io.ReadFull(c, id[:]); err != nil {
@@ -706,17 +708,17 @@ func TestDescriptorsThatRunOutCostNobody(t *testing.T) {
 			t.Fatalf("AcceptContext: %v, want EMFILE", err)
 		}
 		for range 3 {
-			if a := receive(t, "an event", l.AcceptEvt(ctx)); !errors.Is(a.Err, syscall.EMFILE) {
+			if a := sockettest.Receive(t, "an event", l.AcceptEvt(ctx)); !errors.Is(a.Err, syscall.EMFILE) {
 				t.Fatalf("an event gave %v, %v; want EMFILE", a.Conn, a.Err)
 			}
 		}
-		if _, err := Connect(l.Addr().String()); !errors.Is(err, syscall.EMFILE) {
+		if _, err := unixsock.Connect(l.Addr().String()); !errors.Is(err, syscall.EMFILE) {
 			t.Fatalf("Connect: %v, want EMFILE", err)
 		}
 		if round == 0 {
-			used := processorTime(t)
+			used := sockettest.ProcessorTime(t)
 			time.Sleep(200 * time.Millisecond)
-			if used = processorTime(t) - used; used > 50*time.Millisecond {
+			if used = sockettest.ProcessorTime(t) - used; used > 50*time.Millisecond {
 				t.Errorf("%v of a processor in 200ms that nothing is done in", used)
 			}
 		}
@@ -724,15 +726,15 @@ func TestDescriptorsThatRunOutCostNobody(t *testing.T) {
 		for len(seen) < len(clients) {
 			switch len(seen) % 3 {
 			case 0:
-				serve(mustAccept(t, l))
+				serve(sockettest.Accept(t, l))
 			case 1:
 				c, err := l.Accept()
 				if err != nil {
 					t.Fatal(err)
 				}
-				serve(c.(*Conn))
+				serve(c.(*unixsock.Conn))
 			case 2:
-				a := receive(t, "an event", l.AcceptEvt(ctx))
+				a := sockettest.Receive(t, "an event", l.AcceptEvt(ctx))
 				if errors.Is(a.Err, syscall.EMFILE) {
 					continue // the one that was on offer already
 				}
@@ -759,52 +761,52 @@ func TestDescriptorsThatRunOutCostNobody(t *testing.T) {
 // TestListenerOutlivesItsFile removes the socket file, and puts another in its
 // place: who came before is served, and who comes then goes to the other.
 func TestListenerOutlivesItsFile(t *testing.T) {
-	l := mustListen(t, UnlinkOnClose())
+	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	path := l.Addr().String()
-	mustConnect(t, path)
+	sockettest.Connect(t, path)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Connect(path); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := unixsock.Connect(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Connect where no file is: %v", err)
 	}
 	if !showsReady(l.Ready()) {
 		t.Error("not ready, and one waits")
 	}
-	other := mustListenAt(t, path)
-	exchange(t, path, other)
-	mustAccept(t, l)
+	other := sockettest.ListenAt(t, path)
+	sockettest.Exchange(t, path, other)
+	sockettest.Accept(t, l)
 	if showsReady(l.Ready()) {
 		t.Error("ready, and nobody waits")
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	exchange(t, path, other)
+	sockettest.Exchange(t, path, other)
 }
 
 // TestConnectThatWaitsGoesToTheFileThatIsThereThen replaces the listener that is
 // waited for.
 func TestConnectThatWaitsGoesToTheFileThatIsThereThen(t *testing.T) {
-	l := fullListener(t)
+	l := sockettest.FullListener(t)
 	path := l.Addr().String()
-	result := connecting(t, t.Context(), path)
-	spare := mustListenAt(t, path+"2")
+	result := sockettest.Connecting(t, t.Context(), path)
+	spare := sockettest.ListenAt(t, path+"2")
 	if err := os.Rename(path+"2", path); err != nil {
 		t.Fatal(err)
 	}
-	if d := receive(t, "a Connect", result); d.err != nil {
-		t.Fatal(d.err)
+	if d := sockettest.Receive(t, "a Connect", result); d.Err != nil {
+		t.Fatal(d.Err)
 	}
-	mustAccept(t, spare)
+	sockettest.Accept(t, spare)
 }
 
 // TestFolderThatMayNotBeUsedIsErrPermission takes the rights to a folder away.
 func TestFolderThatMayNotBeUsedIsErrPermission(t *testing.T) {
-	if !inChild(t, nil) {
+	if !sockettest.InChild(t, nil) {
 		return
 	}
-	dir := shortDir(t)
+	dir := sockettest.ShortDir(t)
 	if os.Getuid() == 0 {
 		if err := os.Chown(dir, 65534, 65534); err != nil {
 			t.Skip(err)
@@ -815,56 +817,59 @@ func TestFolderThatMayNotBeUsedIsErrPermission(t *testing.T) {
 		}
 	}
 	path := filepath.Join(dir, "s")
-	l := mustListenAt(t, path, UnlinkOnClose())
-	mustConnect(t, path)
+	l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
+	sockettest.Connect(t, path)
 	t.Cleanup(func() { os.Chmod(dir, 0o700) })
 	if err := os.Chmod(dir, 0); err != nil {
 		t.Fatal(err)
 	}
 	for what, err := range map[string]error{
-		"Connect":                  second(Connect(path)),
-		"Listen":                   second(Listen(path)),
-		"Listen elsewhere":         second(Listen(path + "2")),
-		"Listen with ReplaceStale": second(Listen(path+"2", ReplaceStale(), Mode(0o600))),
+		"Connect":                  second(unixsock.Connect(path)),
+		"Listen":                   second(unixsock.Listen(path)),
+		"Listen elsewhere":         second(unixsock.Listen(path + "2")),
+		"Listen with ReplaceStale": second(unixsock.Listen(path+"2", unixsock.ReplaceStale(), unixsock.Mode(0o600))),
 	} {
 		if !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("%s: %v, want ErrPermission", what, err)
 		}
 	}
-	mustAccept(t, l)
+	sockettest.Accept(t, l)
 	// It may be listed and passed through, but not changed.
 	if err := os.Chmod(dir, 0o500); err != nil {
 		t.Fatal(err)
 	}
-	mustConnect(t, path)
-	mustAccept(t, l)
+	sockettest.Connect(t, path)
+	sockettest.Accept(t, l)
 	if err := l.Close(); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Close that cannot remove the file: %v, want ErrPermission", err)
 	}
 	if err := l.Close(); err != nil {
 		t.Errorf("a second Close: %v", err)
 	}
-	if _, err := Connect(path); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := unixsock.Connect(path); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("Connect to a listener that could not remove its file: %v", err)
 	}
-	if _, err := Listen(path, ReplaceStale()); !errors.Is(err, fs.ErrPermission) {
+	if _, err := unixsock.Listen(path, unixsock.ReplaceStale()); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Listen that cannot remove a stale file: %v, want ErrPermission", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	exchange(t, path, mustListenAt(t, path, ReplaceStale()))
+	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// maxFiles is the limit of WriteFiles.
+const maxFiles = 253
 
 // TestReadFilesTakesEachDescriptorOnce sends bytes and descriptors as it comes,
 // and reads them with as little or as much room as it comes. The bytes are all
 // there, the descriptors that came are as many as may have, and none is left.
 func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 	byChance(t, 20, func(t *testing.T, r *rand.Rand) {
-		before := countDescriptors(t)
-		c, peer, err := Pair()
+		before := sockettest.CountDescriptors(t)
+		c, peer, err := unixsock.Pair()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -913,7 +918,7 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 		}
 		peer.Close()
 		for to.offset < from.offset {
-			n, files, err := c.ReadFiles(make([]byte, 1000), maxRights)
+			n, files, err := c.ReadFiles(make([]byte, 1000), maxFiles)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -930,6 +935,6 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 			t.Errorf("%d descriptors came of %d, and %d times there were too many", got, sent, refused)
 		}
 		c.Close()
-		waitDescriptors(t, before)
+		sockettest.WaitDescriptors(t, before)
 	})
 }

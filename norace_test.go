@@ -1,5 +1,0 @@
-//go:build !race
-
-package unixsock
-
-const raceEnabled = false
