@@ -45,8 +45,9 @@ func isOpen(fd int) bool {
 	return err == nil
 }
 
-// fillBuffer writes to c until it would wait, and leaves no deadline behind.
-func fillBuffer(t testing.TB, c *unixsock.Conn) {
+// fillBuffer writes to c until a write would wait, and returns how many bytes
+// it wrote. It leaves no deadline behind.
+func fillBuffer(t testing.TB, c *unixsock.Conn) (total int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -54,14 +55,15 @@ func fillBuffer(t testing.TB, c *unixsock.Conn) {
 	}
 	b := make([]byte, 64<<10)
 	rawErr := raw.Write(func(fd uintptr) bool {
-		for err == nil || err == unix.EINTR {
-			_, err = unix.Write(int(fd), b)
+		for n := 0; err == nil || err == unix.EINTR; total += max(n, 0) {
+			n, err = unix.Write(int(fd), b)
 		}
 		return true
 	})
 	if rawErr != nil || err != unix.EAGAIN {
 		t.Fatalf("filling the buffer: %v, %v", rawErr, err)
 	}
+	return total
 }
 
 // waiting starts f, which is to wait in the poller, and returns its error's

@@ -42,7 +42,7 @@ func asNobody(t testing.TB) func(*exec.Cmd) {
 	}
 }
 
-// publicDir is a shortDir that others may read.
+// publicDir is a ShortDir that others may read.
 func publicDir(t testing.TB) string {
 	t.Helper()
 	dir := sockettest.ShortDir(t)
@@ -154,7 +154,7 @@ func TestFileOptionsOfAnAbstractName(t *testing.T) {
 	if _, err := unixsock.Listen(name, unixsock.ReplaceStale()); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("error %v, want EADDRINUSE", err)
 	}
-	mustAnswer(t, l, name)
+	sockettest.Exchange(t, name, l)
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
@@ -168,7 +168,7 @@ func TestReplaceStaleLeavesAListenerWithAFullBacklog(t *testing.T) {
 	for range waiting {
 		sockettest.Accept(t, l)
 	}
-	if isReady(l) {
+	if polled(t, l, l.Ready()) {
 		t.Error("the listener has heard of it")
 	}
 }
@@ -183,7 +183,7 @@ func TestReplaceStaleWhereOthersMayNotAsk(t *testing.T) {
 	if got := sockettest.Receive(t, "the other user", other.Lines); !strings.Contains(got, "address already in use") {
 		t.Errorf("another user says %q", got)
 	}
-	mustAnswer(t, l, path)
+	sockettest.Exchange(t, path, l)
 }
 
 // TestALockOfAnotherUserStopsNobody is what the lock's time limit is for.
@@ -211,7 +211,7 @@ func TestReplaceStaleInADirectoryThatCannotBeRead(t *testing.T) {
 		t.Fatalf("the directory can be read: %v", err)
 	}
 	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose(), unixsock.Mode(0o640))
-	mustAnswer(t, l, path)
+	sockettest.Exchange(t, path, l)
 	wantInUse(t, path)
 	if err := l.Close(); err != nil {
 		t.Error(err)

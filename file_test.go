@@ -230,7 +230,7 @@ func TestFileListenerOfABlockingDescriptor(t *testing.T) {
 	if _, err := l.AcceptContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v, want context.DeadlineExceeded", err)
 	}
-	mustAnswer(t, l, path)
+	sockettest.Exchange(t, path, l)
 }
 
 func TestFileListenerAdoptsACopy(t *testing.T) {
@@ -243,7 +243,7 @@ func TestFileListenerAdoptsACopy(t *testing.T) {
 	if l.Addr().String() != original.Addr().String() {
 		t.Errorf("its name is %q, want %q", l.Addr(), original.Addr())
 	}
-	mustAnswer(t, l, original.Addr().String())
+	sockettest.Exchange(t, original.Addr().String(), l)
 }
 
 func TestFileListenerLeavesTheOriginal(t *testing.T) {
@@ -253,7 +253,7 @@ func TestFileListenerLeavesTheOriginal(t *testing.T) {
 	if err := mustFileListener(t, f).Close(); err != nil {
 		t.Fatal(err)
 	}
-	mustAnswer(t, original, original.Addr().String())
+	sockettest.Exchange(t, original.Addr().String(), original)
 }
 
 func TestAdoptedListenerIsAnEvent(t *testing.T) {
@@ -261,11 +261,11 @@ func TestAdoptedListenerIsAnEvent(t *testing.T) {
 	original := sockettest.Listen(t)
 	l := mustFileListener(t, mustFile(t, original))
 	ready := l.Ready()
-	if isReady(l) {
+	if polled(t, l, l.Ready()) {
 		t.Error("ready, and nobody has connected")
 	}
 	client := sockettest.Connect(t, original.Addr().String())
-	if !isReady(l) {
+	if !polled(t, l, l.Ready()) {
 		t.Error("not ready, and somebody has connected")
 	}
 	accepted := sockettest.Receive(t, "an accept event", l.AcceptEvt(t.Context()))
@@ -273,7 +273,7 @@ func TestAdoptedListenerIsAnEvent(t *testing.T) {
 		t.Fatal(accepted.Err)
 	}
 	mustConverse(t, client, accepted.Conn)
-	if isReady(l) {
+	if polled(t, l, l.Ready()) {
 		t.Error("ready, and all are accepted")
 	}
 	l.Close()
@@ -943,26 +943,6 @@ func TestFilesNeverReadAreClosedWithTheConn(t *testing.T) {
 	wantAllClosed(t, r)
 }
 
-// fill writes to c until its buffer is full, and returns how much.
-func fill(t testing.TB, c *unixsock.Conn) (total int) {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := make([]byte, 4096)
-	rawErr := raw.Write(func(fd uintptr) bool {
-		for n := 0; err == nil || err == unix.EINTR; total += max(n, 0) {
-			n, err = unix.Write(int(fd), b)
-		}
-		return true
-	})
-	if rawErr != nil || err != unix.EAGAIN {
-		t.Fatal(rawErr, err)
-	}
-	return total
-}
-
 func TestFilesMeetDeadlines(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	from, to := newPairT(t)
@@ -972,7 +952,7 @@ func TestFilesMeetDeadlines(t *testing.T) {
 		t.Errorf("%d bytes, %v, error %v; want os.ErrDeadlineExceeded", n, files, err)
 	}
 	to.SetReadDeadline(time.Time{})
-	before := fill(t, from)
+	before := fillBuffer(t, from)
 	from.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
 	if n, err := from.WriteFiles([]byte("x"), w...); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%d bytes, error %v; want os.ErrDeadlineExceeded", n, err)
@@ -1046,7 +1026,7 @@ func TestClosingAHalfWakesThoseWithFiles(t *testing.T) {
 			reader, _ := newPairT(t)
 			writer, _ := newPairT(t)
 			_, w := newPipes(t, 1)
-			fill(t, writer)
+			fillBuffer(t, writer)
 			woken := make(chan error, 2)
 			go func() {
 				_, _, err := reader.ReadFiles(make([]byte, 1), 1)

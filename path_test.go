@@ -18,7 +18,7 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// realDir is shortDir with no link in its path: what the kernel says of it when
+// realDir is ShortDir with no link in its path: what the kernel says of it when
 // it is the working directory.
 func realDir(t testing.TB) string {
 	t.Helper()

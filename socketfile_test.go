@@ -48,21 +48,6 @@ func lstat(t testing.TB, path string) fs.FileInfo {
 	return info
 }
 
-// mustAnswer connects to path and makes sure that it is l that accepts.
-func mustAnswer(t testing.TB, l *unixsock.Listener, path string) {
-	t.Helper()
-	client := sockettest.Connect(t, path)
-	server := sockettest.Accept(t, l)
-	if _, err := client.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(server, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	client.Close()
-	server.Close()
-}
-
 // wantInUse makes sure that nobody can replace what is at path, and that this
 // leaves it as it is.
 func wantInUse(t testing.TB, path string) {
@@ -317,7 +302,7 @@ func TestReplaceStaleReplacesWhatACloseLeft(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	path := filepath.Join(sockettest.ShortDir(t), "s")
 	leaveStale(t, path)
-	mustAnswer(t, sockettest.ListenAt(t, path, unixsock.ReplaceStale()), path)
+	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
 func TestReplaceStaleReplacesWhatAKillLeft(t *testing.T) {
@@ -327,7 +312,7 @@ func TestReplaceStaleReplacesWhatAKillLeft(t *testing.T) {
 	h.Expect("listening")
 	wantInUse(t, path)
 	h.Kill()
-	mustAnswer(t, sockettest.ListenAt(t, path, unixsock.ReplaceStale()), path)
+	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
 func helpListen(args []string) error {
@@ -344,27 +329,17 @@ func helpListen(args []string) error {
 func TestReplaceStaleBindsAFreePath(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t, unixsock.ReplaceStale())
-	mustAnswer(t, l, l.Addr().String())
+	sockettest.Exchange(t, l.Addr().String(), l)
 }
 
 func TestReplaceStaleLeavesALiveListener(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t)
 	wantInUse(t, l.Addr().String())
-	if isReady(l) {
+	if polled(t, l, l.Ready()) {
 		t.Error("the listener has heard of it")
 	}
-	mustAnswer(t, l, l.Addr().String())
-}
-
-// isReady reports whether a connection waits.
-func isReady(l *unixsock.Listener) bool {
-	select {
-	case <-l.Ready():
-		return true
-	default:
-		return false
-	}
+	sockettest.Exchange(t, l.Addr().String(), l)
 }
 
 func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
@@ -384,7 +359,7 @@ func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
 			wantInUse(t, path)
 			// It is its socket that keeps the file, and not something else.
 			unix.Close(fd)
-			mustAnswer(t, sockettest.ListenAt(t, path, unixsock.ReplaceStale()), path)
+			sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 		})
 	}
 }
@@ -510,7 +485,7 @@ func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
 		if winner == nil {
 			t.Fatal("no winner")
 		}
-		mustAnswer(t, winner, path)
+		sockettest.Exchange(t, path, winner)
 		wantOnly(t, dir, "s")
 		winner.Close()
 		os.Remove(path)
@@ -685,7 +660,7 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 		} else {
 			// Who told the others that the path is in use was killed.
 			l := sockettest.ListenAt(t, path, unixsock.ReplaceStale())
-			mustAnswer(t, l, path)
+			sockettest.Exchange(t, path, l)
 			l.Close()
 		}
 		wantOnly(t, dir, "s")
@@ -747,7 +722,7 @@ func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid
 	stop := stopwatch(t)
 	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	stop()
-	mustAnswer(t, l, path)
+	sockettest.Exchange(t, path, l)
 	stop = stopwatch(t)
 	if err := l.Close(); err != nil {
 		t.Error(err)
@@ -782,7 +757,7 @@ func TestReplaceStaleForWantOfDescriptorsSaysSo(t *testing.T) {
 func TestUnlinkOnCloseRemovesTheFile(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
-	mustAnswer(t, l, l.Addr().String())
+	sockettest.Exchange(t, l.Addr().String(), l)
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
@@ -825,7 +800,7 @@ func TestUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
 		if err := first.Close(); err != nil {
 			t.Error(err)
 		}
-		mustAnswer(t, second, path)
+		sockettest.Exchange(t, path, second)
 		if err := second.Close(); err != nil {
 			t.Error(err)
 		}
@@ -913,7 +888,7 @@ func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	mustAnswer(t, next, path)
+	sockettest.Exchange(t, path, next)
 }
 
 func TestAFailedListenLeavesNoFile(t *testing.T) {
