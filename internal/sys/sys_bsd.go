@@ -1,0 +1,107 @@
+//go:build darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sys
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxWrapped is the maximum length of a name that x/sys/unix passes to the kernel.
+// OpenBSD's kernel takes none that is longer. The others take one byte more, for
+// which a raw system call is the only way.
+const maxWrapped = 103
+
+func bind(fd int, name string) error {
+	if len(name) > maxWrapped {
+		return giveAddress(unix.SYS_BIND, fd, name)
+	}
+	return unix.Bind(fd, &unix.SockaddrUnix{Name: name})
+}
+
+func connect(fd int, name string) error {
+	if len(name) > maxWrapped {
+		return giveAddress(unix.SYS_CONNECT, fd, name)
+	}
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: name})
+}
+
+// giveAddress makes a system call that takes a descriptor and an address.
+func giveAddress(trap uintptr, fd int, name string) error {
+	var b [maxAddress]byte
+	n := layoutBSD.encode(&b, name)
+	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func accept(fd int) (int, string, error) {
+	if acceptMarks {
+		nfd, sa, err := acceptSocket(fd)
+		return nfd, nameOf(sa), err
+	}
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	nfd, sa, err := acceptSocket(fd)
+	if err != nil {
+		return -1, "", err
+	}
+	nfd, err = mark(nfd)
+	return nfd, nameOf(sa), err
+}
+
+func getsockname(fd int) (string, error) {
+	sa, err := unix.Getsockname(fd)
+	return nameOf(sa), err
+}
+
+func getpeername(fd int) (string, error) {
+	sa, err := unix.Getpeername(fd)
+	return nameOf(sa), err
+}
+
+func nameOf(sa unix.Sockaddr) string {
+	if sa, ok := sa.(*unix.SockaddrUnix); ok {
+		return sa.Name
+	}
+	return ""
+}
+
+// RestrictMode does nothing: these kernels refuse fchmod on a socket. Before
+// listen(2) no process can connect.
+func RestrictMode(int, fs.FileMode) error { return nil }
+
+// Chmod sets the permissions of the socket file called name if it is the file that
+// want describes. It does not follow a symbolic link.
+func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
+	if err := check(name, want); err != nil {
+		return err
+	}
+	return os.NewSyscallError("chmod", unix.Fchmodat(unix.AT_FDCWD, name, uint32(perm), unix.AT_SYMLINK_NOFOLLOW))
+}
+
+// Chown sets the owner and the group of the socket file called name if it is the
+// file that want describes. -1 leaves one unchanged. It does not follow a symbolic
+// link.
+func Chown(name string, want fs.FileInfo, uid, gid int) error {
+	if err := check(name, want); err != nil {
+		return err
+	}
+	return os.NewSyscallError("chown", unix.Fchownat(unix.AT_FDCWD, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW))
+}
+
+// check returns an error unless the file called name is the one that want
+// describes. These kernels have no descriptor of a socket file, so it may still be
+// replaced between the check and the use.
+func check(name string, want fs.FileInfo) error {
+	info, err := os.Lstat(name)
+	if err == nil && !os.SameFile(info, want) {
+		err = errReplaced
+	}
+	return err
+}

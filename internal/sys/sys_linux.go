@@ -1,0 +1,128 @@
+package sys
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	bornMarked   = true
+	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	receiveFlags = unix.MSG_CMSG_CLOEXEC
+)
+
+func bind(fd int, name string) error    { return giveAddress(unix.SYS_BIND, fd, name) }
+func connect(fd int, name string) error { return giveAddress(unix.SYS_CONNECT, fd, name) }
+
+// giveAddress makes a system call that takes a descriptor and an address.
+func giveAddress(trap uintptr, fd int, name string) error {
+	var b [maxAddress]byte
+	n := layoutLinux.encode(&b, name)
+	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func accept(fd int) (int, string, error) {
+	var b [maxAddress]byte
+	n := uint32(len(b))
+	nfd, _, errno := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&n)),
+		birthFlags, 0, 0)
+	if errno != 0 {
+		return -1, "", errno
+	}
+	return int(nfd), layoutLinux.decode(b[:], int(n)), nil
+}
+
+func getsockname(fd int) (string, error) { return takeAddress(unix.SYS_GETSOCKNAME, fd) }
+func getpeername(fd int) (string, error) { return takeAddress(unix.SYS_GETPEERNAME, fd) }
+
+// takeAddress makes a system call that reports an address.
+func takeAddress(trap uintptr, fd int) (string, error) {
+	var b [maxAddress]byte
+	n := uint32(len(b))
+	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&n))); errno != 0 {
+		return "", errno
+	}
+	return layoutLinux.decode(b[:], int(n)), nil
+}
+
+// PeerCred returns the peer's credentials.
+func PeerCred(fd int) (pid, uid, gid int, err error) {
+	u, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return 0, 0, 0, os.NewSyscallError("getsockopt", err)
+	}
+	return int(u.Pid), int(u.Uid), int(u.Gid), nil
+}
+
+// PeerGroups returns the peer's supplementary groups.
+func PeerGroups(fd int) ([]int, error) {
+	groups := make([]uint32, 32)
+	for {
+		size := uint32(4 * len(groups))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case errno == unix.ERANGE && int(size) > 4*len(groups):
+			groups = make([]uint32, size/4)
+			continue
+		case errno == unix.ENOPROTOOPT: // older than Linux 4.13
+			return nil, errors.ErrUnsupported
+		case errno != 0:
+			return nil, os.NewSyscallError("getsockopt", errno)
+		}
+		return toInts(groups[:size/4]), nil
+	}
+}
+
+// RestrictMode makes the file that a bind of fd creates no wider than perm: the
+// kernel gives it the permissions of the socket, less the umask.
+func RestrictMode(fd int, perm fs.FileMode) error {
+	return os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(perm)))
+}
+
+// Chmod sets the permissions of the socket file called name if it is the file that
+// want describes. fchmodat2 is only for a system without /proc: it is newer than
+// the system call filters of many containers.
+func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
+	return withFile(name, want, func(fd int) error {
+		err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(perm))
+		if errors.Is(err, unix.ENOENT) {
+			err = unix.Fchmodat(fd, "", uint32(perm), unix.AT_EMPTY_PATH)
+		}
+		return os.NewSyscallError("chmod", err)
+	})
+}
+
+// Chown sets the owner and the group of the socket file called name if it is the
+// file that want describes. -1 leaves one unchanged.
+func Chown(name string, want fs.FileInfo, uid, gid int) error {
+	return withFile(name, want, func(fd int) error {
+		return os.NewSyscallError("chown", unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH))
+	})
+}
+
+// withFile calls do with a descriptor of the file called name. It does not follow
+// a symbolic link, and the file cannot be replaced between the check and the use.
+func withFile(name string, want fs.FileInfo, do func(fd int) error) error {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("open", err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	defer file.Close()
+	switch info, err := file.Stat(); {
+	case err != nil:
+		return err
+	case !os.SameFile(info, want):
+		return errReplaced
+	}
+	return do(fd)
+}

@@ -1,0 +1,50 @@
+//go:build !(linux || darwin || dragonfly || freebsd || netbsd || openbsd)
+
+package sys
+
+import (
+	"errors"
+	"io/fs"
+)
+
+// Available reports whether the platform has unix domain sockets.
+const Available = false
+
+var EADDRINUSE, ECONNREFUSED = errors.ErrUnsupported, errors.ErrUnsupported
+
+// The package unixsock calls none of these functions, as no path is valid here
+// and every constructor fails first. They let the portable code compile.
+
+func Socket() (int, error)                          { return -1, errors.ErrUnsupported }
+func Socketpair() (int, int, error)                 { return -1, -1, errors.ErrUnsupported }
+func Bind(int, string) error                        { return errors.ErrUnsupported }
+func Listen(int, int) error                         { return errors.ErrUnsupported }
+func Connect(int, string) error                     { return errors.ErrUnsupported }
+func Probe(Kind, string) (answer, err error)        { return nil, errors.ErrUnsupported }
+func Accept(int) (int, string, error)               { return -1, "", errors.ErrUnsupported }
+func Getsockname(int) (string, error)               { return "", errors.ErrUnsupported }
+func Getpeername(int) (string, error)               { return "", errors.ErrUnsupported }
+func CheckStream(int, bool) (string, string, error) { return "", "", errors.ErrUnsupported }
+func SetNonblock(int) error                         { return errors.ErrUnsupported }
+func Duplicate(int) (int, error)                    { return -1, errors.ErrUnsupported }
+func Close(int) error                               { return errors.ErrUnsupported }
+func Read(int, []byte) (int, error)                 { return 0, errors.ErrUnsupported }
+func Write(int, []byte) (int, error)                { return 0, errors.ErrUnsupported }
+func Writev(int, [][]byte) (int, error)             { return 0, errors.ErrUnsupported }
+func Readable(int) bool                             { return false }
+func Writable(int) bool                             { return false }
+func ShutdownRead(int) error                        { return errors.ErrUnsupported }
+func ShutdownWrite(int) error                       { return errors.ErrUnsupported }
+func Discard(int)                                   {}
+func SetReadBuffer(int, int) error                  { return errors.ErrUnsupported }
+func SetWriteBuffer(int, int) error                 { return errors.ErrUnsupported }
+func SendRights(int, []byte, []int) (int, error)    { return 0, errors.ErrUnsupported }
+func ReceiveRights(int, []byte) (int, []int, error) { return 0, nil, errors.ErrUnsupported }
+func CloseAll([]int)                                {}
+func PeerCred(int) (pid, uid, gid int, err error)   { return 0, 0, 0, errors.ErrUnsupported }
+func PeerGroups(int) ([]int, error)                 { return nil, errors.ErrUnsupported }
+func RestrictMode(int, fs.FileMode) error           { return errors.ErrUnsupported }
+func Chmod(string, fs.FileInfo, fs.FileMode) error  { return errors.ErrUnsupported }
+func Chown(string, fs.FileInfo, int, int) error     { return errors.ErrUnsupported }
+func Unlink(string) error                           { return errors.ErrUnsupported }
+func LockDir(string) (unlock func(), err error)     { return nil, errors.ErrUnsupported }

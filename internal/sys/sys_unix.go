@@ -1,0 +1,414 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Available reports whether the platform has unix domain sockets.
+const Available = true
+
+// The errors by which package sockfile recognizes a file in the way, and a socket
+// file without a socket.
+const (
+	EADDRINUSE   = unix.EADDRINUSE
+	ECONNREFUSED = unix.ECONNREFUSED
+)
+
+// Socket returns a stream socket.
+func Socket() (fd int, err error) {
+	fd, err = newSocket(unix.SOCK_STREAM)
+	return fd, os.NewSyscallError("socket", err)
+}
+
+func newSocket(kind int) (fd int, err error) {
+	if bornMarked {
+		return unix.Socket(unix.AF_UNIX, kind|birthFlags, 0)
+	}
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if fd, err = unix.Socket(unix.AF_UNIX, kind, 0); err != nil {
+		return -1, err
+	}
+	return mark(fd)
+}
+
+// Socketpair returns two connected stream sockets.
+func Socketpair() (fd1, fd2 int, err error) {
+	fds, err := newSocketpair()
+	return fds[0], fds[1], os.NewSyscallError("socketpair", err)
+}
+
+func newSocketpair() (fds [2]int, err error) {
+	if bornMarked {
+		return unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|birthFlags, 0)
+	}
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0); err != nil {
+		return fds, err
+	}
+	if _, err = mark(fds[0]); err != nil {
+		unix.Close(fds[1])
+	} else if _, err = mark(fds[1]); err != nil {
+		unix.Close(fds[0])
+	}
+	return fds, err
+}
+
+// mark makes a new descriptor close-on-exec and non-blocking, on systems whose
+// calls take no flags for that. The caller holds syscall.ForkLock, so that no
+// fork of this process happens in between.
+func mark(fd int) (int, error) {
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// Bind binds fd to name.
+func Bind(fd int, name string) error {
+	return os.NewSyscallError("bind", bind(fd, name))
+}
+
+// Listen makes fd a listening socket.
+func Listen(fd, backlog int) error {
+	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
+}
+
+// Connect connects fd to name. It returns ErrWouldBlock if the listener's
+// backlog is full. On macOS and the BSDs that is ECONNREFUSED, as if no process
+// listened.
+func Connect(fd int, name string) error {
+	for {
+		switch err := connect(fd, name); err {
+		case unix.EINTR:
+		case unix.EISCONN: // the interrupted call has succeeded
+			return nil
+		case unix.EAGAIN:
+			return ErrWouldBlock
+		default:
+			return os.NewSyscallError("connect", err)
+		}
+	}
+}
+
+// Probe connects a new socket of the given kind to name, closes it, and returns
+// connect's error as answer, nil if it connected. err reports that there was no
+// socket to probe with.
+func Probe(kind Kind, name string) (answer, err error) {
+	socketType := unix.SOCK_STREAM
+	if kind == Datagram {
+		socketType = unix.SOCK_DGRAM
+	}
+	fd, err := newSocket(socketType)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	return Connect(fd, name), nil
+}
+
+// Accept accepts a connection and returns its descriptor and the peer's name. It
+// returns ErrWouldBlock if no connection is pending.
+func Accept(fd int) (nfd int, peer string, err error) {
+	for {
+		nfd, peer, err = acceptKept(fd)
+		switch err {
+		case nil:
+			return nfd, peer, nil
+		case unix.EINTR, unix.ECONNABORTED:
+			continue
+		case unix.EAGAIN:
+			return -1, "", ErrWouldBlock
+		case unix.EMFILE, unix.ENFILE:
+			// Linux allocates the descriptor before it checks the queue, so EMFILE
+			// is reported even if no connection is pending.
+			if !Readable(fd) {
+				return -1, "", ErrWouldBlock
+			}
+		}
+		return -1, "", os.NewSyscallError("accept", err)
+	}
+}
+
+// acceptDrops reports that accept(2) removes a connection from the queue before
+// it allocates a descriptor, and drops the connection if there is none. XNU does.
+const acceptDrops = runtime.GOOS == "darwin" || runtime.GOOS == "ios"
+
+// acceptKept is accept(2). On a system where that drops connections it first
+// checks that a descriptor is free. Another goroutine may still take the last
+// one in between; such a connection is lost.
+func acceptKept(fd int) (nfd int, peer string, err error) {
+	if acceptDrops {
+		if !Readable(fd) {
+			return -1, "", unix.EAGAIN
+		}
+		if err := freeDescriptor(fd); err != nil {
+			return -1, "", err
+		}
+	}
+	return accept(fd)
+}
+
+// freeDescriptor returns an error if the process cannot open another descriptor.
+// fd is any open one.
+func freeDescriptor(fd int) error {
+	spare, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(spare)
+	}
+	return err
+}
+
+// Getsockname returns the name that fd is bound to, "" if it has none.
+func Getsockname(fd int) (string, error) {
+	name, err := getsockname(fd)
+	return name, os.NewSyscallError("getsockname", err)
+}
+
+// Getpeername returns the name of the socket that fd is connected to.
+func Getpeername(fd int) (string, error) {
+	name, err := getpeername(fd)
+	return name, os.NewSyscallError("getpeername", err)
+}
+
+// CheckStream returns the names of fd if it is a unix stream socket that listens,
+// or else is connected, and an error that says why it is not.
+//
+// macOS, NetBSD, OpenBSD and DragonFly do not report whether a socket listens.
+// There, one without a peer passes as listening, and its first accept fails.
+func CheckStream(fd int, listening bool) (local, remote string, err error) {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return "", "", fmt.Errorf("not a socket: %w", os.NewSyscallError("getsockopt", err))
+	}
+	if sa, err := unix.Getsockname(fd); err != nil {
+		return "", "", os.NewSyscallError("getsockname", err)
+	} else if _, ok := sa.(*unix.SockaddrUnix); !ok {
+		return "", "", errors.New("not a unix socket: it has another address family")
+	}
+	if kind != unix.SOCK_STREAM {
+		return "", "", errors.New("not a stream socket: it preserves message boundaries")
+	}
+	remote, peerErr := Getpeername(fd)
+	accepting, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	switch {
+	case err == unix.ENOPROTOOPT && listening && peerErr != nil:
+		accepting = 1
+	case err != nil && err != unix.ENOPROTOOPT:
+		return "", "", os.NewSyscallError("getsockopt", err)
+	}
+	switch {
+	case listening && accepting == 0:
+		return "", "", errors.New("not a listening socket")
+	case !listening && accepting != 0:
+		return "", "", errors.New("not a connected socket: it listens")
+	case !listening && peerErr != nil:
+		return "", "", fmt.Errorf("not a connected socket: %w", peerErr)
+	}
+	local, err = Getsockname(fd)
+	return local, remote, err
+}
+
+// SetNonblock makes fd non-blocking.
+func SetNonblock(fd int) error {
+	return os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+}
+
+// Duplicate returns a copy of fd, above the standard descriptors 0 to 2.
+func Duplicate(fd int) (int, error) {
+	nfd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	return nfd, os.NewSyscallError("fcntl", err)
+}
+
+// Close closes fd.
+func Close(fd int) error {
+	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// Read reads available bytes. It returns ErrWouldBlock if there are none, and
+// io.EOF at the end. Like os.File, it calls package syscall, which tells the race
+// detector that a read happens after the write of the same bytes.
+func Read(fd int, b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	for {
+		switch n, err := syscall.Read(fd, b[:min(len(b), MaxIO)]); {
+		case err == syscall.EINTR:
+		case err == syscall.EAGAIN:
+			return 0, ErrWouldBlock
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// Write writes the part of b for which there is room. It returns ErrWouldBlock if
+// there is none.
+func Write(fd int, b []byte) (int, error) {
+	return repeat("write", func() (int, error) { return syscall.Write(fd, b[:min(len(b), MaxIO)]) })
+}
+
+// Writev writes the part of the buffers for which there is room, at most
+// [MaxIovecs] buffers and [MaxIO] bytes. It returns ErrWouldBlock if there is no
+// room.
+func Writev(fd int, v [][]byte) (int, error) {
+	return repeat("writev", func() (int, error) { return writev(fd, v) })
+}
+
+// repeat makes a call that writes, again if a signal interrupts it.
+func repeat(name string, call func() (int, error)) (int, error) {
+	for {
+		switch n, err := call(); err {
+		case nil:
+			return n, nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, ErrWouldBlock
+		default:
+			return 0, os.NewSyscallError(name, err)
+		}
+	}
+}
+
+// Readable reports whether fd has a connection to accept, bytes to read, or an
+// end of input.
+func Readable(fd int) bool { return poll(fd, unix.POLLIN) }
+
+// Writable reports whether fd has room for bytes, or no reader.
+func Writable(fd int) bool { return poll(fd, unix.POLLOUT) }
+
+func poll(fd int, events int16) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return n > 0
+		}
+	}
+}
+
+// ShutdownRead shuts down the input of fd. A peer that has gone is no error.
+func ShutdownRead(fd int) error { return shutdown(fd, unix.SHUT_RD) }
+
+// ShutdownWrite shuts down the output of fd. A peer that has gone is no error.
+func ShutdownWrite(fd int) error { return shutdown(fd, unix.SHUT_WR) }
+
+func shutdown(fd, how int) error {
+	if err := unix.Shutdown(fd, how); err != nil && !errors.Is(err, unix.ENOTCONN) {
+		return os.NewSyscallError("shutdown", err)
+	}
+	return nil
+}
+
+// Discard reads and drops the unread data of fd, whose input is shut down. The
+// kernel charges it to the peer: on Linux a peer that waits to write would wait
+// forever.
+func Discard(fd int) {
+	var b [16 << 10]byte
+	for {
+		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT)
+		if err != unix.EINTR && (err != nil || n == 0) {
+			return
+		}
+	}
+}
+
+// SetReadBuffer sets the size of the receive buffer.
+func SetReadBuffer(fd, bytes int) error { return setBuffer(fd, unix.SO_RCVBUF, bytes) }
+
+// SetWriteBuffer sets the size of the send buffer.
+func SetWriteBuffer(fd, bytes int) error { return setBuffer(fd, unix.SO_SNDBUF, bytes) }
+
+func setBuffer(fd, opt, bytes int) error {
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, bytes))
+}
+
+// SendRights sends the part of b for which there is room, with copies of fds. It
+// returns ErrWouldBlock if there is no room, and nothing has been sent then.
+func SendRights(fd int, b []byte, fds []int) (int, error) {
+	var control []byte
+	if len(fds) > 0 {
+		control = unix.UnixRights(fds...)
+	}
+	return repeat("sendmsg", func() (int, error) {
+		return unix.SendmsgN(fd, b[:min(len(b), MaxIO)], control, nil, 0)
+	})
+}
+
+// maxControl is room for every control message that a kernel delivers with one
+// read. Linux sends at most 253 descriptors in one, macOS and the BSDs at most
+// 2048 bytes. Messages of other kinds may come first, if the user has enabled
+// them. With less room macOS cuts the message off and leaves the descriptors in
+// the rest of it open.
+const maxControl = 4096
+
+// ReceiveRights reads available bytes into b, and returns the descriptors that
+// came with them, even with an error: the caller closes them. n is 0 at the end
+// of input.
+func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
+	control := make([]byte, maxControl)
+	for {
+		n, controlLen, flags, err := receiveMessage(fd, b[:min(len(b), MaxIO)], control)
+		fds := rights(control[:controlLen])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return 0, nil, ErrWouldBlock
+		case err != nil:
+			return n, fds, os.NewSyscallError("recvmsg", err)
+		case flags&unix.MSG_CTRUNC != 0:
+			return n, fds, errors.New("could not receive all descriptors: the process or the system has too many open files")
+		}
+		return n, fds, nil
+	}
+}
+
+// receiveMessage is recvmsg(2). The descriptors that it receives are
+// close-on-exec.
+func receiveMessage(fd int, b, control []byte) (n, controlLen, flags int, err error) {
+	if !bornMarked {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		defer func() {
+			for _, received := range rights(control[:controlLen]) {
+				unix.CloseOnExec(received)
+			}
+		}()
+	}
+	n, controlLen, flags, _, err = unix.Recvmsg(fd, b, control, receiveFlags)
+	return max(n, 0), controlLen, flags, err
+}
+
+// toInts converts group IDs.
+func toInts(ids []uint32) []int {
+	ints := make([]int, len(ids))
+	for i, id := range ids {
+		ints[i] = int(id)
+	}
+	return ints
+}
+
+// CloseAll closes descriptors.
+func CloseAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
