@@ -1,0 +1,280 @@
+// Package netfd provides a socket descriptor that is registered with the
+// runtime's poller no sooner than a call must wait for it.
+package netfd
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
+)
+
+// maxDirect is the maximum number of bytes that a direct call moves, with mu
+// held: other calls wait for it.
+const maxDirect = 64 << 10
+
+// An FD is a connected socket that turns into an os.File, and so is registered
+// with the runtime's poller, no sooner than a call has to wait, sets a deadline
+// or moves more than maxDirect bytes. Until then plain system calls read, write
+// and close the descriptor. A connection on which each end finds the other's
+// bytes there never meets the poller, which saves half of its system calls.
+//
+//	direct      fd is open, and used with mu held only
+//	registered  file is set, and owns the descriptor
+//	closed      neither
+//
+// A direct FD becomes one of the others. A registered FD is closed by closing its
+// file. The methods of a nil FD return [os.ErrInvalid].
+type FD struct {
+	file atomic.Pointer[os.File]
+	fd   int // constant; the state says who may use it
+
+	mu     sync.Mutex // guards direct, and every use of fd while it is set
+	direct bool
+}
+
+// New returns an FD for fd, which it owns from then on: like an os.File, it
+// closes the descriptor when it becomes unreachable.
+func New(fd int) *FD {
+	f := &FD{direct: true, fd: fd}
+	runtime.SetFinalizer(f, (*FD).Close)
+	startPoller.Do(func() { _, _ = f.File() })
+	return f
+}
+
+// startPoller registers the first FD of the process at once. That starts the
+// runtime's poller, which needs descriptors of its own, and ends the process if
+// it cannot have them: later there may be none left.
+var startPoller sync.Once
+
+// NewFile registers fd with the runtime's poller. The file owns fd from then on.
+// If the poller refuses the descriptor (ENOSPC, ENOMEM), NewFile closes it and
+// returns an error.
+func NewFile(fd int) (*os.File, error) {
+	f := os.NewFile(uintptr(fd), "unix socket")
+	if err := f.SetDeadline(time.Time{}); err != nil { // os.NewFile does not report it
+		f.Close()
+		return nil, fmt.Errorf("cannot register the descriptor with the runtime's poller: %w", err)
+	}
+	return f, nil
+}
+
+// File returns the FD as an os.File, for calls that may have to wait. The file
+// belongs to the FD.
+func (f *FD) File() (*os.File, error) {
+	if f == nil {
+		return nil, os.ErrInvalid
+	}
+	if file := f.file.Load(); file != nil {
+		return file, nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.direct {
+		return f.register()
+	}
+	if file := f.file.Load(); file != nil {
+		return file, nil
+	}
+	return nil, net.ErrClosed
+}
+
+// register makes a direct FD registered, or closed if the poller refuses it. mu is
+// held.
+func (f *FD) register() (*os.File, error) {
+	f.direct = false
+	runtime.SetFinalizer(f, nil)
+	file, err := NewFile(f.fd)
+	if err == nil {
+		f.file.Store(file)
+	}
+	return file, err
+}
+
+// Read is os.File's.
+func (f *FD) Read(b []byte) (int, error) {
+	if n, err := f.readDirect(b); err != sys.ErrWouldBlock {
+		return n, err
+	}
+	file, err := f.File()
+	if err != nil {
+		return 0, err
+	}
+	return file.Read(b)
+}
+
+// readDirect reads available bytes, or returns ErrWouldBlock.
+func (f *FD) readDirect(b []byte) (int, error) {
+	if f == nil || f.file.Load() != nil || len(b) > maxDirect {
+		return 0, sys.ErrWouldBlock
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.direct {
+		return 0, sys.ErrWouldBlock
+	}
+	return sys.Read(f.fd, b)
+}
+
+// Write is os.File's.
+func (f *FD) Write(b []byte) (int, error) {
+	if f != nil && f.file.Load() == nil && len(b) <= maxDirect {
+		f.mu.Lock()
+		if f.direct {
+			n, err := sys.Write(f.fd, b)
+			if err == sys.ErrWouldBlock || err == nil && n < len(b) {
+				rest, err := f.writeRest(b[n:])
+				return n + rest, err
+			}
+			f.mu.Unlock()
+			return n, err
+		}
+		f.mu.Unlock()
+	}
+	file, err := f.File()
+	if err != nil {
+		return 0, err
+	}
+	return file.Write(b)
+}
+
+// writeRest writes what a direct Write has left. It is called with mu held, and
+// releases it: once the file's write lock is held here, so that no other Write
+// comes in between.
+func (f *FD) writeRest(b []byte) (n int, err error) {
+	unlock := sync.OnceFunc(f.mu.Unlock)
+	defer unlock()
+	f.direct = false
+	runtime.SetFinalizer(f, nil)
+	file, err := NewFile(f.fd)
+	if err != nil {
+		return 0, err
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	rawErr := raw.Write(func(fd uintptr) bool {
+		f.file.Store(file)
+		unlock()
+		for n < len(b) {
+			var m int
+			if m, err = sys.Write(int(fd), b[n:]); err != nil {
+				return err != sys.ErrWouldBlock
+			}
+			n += m
+		}
+		return true
+	})
+	if rawErr != nil {
+		err = MapRawErr(rawErr)
+	}
+	return n, err
+}
+
+// Close closes the descriptor. It does not wait for calls that wait for the
+// peer.
+func (f *FD) Close() error {
+	if f == nil {
+		return os.ErrInvalid
+	}
+	f.mu.Lock()
+	direct := f.direct
+	f.direct = false
+	f.mu.Unlock()
+	if direct {
+		runtime.SetFinalizer(f, nil)
+		return sys.Close(f.fd)
+	}
+	if file := f.file.Load(); file != nil {
+		return file.Close()
+	}
+	return nil
+}
+
+// InterruptRead makes the calls that wait for input, and all later ones, return
+// [os.ErrDeadlineExceeded].
+func (f *FD) InterruptRead() {
+	if file := f.file.Load(); file != nil { // else no call waits
+		file.SetReadDeadline(ALongTimeAgo)
+	}
+}
+
+// InterruptWrite makes the calls that wait for output, and all later ones, return
+// [os.ErrDeadlineExceeded].
+func (f *FD) InterruptWrite() {
+	if file := f.file.Load(); file != nil {
+		file.SetWriteDeadline(ALongTimeAgo)
+	}
+}
+
+// ALongTimeAgo is a deadline that interrupts every call that waits.
+var ALongTimeAgo = time.Unix(1, 0)
+
+// SyscallConn is os.File's.
+func (f *FD) SyscallConn() (syscall.RawConn, error) {
+	file, err := f.File()
+	if err != nil {
+		return nil, err
+	}
+	return file.SyscallConn()
+}
+
+// Control returns what do returns, which is called with the descriptor. It stays
+// open during the call. If it is closed already, the error is [net.ErrClosed].
+func (f *FD) Control(do func(fd int) error) error {
+	if f == nil {
+		return os.ErrInvalid
+	}
+	f.mu.Lock()
+	if f.direct {
+		defer f.mu.Unlock()
+		return do(f.fd)
+	}
+	f.mu.Unlock()
+	file := f.file.Load()
+	if file == nil {
+		return net.ErrClosed
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return net.ErrClosed
+	}
+	if raw.Control(func(fd uintptr) { err = do(int(fd)) }) != nil {
+		return net.ErrClosed
+	}
+	return err
+}
+
+// MapErr turns an error of os.File into one as package net returns it.
+func MapErr(err error) error {
+	pathErr, ok := err.(*fs.PathError)
+	if !ok {
+		return err
+	}
+	switch pathErr.Err {
+	case os.ErrClosed:
+		return net.ErrClosed
+	case os.ErrDeadlineExceeded:
+		return os.ErrDeadlineExceeded
+	}
+	return os.NewSyscallError(pathErr.Op, pathErr.Err)
+}
+
+// MapRawErr turns an error of os.File's RawConn into one as package net returns
+// it. It is a deadline, or a close, for which the poller's own error is nothing
+// that errors.Is can find.
+func MapRawErr(err error) error {
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return net.ErrClosed
+}
