@@ -1,0 +1,264 @@
+// Package sockfile manages the file that binding a unix socket creates: its mode
+// and owner, the replacement of a stale one, and its removal.
+package sockfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
+)
+
+// Options say how to create a socket file.
+type Options struct {
+	Mode         *fs.FileMode // nil: as the umask leaves it
+	Owner        *Owner       // nil: the process's
+	ReplaceStale bool
+}
+
+// An Owner is a user and a group. -1 stands for no change.
+type Owner struct{ UID, GID int }
+
+// Check returns an error if a socket called name cannot have the options.
+func (o *Options) Check(name string) error {
+	switch {
+	case o.Mode != nil && isAbstract(name):
+		return fmt.Errorf("mode %#o: an abstract name has no permissions", *o.Mode)
+	case o.Mode != nil && *o.Mode&^fs.ModePerm != 0:
+		return fmt.Errorf("mode %#o: only permission bits are allowed, at most %#o", uint32(*o.Mode), fs.ModePerm)
+	case o.Owner != nil && isAbstract(name):
+		return fmt.Errorf("owner %d:%d: an abstract name has no owner", o.Owner.UID, o.Owner.GID)
+	case o.Owner != nil && (!validID(o.Owner.UID) || !validID(o.Owner.GID)):
+		return fmt.Errorf("owner %d:%d: an ID must be -1 (no change) or from 0 to %d", o.Owner.UID, o.Owner.GID, uint32(maxID))
+	}
+	return nil
+}
+
+// maxID is the largest user or group ID. The next number stands for -1.
+const maxID = math.MaxUint32 - 1
+
+func validID(id int) bool { return id >= -1 && int64(id) <= maxID }
+
+func isAbstract(name string) bool { return name[0] == 0 }
+
+// Listen binds fd to name, gives the socket file its mode and owner, and makes fd
+// a listening socket. It returns nil for an abstract name, which has no file. If
+// it fails, no file of its own is left.
+func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
+	if isAbstract(name) {
+		if err := sys.Bind(fd, name); err != nil {
+			return nil, err
+		}
+		return nil, sys.Listen(fd, backlog)
+	}
+	if o.Mode != nil {
+		if err := sys.RestrictMode(fd, *o.Mode); err != nil {
+			return nil, err
+		}
+	}
+	if !o.ReplaceStale {
+		if err := sys.Bind(fd, name); err != nil {
+			return nil, err
+		}
+		return o.listen(fd, name, backlog)
+	}
+	// The lock is held until the socket listens: on some kernels one that is bound
+	// and does not listen yet looks like a stale one.
+	unlock, locked := lockDir(dirOf(name), time.Second+rand.N(time.Second))
+	defer unlock()
+	if err := bindOrReplace(fd, name, locked); err != nil {
+		return nil, err
+	}
+	file, err := o.listen(fd, name, backlog)
+	if err != nil || locked {
+		return file, err
+	}
+	// Another process without the lock may have probed before this bind and may
+	// still remove the file. Then it wins.
+	time.Sleep(unlockedPause)
+	if file == nil || !file.exists() {
+		return nil, os.NewSyscallError("bind", sys.EADDRINUSE)
+	}
+	return file, nil
+}
+
+// listen makes fd, which is bound to name, listen once its file has its mode and
+// its owner.
+func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
+	file, err := o.prepare(name)
+	if err == nil {
+		err = sys.Listen(fd, backlog)
+	}
+	if err != nil {
+		file.unlink()
+		return nil, err
+	}
+	return file, nil
+}
+
+// prepare sets the mode and the owner of the file called name. With an error it
+// returns the file if there is one.
+func (o *Options) prepare(name string) (*File, error) {
+	file, err := Stat(name)
+	if err != nil {
+		if o.Mode == nil && o.Owner == nil {
+			err = nil // removed already, which is no concern of this process
+		}
+		return nil, err
+	}
+	if o.Mode != nil && file.info.Mode().Perm() != *o.Mode {
+		if err := sys.Chmod(name, file.info, *o.Mode); err != nil {
+			return file, fmt.Errorf("cannot set the mode to %#o: %w", *o.Mode, err)
+		}
+	}
+	if o.Owner != nil {
+		if err := sys.Chown(name, file.info, o.Owner.UID, o.Owner.GID); err != nil {
+			return file, fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
+		}
+	}
+	return file, nil
+}
+
+// unlockedPause is much longer than a process takes to probe, remove and bind, or
+// to bind and listen.
+const unlockedPause = 50 * time.Millisecond
+
+// bindOrReplace binds fd to name. If the file of a stale socket is there, it
+// replaces the file.
+func bindOrReplace(fd int, name string, locked bool) error {
+	inUse := sys.Bind(fd, name)
+	if !errors.Is(inUse, sys.EADDRINUSE) {
+		return inUse
+	}
+	info, err := os.Lstat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return sys.Bind(fd, name) // removed in the meantime
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%w: existing file is not a socket", inUse)
+	}
+	stale, err := isStale(name)
+	if stale && !locked {
+		// Without the lock it may be the socket of a process between its bind and
+		// its listen.
+		time.Sleep(unlockedPause)
+		stale, err = isStale(name)
+	}
+	if err != nil {
+		return err
+	}
+	if !stale || !unchanged(name, info) {
+		return inUse
+	}
+	if err := sys.Unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return sys.Bind(fd, name)
+}
+
+// isStale reports whether no socket is bound to the file called name.
+//
+// A datagram socket asks first: most kernels look for the socket that is bound to
+// the file, and compare the types only if there is one. So the answer depends
+// neither on the backlog, which may be full, nor on whether the other socket
+// listens yet, and the other socket does not notice. But gVisor refuses a
+// connection between types in any case, and macOS and the BSDs refuse one to a
+// full backlog: only if both types are refused is the socket stale. A listening
+// socket gets a connection that ends at once from the second question, where the
+// first one was not decisive.
+func isStale(name string) (bool, error) {
+	for _, kind := range []sys.Kind{sys.Datagram, sys.Stream} {
+		answer, err := sys.Probe(kind, name)
+		if err != nil {
+			return false, err
+		}
+		if !errors.Is(answer, sys.ECONNREFUSED) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// unchanged reports whether the file called name is still the one that info
+// describes. The time tells a new file from one whose inode it has reused.
+func unchanged(name string, info fs.FileInfo) bool {
+	now, err := os.Lstat(name)
+	return err == nil && os.SameFile(info, now) && info.ModTime().Equal(now.ModTime())
+}
+
+// A File is a socket file. The socket that is bound to it keeps its inode from
+// being reused. The methods of a nil File do nothing.
+type File struct {
+	path string
+	info fs.FileInfo
+}
+
+// Stat returns the socket file at path.
+func Stat(path string) (*File, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return nil, errors.New("file is not a socket")
+	}
+	return &File{path, info}, nil
+}
+
+// Remove removes the file if it is still there, and no other at its path. It
+// waits for at most a second for another process that replaces the file.
+func (f *File) Remove() error {
+	if f == nil {
+		return nil
+	}
+	unlock, _ := lockDir(dirOf(f.path), time.Second)
+	defer unlock()
+	return f.unlink()
+}
+
+// unlink removes the file if it is still there.
+func (f *File) unlink() error {
+	if f == nil || !f.exists() {
+		return nil
+	}
+	if err := sys.Unlink(f.path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (f *File) exists() bool {
+	info, err := os.Lstat(f.path)
+	return err == nil && os.SameFile(f.info, info)
+}
+
+// dirOf returns the directory of an absolute path. filepath.Dir would resolve
+// dot-dot lexically, which is another directory behind a symbolic link.
+func dirOf(path string) string {
+	return path[:strings.LastIndexByte(path, '/')+1]
+}
+
+// lockDir locks the directory dir against other processes that replace or remove
+// socket files there. It reports whether it got the lock within timeout: any user
+// who can read the directory can hold it, so nothing may depend on it forever.
+func lockDir(dir string, timeout time.Duration) (unlock func(), locked bool) {
+	giveUp := time.Now().Add(timeout)
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		unlock, err := sys.LockDir(dir)
+		if err == nil {
+			return unlock, true
+		}
+		if err != sys.ErrWouldBlock || time.Now().After(giveUp) {
+			return func() {}, false
+		}
+		time.Sleep(rand.N(pause))
+	}
+}
