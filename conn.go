@@ -2,57 +2,59 @@ package unixsock
 
 import (
 	"context"
-	"errors"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // half names one direction of a Conn, or both, as bits.
 type half uint32
 
 const (
-	readHalf   half = 1 << iota // the input: what is read here
-	writeHalf                   // the output: what is written here
+	readHalf   half = 1 << iota // the input
+	writeHalf                   // the output
 	bothHalves = readHalf | writeHalf
 )
 
 // A Conn is a connected unix domain socket. It is a [net.Conn] and a
-// [syscall.Conn], and all of its methods may be called at once from many
-// goroutines. Its errors are *[net.OpError]: after a close they are
-// [net.ErrClosed], past a deadline [os.ErrDeadlineExceeded].
+// [syscall.Conn]. All of its methods may be called concurrently.
 //
-// At the end of the peer's output, Read returns io.EOF as it is.
+// Its two halves, the input and the output, close independently: by
+// [Conn.CloseRead] and [Conn.CloseWrite], or through its [Conn.Ports]. Closing the
+// second half closes the descriptor. Closing a half again returns nil, and it is no
+// error that the peer has gone.
 //
-// Its two halves, the input and the output, close apart: by [Conn.CloseRead]
-// and [Conn.CloseWrite], or through its [Conn.Ports]. The descriptor is closed
-// with the second half. It is no error to close again what is closed, nor that
-// the peer has gone.
+// A Read or a Write allocates nothing, except for the first one that has to wait.
 //
-// Read and Write allocate nothing, but for the first that has to wait.
+// Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and
+// [os.ErrDeadlineExceeded] past a deadline. At the end of the peer's output, Read
+// returns [io.EOF] itself. The methods of a nil or zero Conn return an error or a
+// zero value.
 type Conn struct {
-	// A Conn goes through these states, and never back:
+	// A Conn goes through these states, never backwards:
 	//
 	//	closed == 0           open
-	//	closed == one half    that half is shut down, the other goes on
-	//	closed == bothHalves  the file is closed, or about to be
+	//	closed == one half    that half is shut down, the other is open
+	//	closed == bothHalves  the descriptor is closed, or about to be
 	//
-	// Whoever sets the second bit closes the file: exactly one does. A bit is
-	// set before anything is done to its half, so that who is woken there finds
-	// it set; and a deadline is moved only while mu is held and the bit is not
-	// set, so that none undoes the one that wakes.
+	// The goroutine that sets the second bit closes the descriptor. A bit is set
+	// before its half is shut down, so a goroutine woken by the shutdown observes
+	// it. A deadline is changed only while mu is held and the bit is not set, so no
+	// change undoes the deadline that wakes the goroutine.
 	closed atomic.Uint32
 
-	mu      sync.Mutex // guards changes of closed, deadlines, and custody
-	custody custody    // the contexts of CloseOn
+	mu        sync.Mutex // guards changes of closed and of deadlines, and custodian
+	custodian *custodian // of CloseOn
 
-	file          *lazyFile // which keeps the descriptor open while it is in use
-	local, remote string    // socket names, as the kernel has them
+	fd            *netfd.FD // keeps the descriptor open while it is in use
+	local, remote string    // socket names as the kernel reports them
 }
 
 var (
@@ -60,9 +62,27 @@ var (
 	_ syscall.Conn = (*Conn)(nil)
 )
 
-// newConn makes a Conn of fd, which it then owns.
+// newConn returns a Conn for fd, which it owns from then on.
 func newConn(fd int, local, remote string) *Conn {
-	return &Conn{file: newLazyFile(fd), local: local, remote: remote}
+	return &Conn{fd: netfd.New(fd), local: local, remote: remote}
+}
+
+// netfd returns the descriptor, nil for a nil or zero Conn.
+func (c *Conn) netfd() *netfd.FD {
+	if c == nil {
+		return nil
+	}
+	return c.fd
+}
+
+// registered registers the connection with the poller. If the poller refuses it, the
+// Conn is closed and the error returned.
+func (c *Conn) registered() (*Conn, error) {
+	if _, err := c.fd.File(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // Read reads up to len(b) bytes. At the end of the peer's output it returns
@@ -71,54 +91,62 @@ func (c *Conn) Read(b []byte) (int, error) {
 	if c.isClosed(readHalf) {
 		return 0, c.opError("read", net.ErrClosed)
 	}
-	n, err := c.file.Read(b)
+	n, err := c.netfd().Read(b)
 	if n > 0 && c.isClosed(readHalf) {
-		return 0, c.opError("read", net.ErrClosed) // closeHalf may have dropped what came before
+		// CloseRead may have discarded the bytes before these.
+		return 0, c.opError("read", net.ErrClosed)
 	}
 	return n, c.ioError("read", readHalf, err)
 }
 
-// Write writes all of b, or returns how many bytes went out and why no more
-// did. Writes from several goroutines do not mix.
+// Write writes all of b, or returns the number of bytes written and the error that
+// stopped it. The bytes of concurrent Writes do not mix.
 func (c *Conn) Write(b []byte) (int, error) {
 	if c.isClosed(writeHalf) {
 		return 0, c.opError("write", net.ErrClosed)
 	}
-	n, err := c.file.Write(b)
+	n, err := c.netfd().Write(b)
 	return n, c.ioError("write", writeHalf, err)
 }
 
-// Close closes both halves, and wakes all who wait in either with
+// Close closes both halves. Goroutines that wait in either return
 // [net.ErrClosed]. A second Close returns nil.
-func (c *Conn) Close() error { return c.closeHalf(bothHalves) }
+func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 
-// CloseRead closes the input: Read returns [net.ErrClosed] from now on, to those
-// who wait in it too, and the peer's writes fail with EPIPE. What has come and
-// was not read is dropped. If the output is closed already, the descriptor is
-// closed.
-func (c *Conn) CloseRead() error { return c.closeHalf(readHalf) }
-
-// CloseWrite closes the output: Write returns [net.ErrClosed] from now on, to
-// those who wait in it too, and the peer reads EOF. If the input is closed
+// CloseRead closes the input. Read returns [net.ErrClosed] from then on, also to
+// goroutines that wait in it. Unread data is discarded. If the output is closed
 // already, the descriptor is closed.
-func (c *Conn) CloseWrite() error { return c.closeHalf(writeHalf) }
+//
+// On Linux the peer's writes fail with EPIPE from then on. On macOS, FreeBSD and
+// OpenBSD the kernel does not tell the peer, and discards what it writes.
+func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
+
+// CloseWrite closes the output. The peer reads EOF, and Write returns
+// [net.ErrClosed] from then on, also to goroutines that wait in it. If the input is
+// closed already, the descriptor is closed.
+func (c *Conn) CloseWrite() error { return c.close(writeHalf, nil) }
 
 func (c *Conn) isClosed(h half) bool {
-	return half(c.closed.Load())&h != 0
+	return c != nil && half(c.closed.Load())&h != 0
 }
 
-// closeHalf closes what of h is still open.
-func (c *Conn) closeHalf(h half) error {
-	if c.file == nil {
+// close closes the halves of h that are still open. If by is set, it closes them
+// only if by is still the custodian.
+func (c *Conn) close(h half, by *custodian) error {
+	if c.netfd() == nil {
 		return c.opError("close", os.ErrInvalid)
 	}
 	c.mu.Lock()
+	if by != nil && by != c.custodian {
+		c.mu.Unlock()
+		return nil
+	}
 	was := half(c.closed.Load())
 	now := was | h
 	c.closed.Store(uint32(now))
-	var custody custody
 	if now == bothHalves {
-		custody, c.custody = c.custody, nil
+		c.custodian.release()
+		c.custodian = nil
 	}
 	c.mu.Unlock()
 
@@ -127,8 +155,7 @@ func (c *Conn) closeHalf(h half) error {
 	case now == was:
 		return nil
 	case now == bothHalves:
-		custody.end()
-		err = c.file.Close()
+		err = c.fd.Close()
 	default:
 		err = c.shutdown(h)
 	}
@@ -140,70 +167,126 @@ func (c *Conn) closeHalf(h half) error {
 
 // shutdown shuts down one half.
 func (c *Conn) shutdown(h half) error {
-	err := c.file.control(func(fd int) error {
-		err := shutdownSocket(fd, h)
-		if h == readHalf {
-			discard(fd) // past who reads just now, and finds closed set behind it
+	err := c.fd.Control(func(fd int) error {
+		if h == writeHalf {
+			return sys.ShutdownWrite(fd)
 		}
+		err := sys.ShutdownRead(fd)
+		sys.Discard(fd) // a Read that gets bytes after this finds closed set
 		return err
 	})
-	// The shutdown alone does not wake a writer on Linux: of a socket whose
-	// buffer is full, poll has nothing to tell.
-	switch file := c.file.file.Load(); {
-	case file == nil: // nobody waits
-	case h == readHalf:
-		file.SetReadDeadline(past)
-	default:
-		file.SetWriteDeadline(past)
+	// The shutdown alone does not wake a writer on Linux: poll reports nothing for a
+	// socket whose buffer is full.
+	if h == readHalf {
+		c.fd.InterruptRead()
+	} else {
+		c.fd.InterruptWrite()
 	}
 	if err == net.ErrClosed {
-		return nil // and so is this half
+		return nil // the descriptor is closed, and so is this half
 	}
 	return err
 }
 
-// past is a deadline that wakes those who wait.
-var past = time.Unix(1, 0)
-
-// CloseOn closes the Conn when ctx is done: ctx is its custodian. A Conn that
-// is closed earlier leaves nothing behind on ctx.
+// CloseOn makes ctx the custodian of the Conn: it closes the Conn when ctx is done.
+// A Conn has one custodian at a time. A later call replaces ctx, and
+// CloseOn(context.Background()) releases the Conn. A Conn that is closed or
+// released leaves nothing behind on ctx.
+//
+// It mirrors a custodian in Racket.
 func (c *Conn) CloseOn(ctx context.Context) {
+	if c.netfd() == nil {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.setCustodian(ctx)
+}
+
+// setCustodian replaces the custodian. mu is held.
+func (c *Conn) setCustodian(ctx context.Context) {
 	if half(c.closed.Load()) != bothHalves {
-		c.custody.add(ctx, c.Close)
+		c.custodian.release()
+		c.custodian = newCustodian(ctx, func(k *custodian) { c.close(bothHalves, k) })
 	}
 }
 
-// LocalAddr returns the *[net.UnixAddr] of this end. The Name of an abstract
-// socket keeps its leading NUL and every byte; that of an unnamed one is "".
-func (c *Conn) LocalAddr() net.Addr { return unixAddr(c.local) }
+// deliveredOn makes ctx the custodian of a Conn that AcceptEvt has delivered, unless
+// the receiver has called CloseOn already.
+func (c *Conn) deliveredOn(ctx context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.custodian == undelivered {
+		c.setCustodian(ctx)
+	}
+}
 
-// RemoteAddr returns the *[net.UnixAddr] of the other end, as LocalAddr does:
-// of a Conn made by Connect, the address that it connected to.
-func (c *Conn) RemoteAddr() net.Addr { return unixAddr(c.remote) }
+// A custodian is the context that closes one Conn or Listener, whose mutex guards
+// it. A nil custodian is one that never closes anything.
+type custodian struct {
+	stop func() bool // releases the context
+}
+
+// undelivered is the custodian of a Conn that AcceptEvt offers to receivers.
+var undelivered = &custodian{stop: func() bool { return true }}
+
+// newCustodian has ctx call close, with the custodian itself, when it is done. A
+// call that is on its way while the custodian is replaced must do nothing: close
+// compares its argument with the current custodian.
+func newCustodian(ctx context.Context, close func(*custodian)) *custodian {
+	if ctx.Done() == nil {
+		return nil
+	}
+	k := new(custodian)
+	k.stop = context.AfterFunc(ctx, func() { close(k) })
+	return k
+}
+
+func (k *custodian) release() {
+	if k != nil {
+		k.stop()
+	}
+}
+
+// LocalAddr returns the *[net.UnixAddr] of this end. The Name of an abstract socket
+// keeps its leading NUL and every byte. The Name of an unnamed socket is "".
+func (c *Conn) LocalAddr() net.Addr {
+	if c.netfd() == nil {
+		return nil
+	}
+	return unixAddr(c.local)
+}
+
+// RemoteAddr returns the *[net.UnixAddr] of the other end, with a Name as in
+// LocalAddr. For a Conn made by Connect it is the address that was connected to.
+func (c *Conn) RemoteAddr() net.Addr {
+	if c.netfd() == nil {
+		return nil
+	}
+	return unixAddr(c.remote)
+}
 
 func unixAddr(name string) *net.UnixAddr {
 	return &net.UnixAddr{Name: name, Net: "unix"}
 }
 
-// SetDeadline sets the deadline of both halves, those that are still open. The
-// zero time means none.
+// SetDeadline sets the deadline of the halves that are open. The zero time means
+// none.
 func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadline(bothHalves, t) }
 
-// SetReadDeadline sets the deadline of the input: a Read that waits beyond it
-// fails with [os.ErrDeadlineExceeded]. The zero time means none.
+// SetReadDeadline sets the deadline of the input: a Read that waits beyond it fails
+// with [os.ErrDeadlineExceeded]. The zero time means none.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(readHalf, t) }
 
-// SetWriteDeadline sets the deadline of the output: a Write that waits beyond
-// it fails with [os.ErrDeadlineExceeded]. The zero time means none.
+// SetWriteDeadline sets the deadline of the output: a Write that waits beyond it
+// fails with [os.ErrDeadlineExceeded]. The zero time means none.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(writeHalf, t) }
 
 func (c *Conn) setDeadline(h half, t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	file, err := c.file.open()
+	file, err := c.netfd().File()
 	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		switch h &^ half(c.closed.Load()) {
 		case bothHalves:
 			err = file.SetDeadline(t)
@@ -222,19 +305,19 @@ func (c *Conn) setDeadline(h half, t time.Time) error {
 }
 
 // SyscallConn returns access to the descriptor, for what this package does not
-// offer. It is used only while the Conn, or the half concerned, is open.
+// offer. It fails once the Conn, or the half that it reads or writes, is closed.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
-	if c.file == nil {
+	if c.netfd() == nil {
 		return nil, c.opError("raw", os.ErrInvalid)
 	}
 	return rawConn{c}, nil
 }
 
-// raw returns the RawConn for a call that may have to wait in half h. A close of
-// h moves the file's deadline, to wake who waits: so the file must be there
-// before h is seen to be open.
+// raw returns the RawConn for a call that may have to wait in half h. Closing h
+// wakes the call by the file's deadline: so the file must exist before h is seen to
+// be open.
 func (c *Conn) raw(h half) (syscall.RawConn, error) {
-	file, err := c.file.open()
+	file, err := c.netfd().File()
 	switch {
 	case err != nil:
 		return nil, err
@@ -248,12 +331,13 @@ func (c *Conn) raw(h half) (syscall.RawConn, error) {
 type rawConn struct{ c *Conn }
 
 func (r rawConn) Control(f func(fd uintptr)) error {
-	raw, err := r.c.file.SyscallConn()
+	// By the file, which is not locked during the call: f may use the Conn.
+	raw, err := r.c.fd.SyscallConn()
 	if err == nil {
-		err = raw.Control(f)
+		err = netfd.MapRawErr(raw.Control(f))
 	}
 	if err != nil {
-		return r.c.opError("raw-control", rawCause(err))
+		return r.c.opError("raw-control", err)
 	}
 	return nil
 }
@@ -269,7 +353,7 @@ func (r rawConn) Write(f func(fd uintptr) bool) error {
 func (r rawConn) wait(op string, h half, wait func(syscall.RawConn, func(fd uintptr) bool) error, f func(fd uintptr) bool) error {
 	raw, err := r.c.raw(h)
 	if err == nil {
-		err = rawCause(wait(raw, f))
+		err = netfd.MapRawErr(wait(raw, f))
 	}
 	return r.c.ioError(op, h, err)
 }
@@ -280,9 +364,10 @@ type InputPort Conn
 // An OutputPort is the half of a [Conn] that writes, Racket's output port.
 type OutputPort Conn
 
-// Ports returns the Conn as the two ports that unix-socket-connect and
-// unix-socket-accept return. Each closes its own half; the descriptor is closed
-// when both are. It returns the same two ports each time.
+// Ports returns the halves of the Conn as two ports, the same ones each time. Each
+// port closes its own half. Closing the second one closes the descriptor.
+//
+// The ports are what unix-socket-connect and unix-socket-accept return.
 func (c *Conn) Ports() (*InputPort, *OutputPort) {
 	return (*InputPort)(c), (*OutputPort)(c)
 }
@@ -305,44 +390,151 @@ func (p *OutputPort) Close() error { return (*Conn)(p).CloseWrite() }
 // SetWriteDeadline is [Conn.SetWriteDeadline].
 func (p *OutputPort) SetWriteDeadline(t time.Time) error { return (*Conn)(p).SetWriteDeadline(t) }
 
-// ioError makes the error of a call that used half h of what ended the call.
+// Cred holds the peer's credentials as recorded by the kernel when the peer called
+// connect or listen.
+type Cred struct {
+	PID int // 0 if the platform, or a PID namespace, hides it
+	UID int
+	GID int
+}
+
+// PeerCred returns the peer's credentials: SO_PEERCRED on Linux, LOCAL_PEERCRED and
+// LOCAL_PEERPID on macOS, LOCAL_PEERCRED without a PID on FreeBSD. On other platforms
+// the error is [errors.ErrUnsupported].
+func (c *Conn) PeerCred() (Cred, error) {
+	var cred Cred
+	err := c.netfd().Control(func(fd int) (err error) {
+		cred.PID, cred.UID, cred.GID, err = sys.PeerCred(fd)
+		return err
+	})
+	if err != nil {
+		return Cred{}, c.opError("peercred", err)
+	}
+	return cred, nil
+}
+
+// PeerGroups returns the IDs of the peer's supplementary groups, as recorded by the
+// kernel together with [Cred]: SO_PEERGROUPS on Linux, and the first 15 of them,
+// from LOCAL_PEERCRED, on macOS and FreeBSD. A server that authorizes by group
+// compares Cred.GID, too, which need not be among them. On other platforms, and on
+// kernels that do not record the groups, the error is [errors.ErrUnsupported].
+func (c *Conn) PeerGroups() ([]int, error) {
+	var groups []int
+	err := c.netfd().Control(func(fd int) (err error) {
+		groups, err = sys.PeerGroups(fd)
+		return err
+	})
+	if err != nil {
+		return nil, c.opError("peergroups", err)
+	}
+	return groups, nil
+}
+
+// WriteBuffers writes all of the buffers, or returns the number of bytes written and
+// the error that stopped it. The kernel takes up to 1,024 buffers in one system call,
+// without a copy. Written bytes are removed from *v, as [net.Buffers.WriteTo] does,
+// which itself uses writev only for the connections of package net. The bytes of
+// concurrent Writes do not mix with the buffers.
+func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
+	raw, err := c.raw(writeHalf)
+	if err != nil {
+		return 0, c.ioError("write", writeHalf, err)
+	}
+	var total int64
+	var writeErr error
+	err = raw.Write(func(fd uintptr) bool {
+		for skipEmpty(v); len(*v) > 0; skipEmpty(v) {
+			var n int
+			n, writeErr = sys.Writev(int(fd), batch(*v))
+			total += int64(n)
+			consume(v, n)
+			if writeErr != nil {
+				return writeErr != sys.ErrWouldBlock
+			}
+		}
+		return true
+	})
+	if err != nil {
+		writeErr = netfd.MapRawErr(err)
+	}
+	return total, c.ioError("write", writeHalf, writeErr)
+}
+
+// batch returns the part of the buffers that one writev takes.
+func batch(v [][]byte) [][]byte {
+	if len(v[0]) > sys.MaxIO {
+		return [][]byte{v[0][:sys.MaxIO]}
+	}
+	size := 0
+	for i, b := range v {
+		if i == sys.MaxIovecs || len(b) > sys.MaxIO-size {
+			return v[:i]
+		}
+		size += len(b)
+	}
+	return v
+}
+
+// skipEmpty removes the empty buffers at the front.
+func skipEmpty(v *net.Buffers) {
+	for len(*v) > 0 && len((*v)[0]) == 0 {
+		(*v)[0] = nil
+		*v = (*v)[1:]
+	}
+}
+
+// consume removes the first n bytes of the buffers.
+func consume(v *net.Buffers, n int) {
+	for n > 0 {
+		b := (*v)[0]
+		if n < len(b) {
+			(*v)[0] = b[n:]
+			return
+		}
+		n -= len(b)
+		(*v)[0] = nil
+		*v = (*v)[1:]
+	}
+}
+
+// SetReadBuffer sets the size of the kernel's receive buffer (SO_RCVBUF) in bytes.
+// On Linux it does not matter for a unix socket: unread data counts against the
+// writer's send buffer.
+func (c *Conn) SetReadBuffer(bytes int) error {
+	return c.setBuffer(readHalf, sys.SetReadBuffer, bytes)
+}
+
+// SetWriteBuffer sets the size of the kernel's send buffer (SO_SNDBUF) in bytes: how
+// much may be written before the peer reads. The kernel applies its own limits, and
+// Linux doubles the value to allow for bookkeeping.
+func (c *Conn) SetWriteBuffer(bytes int) error {
+	return c.setBuffer(writeHalf, sys.SetWriteBuffer, bytes)
+}
+
+func (c *Conn) setBuffer(h half, set func(fd, bytes int) error, bytes int) error {
+	if c.isClosed(h) {
+		return c.opError("set", net.ErrClosed)
+	}
+	if err := c.netfd().Control(func(fd int) error { return set(fd, bytes) }); err != nil {
+		return c.opError("set", err)
+	}
+	return nil
+}
+
+// ioError returns the error of a call on half h that ended with err.
 func (c *Conn) ioError(op string, h half, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case c.isClosed(h):
-		return c.opError(op, net.ErrClosed) // whatever the close looked like down there
+		return c.opError(op, net.ErrClosed) // whatever error the close caused below
 	case err == io.EOF:
 		return err
 	}
 	return c.opError(op, err)
 }
 
-// opError makes the error of a method of c, the one place that does.
+// opError returns the error of a method of c. It is the only place that makes one.
 func (c *Conn) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: "unix", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: cause(err)}
-}
-
-// cause turns an error of os.File into one as net has them.
-func cause(err error) error {
-	pathErr, ok := err.(*fs.PathError)
-	if !ok {
-		return err
-	}
-	switch pathErr.Err {
-	case os.ErrClosed:
-		return net.ErrClosed
-	case os.ErrDeadlineExceeded:
-		return os.ErrDeadlineExceeded
-	}
-	return os.NewSyscallError(pathErr.Op, pathErr.Err)
-}
-
-// rawCause names the error of a call of os.File's RawConn. It is a deadline, or
-// a close, of which the poller's own error is nothing that errors.Is can find.
-func rawCause(err error) error {
-	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		return err
-	}
-	return net.ErrClosed
+	return &net.OpError{Op: op, Net: "unix", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: netfd.MapErr(err)}
 }

@@ -12,6 +12,9 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 const (
@@ -77,7 +80,7 @@ const (
 // reads or writes, and its kind.
 func descriptor(v any) (syscall.RawConn, kind) {
 	if c := connOf(v); c != nil {
-		file, err := c.file.open()
+		file, err := c.netfd().File()
 		if err != nil {
 			return nil, unfit // closed, or not to be waited for
 		}
@@ -207,7 +210,7 @@ func (t *transfer) sendfile() (over bool, err error) {
 	}
 	woken := false
 	wait := func(out uintptr) bool {
-		over := woken || writable(int(out)) // since it was full, which nothing tells here
+		over := woken || sys.Writable(int(out)) // since it was full, which nothing tells here
 		woken = true
 		return over
 	}
@@ -224,7 +227,7 @@ func (t *transfer) sendfile() (over bool, err error) {
 		case err != nil:
 			return false, nil // the file is closed
 		case t.waitErr != nil:
-			return true, c.ioError("write", writeHalf, rawCause(t.waitErr))
+			return true, c.ioError("write", writeHalf, netfd.MapRawErr(t.waitErr))
 		case t.failed == io.EOF:
 			return true, nil
 		case t.failed == unix.EIO || t.failed == unix.EBADF || t.failed == unix.ESTALE || t.failed == unix.EOVERFLOW || refused(t.failed):
@@ -405,7 +408,7 @@ func newPipe() *pipe {
 		return nil
 	}
 	for i, fd := range fds {
-		fds[i] = aboveStandard(fd)
+		fds[i] = fd
 	}
 	if min(fds[0], fds[1]) <= 2 {
 		closePipe(fds) // what the process prints would come out of it

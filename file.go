@@ -1,60 +1,72 @@
 package unixsock
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
+
+	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/sockfile"
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// Pair returns two connected Conns, both ends unnamed, as socketpair(2) makes
-// them; close-on-exec, as all descriptors of this package are.
+// Pair returns two connected Conns without names, as socketpair(2) makes them.
 func Pair() (*Conn, *Conn, error) {
 	if !Available {
 		return nil, nil, fileError(errUnavailable)
 	}
-	fd1, fd2, err := newPair()
+	fd1, fd2, err := sys.Socketpair()
 	if err != nil {
 		return nil, nil, fileError(err)
 	}
 	return newConn(fd1, "", ""), newConn(fd2, "", ""), nil
 }
 
-// FileConn returns a Conn of a copy of f's descriptor, which must be a connected
-// AF_UNIX stream socket; any other is refused. It is for descriptors that were
-// inherited or received. f stays open, and remains the caller's to close. The
-// two share the non-blocking mode, which is set.
+// FileConn returns a Conn for a copy of f's descriptor, which was inherited or
+// received. It must be a connected AF_UNIX stream socket, or FileConn returns an
+// error. f stays open, and the caller closes it. Both descriptors share the
+// non-blocking mode, which FileConn sets.
 func FileConn(f *os.File) (*Conn, error) {
 	fd, local, remote, err := adopt(f, false)
 	if err != nil {
 		return nil, fileError(err)
 	}
-	c := newConn(fd, local, remote)
-	if _, err := c.file.open(); err != nil {
-		c.Close()
+	c, err := newConn(fd, local, remote).registered()
+	if err != nil {
 		return nil, fileError(err)
 	}
 	return c, nil
 }
 
-// FileListener returns a Listener of a copy of f's descriptor, which must be a
-// listening AF_UNIX stream socket; any other is refused, but that NetBSD, OpenBSD
-// and DragonFly do not tell one that does not listen. It is for sockets that were
-// inherited, from systemd or a parent process. f stays open, and remains the
-// caller's to close. The two share the non-blocking mode, which is set, and the
-// backlog.
+// FileListener returns a Listener for a copy of f's descriptor, which was inherited
+// from systemd or a parent process, or received. It must be a listening AF_UNIX
+// stream socket, or FileListener returns an error. (macOS, NetBSD, OpenBSD and
+// DragonFly do not report whether a socket listens. There an error comes from the
+// first accept.) f stays open, and the caller closes it. Both descriptors share the
+// backlog and the non-blocking mode, which FileListener sets.
+//
+// Close leaves the socket file unless [Listener.SetUnlinkOnClose] says otherwise.
 func FileListener(f *os.File) (*Listener, error) {
-	fd, local, _, err := adopt(f, true)
+	fd, name, _, err := adopt(f, true)
 	if err != nil {
 		return nil, fileError(err)
 	}
-	l, err := newListener(fd, local)
+	l, err := newListener(fd, name)
 	if err != nil {
 		return nil, fileError(err)
+	}
+	if strings.HasPrefix(name, "/") { // else a chdir may have changed its meaning
+		l.sockFile, _ = sockfile.Stat(name)
 	}
 	return l, nil
 }
 
-// adopt copies the descriptor of f and returns the copy and its names.
+// adopt copies the descriptor of f, makes sure that it is a stream socket that
+// listens or else is connected, and returns the copy and its names.
 func adopt(f *os.File, listening bool) (fd int, local, remote string, err error) {
 	if !Available {
 		return -1, "", "", errUnavailable
@@ -63,65 +75,186 @@ func adopt(f *os.File, listening bool) (fd int, local, remote string, err error)
 	if err != nil {
 		return -1, "", "", err
 	}
-	fd, err = copyDescriptor(raw.Control)
+	fd, err = duplicate(raw)
 	if err == net.ErrClosed {
-		err = os.ErrClosed // it is the file's to say, not a Conn's
+		err = os.ErrClosed // it is a file that is closed, not a Conn
 	}
 	if err != nil {
 		return -1, "", "", err
 	}
-	if local, remote, err = adoptSocket(fd, listening); err != nil {
-		closeSocket(fd)
+	local, remote, err = sys.CheckStream(fd, listening)
+	if err == nil {
+		err = sys.SetNonblock(fd)
+	}
+	if err != nil {
+		sys.Close(fd)
 		return -1, "", "", err
 	}
 	return fd, local, remote, nil
 }
 
-// copyDescriptor copies the descriptor that control lends.
-func copyDescriptor(control func(func(uintptr)) error) (fd int, err error) {
-	if controlErr := control(func(old uintptr) { fd, err = duplicate(int(old)) }); controlErr != nil {
+// duplicate copies a descriptor.
+func duplicate(raw syscall.RawConn) (fd int, err error) {
+	if raw.Control(func(old uintptr) { fd, err = sys.Duplicate(int(old)) }) != nil {
 		return -1, net.ErrClosed
 	}
 	return fd, err
 }
 
-// fileError makes the error of a function that has no Conn or Listener yet.
+// fileError returns the error of a function that has no Conn or Listener yet.
 func fileError(err error) error {
-	return &net.OpError{Op: "file", Net: "unix", Err: cause(err)}
+	return &net.OpError{Op: "file", Net: "unix", Err: netfd.MapErr(err)}
 }
 
-// File returns a copy of the Conn's descriptor, for a child process or another
-// that it is sent to. The two close apart, but are one socket: what one shuts
-// down is shut down for both. The copy is in non-blocking mode, as the Conn is,
-// and close-on-exec: a child gets it by os/exec's ExtraFiles.
+// File returns a copy of the Conn's descriptor, to pass to a child process or to
+// send to another process. Each descriptor must be closed, but both are one socket:
+// shutting down a half affects both. The copy is non-blocking, as the Conn is, and
+// close-on-exec: a child process gets it through ExtraFiles of os/exec.
+//
+// For a library that insists on a *[net.UnixConn], pass the copy to [net.FileConn].
 func (c *Conn) File() (*os.File, error) {
-	f, err := copyFile(c.file.SyscallConn, "unix:"+c.local+"->"+c.remote)
+	raw, err := c.netfd().SyscallConn()
 	if err != nil {
 		return nil, c.opError("file", err)
 	}
-	return f, nil
+	fd, err := duplicate(raw)
+	if err != nil {
+		return nil, c.opError("file", err)
+	}
+	return os.NewFile(uintptr(fd), "unix:"+c.local+"->"+c.remote), nil
 }
 
-// File returns a copy of the Listener's descriptor, for a child process or
-// another that it is sent to. The two close apart, but share one backlog. The
-// copy is in non-blocking mode, as the Listener is, and close-on-exec: a child
-// gets it by os/exec's ExtraFiles.
+// File returns a copy of the Listener's descriptor, to pass to a child process or to
+// send to another process. Each descriptor must be closed, but both share one
+// backlog. The copy is non-blocking, as the Listener is, and close-on-exec: a child
+// process gets it through ExtraFiles of os/exec.
+//
+// A process that hands its listener to a successor in this way, and has
+// [UnlinkOnClose], calls SetUnlinkOnClose(false) first; see
+// [Listener.SetUnlinkOnClose].
 func (l *Listener) File() (*os.File, error) {
-	f, err := copyFile(l.file.SyscallConn, "unix:"+l.name)
+	if !l.ok() {
+		return nil, l.opError("file", os.ErrInvalid)
+	}
+	fd, err := duplicate(l.raw)
 	if err != nil {
 		return nil, l.opError("file", err)
 	}
-	return f, nil
+	return os.NewFile(uintptr(fd), "unix:"+l.name), nil
 }
 
-func copyFile(syscallConn func() (syscall.RawConn, error), name string) (*os.File, error) {
-	raw, err := syscallConn()
-	if err != nil {
-		return nil, err
+// WriteFiles writes b, and passes copies of the descriptors of files with its first
+// byte (SCM_RIGHTS). It returns the number of bytes written. If it is not 0, the
+// descriptors have been sent. The files stay open here.
+//
+// The limit is 253 files. b must not be empty if there are files, because a stream
+// carries descriptors with data only. If there are too many files, b is empty or a
+// file is closed, WriteFiles returns an error and sends nothing.
+//
+// The peer must use [Conn.ReadFiles]: with a plain Read, the kernel discards the
+// descriptors, or, on macOS, FreeBSD and OpenBSD, leaves them open.
+func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
+	switch {
+	case c.isClosed(writeHalf):
+		return 0, c.opError("write", net.ErrClosed)
+	case len(files) == 0:
+		return c.Write(b)
+	case len(b) == 0:
+		return 0, c.opError("write", errors.New("cannot send descriptors without data"))
+	case len(files) > sys.MaxRights:
+		return 0, c.opError("write", fmt.Errorf("cannot send %d descriptors: limit %d", len(files), sys.MaxRights))
 	}
-	fd, err := copyDescriptor(raw.Control)
-	if err != nil {
-		return nil, err
+	raws := make([]syscall.RawConn, len(files))
+	for i, f := range files {
+		if raws[i], err = f.SyscallConn(); err != nil {
+			return 0, c.opError("write", fmt.Errorf("file %d: %w", i, err))
+		}
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	raw, err := c.raw(writeHalf)
+	if err != nil {
+		return 0, c.ioError("write", writeHalf, err)
+	}
+	fds := make([]int, 0, len(files))
+	rawErr := raw.Write(func(fd uintptr) bool {
+		for n < len(b) {
+			var m int
+			if n == 0 {
+				err = withDescriptors(raws, fds, func(fds []int) error {
+					m, err = sys.SendRights(int(fd), b, fds)
+					return err
+				})
+			} else {
+				m, err = sys.SendRights(int(fd), b[n:], nil)
+			}
+			if err != nil {
+				return err != sys.ErrWouldBlock
+			}
+			n += m
+		}
+		return true
+	})
+	if rawErr != nil {
+		err = netfd.MapRawErr(rawErr)
+	}
+	return n, c.ioError("write", writeHalf, err)
+}
+
+// withDescriptors calls f with the descriptors of raws appended to fds, and keeps
+// them open during the call.
+func withDescriptors(raws []syscall.RawConn, fds []int, f func(fds []int) error) (err error) {
+	if len(raws) == 0 {
+		return f(fds)
+	}
+	controlErr := raws[0].Control(func(fd uintptr) {
+		err = withDescriptors(raws[1:], append(fds, int(fd)), f)
+	})
+	if controlErr != nil {
+		return fmt.Errorf("file %d: %w", len(fds), os.ErrClosed)
+	}
+	return err
+}
+
+// ReadFiles reads up to len(b) bytes as Read does, and receives the descriptors that
+// come with them, at most max. files is nil if none come. They are close-on-exec,
+// and the caller closes them.
+//
+// ReadFiles returns an error if max is negative, if more than max descriptors come,
+// or if the process is out of descriptors for them. Then it has closed every
+// descriptor that came, but the n bytes have been read.
+func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error) {
+	switch {
+	case c.isClosed(readHalf):
+		return 0, nil, c.opError("read", net.ErrClosed)
+	case max < 0:
+		return 0, nil, c.opError("read", fmt.Errorf("negative maximum of descriptors: %d", max))
+	case len(b) == 0:
+		return 0, nil, nil
+	}
+	raw, err := c.raw(readHalf)
+	if err != nil {
+		return 0, nil, c.ioError("read", readHalf, err)
+	}
+	var fds []int
+	rawErr := raw.Read(func(fd uintptr) bool {
+		n, fds, err = sys.ReceiveRights(int(fd), b)
+		return err != sys.ErrWouldBlock
+	})
+	switch {
+	case rawErr != nil:
+		err = netfd.MapRawErr(rawErr)
+	case n > 0 && c.isClosed(readHalf):
+		n, err = 0, net.ErrClosed // as in Read
+	case err == nil && n == 0:
+		err = io.EOF
+	case err == nil && len(fds) > max:
+		err = fmt.Errorf("received more than %d descriptors", max)
+	}
+	if err != nil {
+		sys.CloseAll(fds)
+		return n, nil, c.ioError("read", readHalf, err)
+	}
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "received descriptor"))
+	}
+	return n, files, nil
 }

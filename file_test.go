@@ -696,7 +696,7 @@ func TestFilesThatCannotBeWritten(t *testing.T) {
 		want  string // in the message
 	}{
 		"too many":           {"x", slices.Repeat(w, maxFiles+1), "253"},
-		"no bytes":           {"", w, "byte"},
+		"no bytes":           {"", w, "without data"},
 		"nil":                {"x", []*os.File{nil}, "file 0"},
 		"nil among others":   {"x", []*os.File{w[0], nil}, "file 1"},
 		"closed":             {"x", []*os.File{closed}, "file 0"},

@@ -11,6 +11,10 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/sockfile"
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // A ListenOption changes how [Listen] listens.
@@ -18,42 +22,89 @@ type ListenOption func(*listenConfig)
 
 type listenConfig struct {
 	backlog       int
-	mode          *fs.FileMode // nil: left to the umask
-	replaceStale  bool
+	file          sockfile.Options
 	unlinkOnClose bool
 }
 
-// Backlog sets how many connections may wait to be accepted, 4 unless told. The
-// kernel has it its own way: Linux lets one more wait, so that 0 serves, too, and
-// caps it at net.core.somaxconn. A negative one is an error of [Listen].
+// Backlog sets the maximum number of pending connections. The default is 4, as in
+// Racket. A server behind nginx or haproxy, or with clients that use package net,
+// needs more, for example 511: their connects fail while the backlog is full. Linux
+// queues one more than n, so 0 is usable, and caps n at net.core.somaxconn. [Listen]
+// returns an error if n is negative.
 func Backlog(n int) ListenOption {
 	return func(c *listenConfig) { c.backlog = n }
 }
 
-// A Listener is a listening unix domain socket, a [net.Listener]. All of its
-// methods may be called at once from many goroutines. Its errors are
-// *[net.OpError]: after a close they are [net.ErrClosed], past a deadline
-// [os.ErrDeadlineExceeded].
+// Mode sets the permission bits of the socket file to exactly perm, whatever the umask,
+// which stays unchanged: it belongs to the whole process. No process can connect before
+// the bits are right. Connecting takes write permission. On Linux the file is never
+// wider than perm, not for a moment. On macOS and the BSDs, whose kernels offer no means
+// for that, it may be, before any process can connect.
+//
+// [Listen] returns an error if perm has other bits than those of [fs.ModePerm], or if the
+// path is an abstract name, which has no permissions.
+func Mode(perm fs.FileMode) ListenOption {
+	return func(c *listenConfig) { c.file.Mode = &perm }
+}
+
+// Owner sets the owner and the group of the socket file before any process can connect.
+// -1 leaves one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a
+// front-end server of another group connect.
+//
+// [Listen] returns an error, and leaves no socket file, if the process may not change the
+// owner or the group, or if the path is an abstract name, which has no owner. To change
+// the owner takes root's privileges. The group may be one of the process's own.
+func Owner(uid, gid int) ListenOption {
+	return func(c *listenConfig) { c.file.Owner = &sockfile.Owner{UID: uid, GID: gid} }
+}
+
+// ReplaceStale makes [Listen] replace a socket file that no process listens on, such as
+// a killed process leaves behind. It never replaces the file of a live listener, whose
+// backlog may be full, a file that is not a socket, or a symbolic link. Then, and
+// wherever the answer is not certain, the file stays and the error is
+// [syscall.EADDRINUSE].
+//
+// If many processes race for one stale path, one wins, and the others get EADDRINUSE.
+// They exclude each other with a lock on the directory. Any user who can read the
+// directory can hold the lock. Listen waits for it for at most two seconds. Then, or if
+// the directory cannot be read, it proceeds without the lock, asks twice, and checks
+// 50 ms after bind that the file is still its own.
+func ReplaceStale() ListenOption {
+	return func(c *listenConfig) { c.file.ReplaceStale = true }
+}
+
+// UnlinkOnClose makes [Listener.Close] remove the socket file; see
+// [Listener.SetUnlinkOnClose].
+func UnlinkOnClose() ListenOption {
+	return func(c *listenConfig) { c.unlinkOnClose = true }
+}
+
+// A Listener is a listening unix domain socket, a [net.Listener]. All of its methods may
+// be called concurrently. Its readiness is a channel, [Listener.Ready].
+//
+// Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and
+// [os.ErrDeadlineExceeded] past a deadline. The methods of a nil or zero Listener return
+// an error or a zero value.
 type Listener struct {
 	file *os.File
 	raw  syscall.RawConn // of file
 	name string
 
-	socketFile *socketFile // what Close removes, or nil
-
-	// turn holds a token while a goroutine waits, or is about to wait, in the
-	// poller. One at a time can: a second would queue inside os.File, deaf to
-	// its own context. The others queue for the turn.
-	turn     chan struct{}
+	// pollSem holds a token while a goroutine waits, or is about to wait, in the poller.
+	// Only one goroutine may wait at a time: a second would block on os.File's read lock,
+	// where its context cannot interrupt it. The file's deadline is reset by the holder
+	// only.
+	pollSem  chan struct{}
 	done     chan struct{} // closed by Close
-	unlinked chan struct{} // closed once Close has seen to the socket file
+	removed  chan struct{} // closed once Close has dealt with the socket file
 	deadline deadline
 
-	// mu guards what follows, and every accept(2) on the descriptor.
-	mu      sync.Mutex
-	closed  bool
-	custody custody // the contexts of CloseOn
-	events          // Ready and AcceptEvt
+	mu            sync.Mutex // guards what follows, and every accept(2) on the descriptor
+	closed        bool
+	custodian     *custodian     // of CloseOn
+	sockFile      *sockfile.File // nil: none, or not known
+	unlinkOnClose bool
+	events        events // Ready and AcceptEvt
 }
 
 var (
@@ -61,17 +112,18 @@ var (
 	_ syscall.Conn = (*Listener)(nil)
 )
 
-// Listen listens on a socket bound to path, a filesystem path or an abstract
-// name as [CheckPath] has them. It mirrors unix-socket-listen, its default
-// backlog of 4 too.
+// Listen listens on a socket bound to path, a filesystem path or an abstract name as
+// defined by [CheckPath]. The default backlog of 4 is small: behind nginx, or with
+// clients that use package net, connects fail while it is full, so such a server passes
+// [Backlog](511) or more.
 //
-// Binding a filesystem path makes a file there, which stays after Close, as in
-// Racket: remove it yourself, or use [UnlinkOnClose]. A file that is there
-// already is an error, [syscall.EADDRINUSE]; see [ReplaceStale].
+// Binding a filesystem path creates a file, which stays after Close, as in Racket:
+// remove it, or use [UnlinkOnClose]. A file that exists already is an error,
+// [syscall.EADDRINUSE]; see [ReplaceStale].
 //
-// Errors are *[net.OpError] with Op "listen". Among what errors.Is finds are
+// Errors are *[net.OpError] with Op "listen". Among others, errors.Is finds
 // [ErrInvalidPath], [syscall.EADDRINUSE], [io/fs.ErrNotExist] and
-// [io/fs.ErrPermission].
+// [io/fs.ErrPermission]. It mirrors unix-socket-listen.
 func Listen(path string, opts ...ListenOption) (*Listener, error) {
 	name, err := resolve(path)
 	if err != nil {
@@ -101,41 +153,33 @@ func listenError(name string, err error) error {
 
 func (config *listenConfig) listen(name string) (*Listener, error) {
 	if config.backlog < 0 {
-		return nil, fmt.Errorf("backlog %d: it must not be negative", config.backlog)
+		return nil, fmt.Errorf("negative backlog: %d", config.backlog)
 	}
-	if err := config.checkMode(name); err != nil {
+	if err := config.file.Check(name); err != nil {
 		return nil, err
 	}
-	fd, err := newSocket()
+	fd, err := sys.Socket()
 	if err != nil {
 		return nil, err
 	}
-	file, err := config.bind(fd, name)
-	if err == nil {
-		if err = listenSocket(fd, min(config.backlog, math.MaxInt32)); err != nil {
-			file.unlink()
-		}
-	}
+	file, err := config.file.Listen(fd, name, min(config.backlog, math.MaxInt32))
 	if err != nil {
-		closeSocket(fd)
+		sys.Close(fd)
 		return nil, err
 	}
 	l, err := newListener(fd, name)
 	if err != nil {
-		file.unlink() // the socket is closed already, but was never seen
+		file.Remove()
 		return nil, err
 	}
-	if config.unlinkOnClose {
-		l.socketFile = file
-	}
+	l.sockFile, l.unlinkOnClose = file, config.unlinkOnClose
 	return l, nil
 }
 
-// newListener makes a Listener of fd, which it then owns.
+// newListener returns a Listener for fd, which it owns from then on, also with an error.
 func newListener(fd int, name string) (*Listener, error) {
-	file, err := newFile(fd)
+	file, err := netfd.NewFile(fd)
 	if err != nil {
-		file.Close()
 		return nil, err
 	}
 	raw, err := file.SyscallConn()
@@ -147,17 +191,21 @@ func newListener(fd int, name string) (*Listener, error) {
 		file:     file,
 		raw:      raw,
 		name:     name,
-		turn:     make(chan struct{}, 1),
+		pollSem:  make(chan struct{}, 1),
 		done:     make(chan struct{}),
-		unlinked: make(chan struct{}),
+		removed:  make(chan struct{}),
 		deadline: deadline{expired: make(chan struct{})},
+		events:   events{watching: make(chan struct{})},
 	}, nil
 }
 
-// Accept waits for a connection and returns it, a *[Conn]. It mirrors
-// unix-socket-accept; [Conn.Ports] are its two ports. If descriptors run out,
-// Accept returns EMFILE and the connection goes on waiting for the next Accept:
-// a loop should pause before it tries again.
+// ok reports whether l is not nil or zero.
+func (l *Listener) ok() bool { return l != nil && l.file != nil }
+
+// Accept waits for a connection and returns it, a *[Conn]. If the process is out of
+// descriptors, the error is EMFILE: a loop pauses before it tries again. The connection
+// stays pending on Linux. macOS may drop it. It mirrors unix-socket-accept, whose two
+// ports are [Conn.Ports].
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
 	if err != nil {
@@ -166,127 +214,146 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// AcceptContext is [Listener.Accept], until ctx is done; errors.Is finds
-// ctx.Err() in the error then. Once accepted, ctx has no hold on the Conn.
+// AcceptContext is [Listener.Accept] until ctx is done; then errors.Is finds ctx.Err()
+// in the error. Once a connection is accepted, ctx has no effect on it.
 func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
-	if l.file == nil {
+	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
 	}
 	c, err := l.accept(ctx)
 	if err != nil {
 		return nil, l.opError("accept", err)
 	}
-	observed.accepted(l)
 	return c, nil
 }
 
 func (l *Listener) accept(ctx context.Context) (*Conn, error) {
-	var taken struct {
+	var res struct {
 		conn   *Conn
 		err    error
 		waited bool
 	}
 	try := func(fd uintptr) bool {
-		taken.conn, taken.err = l.take(int(fd))
-		if taken.err == errWouldBlock {
-			taken.waited = true
+		res.conn, res.err = l.take(int(fd))
+		if res.err == sys.ErrWouldBlock {
+			res.waited = true
 			return false
 		}
 		return true
 	}
-	if err := l.attempt(ctx, try); err != nil {
+	if err := l.tryOrWait(ctx, try); err != nil {
 		return nil, err
 	}
-	if taken.waited && taken.err == nil {
-		// A server that was idle comes before the client's first bytes, and has
-		// the time now; with a busy one they may be there when it reads.
-		_, _ = taken.conn.file.open() // if that fails, so does what has to wait
+	if res.waited && res.err == nil {
+		// The server was idle and is here before the client's first bytes: its first
+		// Read would register the connection anyway, and now there is time.
+		return res.conn.registered()
 	}
-	return taken.conn, taken.err
+	return res.conn, res.err
 }
 
-// take accepts one connection, the one in hand first, or returns errWouldBlock.
+// take accepts one connection, the one that is accepted ahead first, or returns
+// ErrWouldBlock.
 func (l *Listener) take(fd int) (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, net.ErrClosed
 	}
-	c, err := l.reclaim(), error(nil)
+	c, err := l.takePending(), error(nil)
 	if c == nil {
 		c, err = l.acceptOne(fd)
 	}
-	l.agree(fd, readyTokens, fewTokens)
+	l.syncFD(fd)
 	return c, err
 }
 
-// acceptOne makes a Conn of what accept(2) returns, or returns errWouldBlock.
-// l.mu is held.
+// acceptOne accepts one connection from the kernel, or returns ErrWouldBlock. mu is held.
 func (l *Listener) acceptOne(fd int) (*Conn, error) {
-	nfd, peer, err := acceptSocket(fd)
+	nfd, peer, err := sys.Accept(fd)
 	if err != nil {
 		return nil, err
 	}
 	return newConn(nfd, l.name, peer), nil
 }
 
-// attempt is await, for any but the watcher, which may have the turn: what can be
-// had at once is had without.
-func (l *Listener) attempt(ctx context.Context, f func(fd uintptr) bool) error {
-	if l.watched.Load() {
-		if err := l.interrupted(ctx, &l.deadline); err != nil {
+// errWatched is the error of a wait in the poller, which the watcher has taken over.
+var errWatched = errors.New("the watcher waits in the poller")
+
+// tryOrWait calls try with the descriptor, now and after each arrival of a connection,
+// until try returns true. It returns early when ctx is done, the deadline expires or the
+// listener is closed.
+func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) error {
+	if err := l.pollWait(ctx, try); err != errWatched {
+		return err
+	}
+	for {
+		if err := l.waitErr(ctx); err != nil {
 			return err
 		}
+		arrival := l.nextArrival() // before the attempt, so that none is missed
 		over := false
-		if l.raw.Control(func(fd uintptr) { over = f(fd) }) == nil && over {
+		if err := l.raw.Control(func(fd uintptr) { over = try(fd) }); err != nil {
+			return netfd.MapRawErr(err)
+		}
+		if over {
 			return nil
 		}
+		select {
+		case <-arrival:
+		case <-ctx.Done():
+		case <-l.deadline.wait():
+		case <-l.done:
+		}
 	}
-	return l.await(ctx, &l.deadline, f)
 }
 
-// await calls f with the descriptor, at once and whenever connections have
-// arrived, until it returns true. It returns early when ctx is done, d expires,
-// which may be nil, or the listener is closed.
-func (l *Listener) await(ctx context.Context, d *deadline, f func(fd uintptr) bool) error {
+// pollWait is tryOrWait for a listener without a watcher: the goroutine waits in the
+// poller itself. It returns errWatched once there is a watcher.
+func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) error {
 	select {
-	case l.turn <- struct{}{}:
+	case l.pollSem <- struct{}{}:
 	default:
 		select {
-		case l.turn <- struct{}{}:
+		case l.pollSem <- struct{}{}:
+		case <-l.events.watching:
+			return errWatched
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-d.wait():
+		case <-l.deadline.wait():
 			return os.ErrDeadlineExceeded
 		case <-l.done:
 			return net.ErrClosed
 		}
 	}
-	defer func() { <-l.turn }()
+	defer func() { <-l.pollSem }()
 	if ctx.Done() != nil {
-		stop := context.AfterFunc(ctx, l.kick)
+		stop := context.AfterFunc(ctx, l.interrupt)
 		defer stop()
 	}
 	for {
-		if err := l.interrupted(ctx, d); err != nil {
+		if err := l.waitErr(ctx); err != nil {
 			return err
 		}
-		err := rawCause(l.raw.Read(f))
+		if isClosed(l.events.watching) {
+			return errWatched
+		}
+		err := netfd.MapRawErr(l.raw.Read(try))
 		if err != os.ErrDeadlineExceeded {
 			return err
 		}
-		// A kick, perhaps one meant for who had the turn before: whoever kicks
-		// makes his reason true first, so it is seen above.
+		// The interrupt may have been meant for the previous holder of pollSem. Callers
+		// of interrupt set their condition first, so the checks above see it.
 		l.file.SetReadDeadline(time.Time{})
 	}
 }
 
-// interrupted returns why not to wait, if there is a reason.
-func (l *Listener) interrupted(ctx context.Context, d *deadline) error {
+// waitErr returns the reason not to wait, or nil.
+func (l *Listener) waitErr(ctx context.Context) error {
 	switch {
 	case isClosed(l.done):
 		return net.ErrClosed
-	case isClosed(d.wait()):
+	case isClosed(l.deadline.wait()):
 		return os.ErrDeadlineExceeded
 	}
 	return ctx.Err()
@@ -302,45 +369,55 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// kick makes whoever waits in the poller look around. The file's deadline
-// serves for nothing else.
-func (l *Listener) kick() {
-	l.file.SetReadDeadline(past)
+// interrupt makes the goroutine that waits in the poller check its conditions. The
+// file's deadline serves for nothing else.
+func (l *Listener) interrupt() {
+	l.file.SetReadDeadline(netfd.ALongTimeAgo)
 }
 
-// Close closes the listener and wakes all who wait for it. The socket file
-// stays, as with unix-socket-close-listener, unless [UnlinkOnClose] was among
-// the options. A second Close returns nil, once the first has seen to the file:
-// whoever was first, it is gone then.
-func (l *Listener) Close() error {
-	if l.file == nil {
+// Close closes the listener. Goroutines that wait for it return [net.ErrClosed]. The
+// socket file stays, as with unix-socket-close-listener, unless [UnlinkOnClose] or
+// [Listener.SetUnlinkOnClose] says otherwise. A second Close returns nil, once the first
+// one has dealt with the file.
+func (l *Listener) Close() error { return l.close(nil) }
+
+// close closes the listener. If by is set, it does so only if by is still the custodian.
+func (l *Listener) close(by *custodian) error {
+	if !l.ok() {
 		return l.opError("close", os.ErrInvalid)
 	}
 	l.mu.Lock()
+	if by != nil && by != l.custodian {
+		l.mu.Unlock()
+		return nil
+	}
 	if l.closed {
 		l.mu.Unlock()
-		// Not until all is closed: a callback of SyscallConn may be who calls, and
-		// that waits for it.
-		<-l.unlinked
+		// This call does not wait until the descriptor is closed: a callback of
+		// SyscallConn may make it, for which the first one waits.
+		<-l.removed
 		return nil
 	}
 	l.closed = true
-	custody := l.custody
-	l.custody = nil
-	hand := l.endEvents()
+	l.custodian.release()
+	l.custodian = nil
+	pending := l.endEvents()
 	close(l.done)
-	l.kick()
+	l.interrupt()
+	var file *sockfile.File
+	if l.unlinkOnClose {
+		file = l.sockFile
+	}
 	l.mu.Unlock()
 
-	// While the socket is open, its file cannot be taken for a stale one.
-	unlinkErr := l.socketFile.unlink()
-	close(l.unlinked)
-	// Not under mu: closing the file waits for callbacks that want it.
-	err := errors.Join(cause(unlinkErr), cause(l.file.Close()))
-	if hand != nil {
-		hand.Close()
+	// While the socket is open, its file is not taken for a stale one.
+	removeErr := file.Remove()
+	close(l.removed)
+	// Without mu: closing the file waits for callbacks that lock it.
+	err := errors.Join(netfd.MapErr(removeErr), netfd.MapErr(l.file.Close()))
+	if pending != nil {
+		pending.Close()
 	}
-	custody.end()
 	l.deadline.set(time.Time{}, nil)
 	if err != nil {
 		return l.opError("close", err)
@@ -348,45 +425,79 @@ func (l *Listener) Close() error {
 	return nil
 }
 
-// CloseOn closes the Listener when ctx is done: ctx is its custodian. A
-// Listener that is closed earlier leaves nothing behind on ctx.
+// CloseOn makes ctx the custodian of the Listener: it closes the Listener when ctx is
+// done. A Listener has one custodian at a time. A later call replaces ctx, and
+// CloseOn(context.Background()) releases the Listener. A Listener that is closed or
+// released leaves nothing behind on ctx.
+//
+// It mirrors a custodian in Racket.
 func (l *Listener) CloseOn(ctx context.Context) {
+	if !l.ok() {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.ended() {
-		l.custody.add(ctx, l.Close)
+	if !l.closed {
+		l.custodian.release()
+		l.custodian = newCustodian(ctx, func(k *custodian) { l.close(k) })
 	}
 }
 
-// Addr returns the *[net.UnixAddr] that the listener is bound to: the absolute
-// form of the path, or the abstract name with its leading NUL; of a socket that
-// [FileListener] adopted, the name as it was bound.
-func (l *Listener) Addr() net.Addr { return unixAddr(l.name) }
-
-// SetDeadline sets the deadline of Accept and AcceptContext: those that wait
-// beyond it fail with [os.ErrDeadlineExceeded]. The zero time means none.
-// [Listener.Ready] and [Listener.AcceptEvt] have no deadline.
-func (l *Listener) SetDeadline(t time.Time) error {
+// SetUnlinkOnClose sets whether Close removes the socket file, as in
+// [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with
+// [UnlinkOnClose].
+//
+// Close removes the file only if it is still this listener's own, and no other file at
+// the path: the one that Listen created, or, for a listener from [FileListener], the
+// socket file that was at its path then. Close waits for at most a second for a process
+// that replaces the file. An abstract name vanishes with its socket, and the setting has
+// no effect.
+//
+// A process that hands its listener to a successor switches it off before it closes the
+// listener, and the successor switches it on for the adopted one.
+func (l *Listener) SetUnlinkOnClose(unlink bool) {
+	if !l.ok() {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case l.file == nil:
+	l.unlinkOnClose = unlink
+}
+
+// Addr returns the *[net.UnixAddr] that the listener is bound to: the absolute form of
+// the path, or the abstract name with its leading NUL. For a listener from
+// [FileListener], it is the name as it was bound.
+func (l *Listener) Addr() net.Addr {
+	if !l.ok() {
+		return nil
+	}
+	return unixAddr(l.name)
+}
+
+// SetDeadline sets the deadline of Accept and AcceptContext: those that wait beyond it
+// fail with [os.ErrDeadlineExceeded]. The zero time means none. [Listener.Ready] and
+// [Listener.AcceptEvt] have no deadline.
+func (l *Listener) SetDeadline(t time.Time) error {
+	if !l.ok() {
 		return l.opError("set", os.ErrInvalid)
-	case l.closed:
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
 		return l.opError("set", net.ErrClosed)
 	}
-	l.deadline.set(t, l.kick)
+	l.deadline.set(t, l.interrupt)
 	return nil
 }
 
 // A deadline is a moment that can be moved, and a channel that it closes.
 type deadline struct {
 	mu      sync.Mutex
-	timer   *time.Timer   // nil if there is no deadline to come
-	expired chan struct{} // closed while the deadline is past
+	timer   *time.Timer   // nil if no deadline is set, or it has expired
+	expired chan struct{} // closed while the deadline is in the past
 }
 
-// set moves the deadline to t, the zero time meaning never. When it comes, and
+// set moves the deadline to t. The zero time means never. When the deadline expires, and
 // the channel is closed, notify is called.
 func (d *deadline) set(t time.Time, notify func()) {
 	d.mu.Lock()
@@ -412,7 +523,7 @@ func (d *deadline) set(t time.Time, notify func()) {
 	timer = time.AfterFunc(left, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if d.timer == timer { // else the deadline was moved at the last moment
+		if d.timer == timer { // otherwise the deadline was moved in the last moment
 			d.timer = nil
 			close(expired)
 			notify()
@@ -421,37 +532,44 @@ func (d *deadline) set(t time.Time, notify func()) {
 	d.timer = timer
 }
 
-// wait returns a channel that is closed once the deadline is past; nil never is.
+// wait returns a channel that is closed once the deadline has expired.
 func (d *deadline) wait() <-chan struct{} {
-	if d == nil {
-		return nil
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.expired
 }
 
-// SyscallConn returns access to the descriptor, for what this package does not
-// offer. A Read waits as an Accept does, its deadline too; a Write fails with
-// [errors.ErrUnsupported]. What they call back may be called by several at once.
+// SyscallConn returns access to the descriptor, for what this package does not offer. Its
+// Read waits as Accept does, with the same deadline. Its Write fails with
+// [errors.ErrUnsupported]. Several callbacks may run concurrently.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
-	if l.file == nil {
+	if !l.ok() {
 		return nil, l.opError("raw", os.ErrInvalid)
 	}
 	return rawListener{l}, nil
 }
 
+// rawListener is a Listener's syscall.RawConn. A callback may accept a connection, so
+// the readiness channel is synchronized after each one.
 type rawListener struct{ l *Listener }
 
 func (r rawListener) Control(f func(fd uintptr)) error {
-	if err := r.l.raw.Control(f); err != nil {
+	err := r.l.raw.Control(func(fd uintptr) {
+		f(fd)
+		r.l.lockAndSync(fd)
+	})
+	if err != nil {
 		return r.l.opError("raw-control", net.ErrClosed)
 	}
 	return nil
 }
 
 func (r rawListener) Read(f func(fd uintptr) bool) error {
-	if err := r.l.attempt(context.Background(), f); err != nil {
+	err := r.l.tryOrWait(context.Background(), func(fd uintptr) bool {
+		defer r.l.lockAndSync(fd)
+		return f(fd)
+	})
+	if err != nil {
 		return r.l.opError("raw-read", err)
 	}
 	return nil
@@ -461,7 +579,7 @@ func (r rawListener) Write(func(fd uintptr) bool) error {
 	return r.l.opError("raw-write", errors.ErrUnsupported)
 }
 
-// opError makes the error of a method of l, the one place that does.
+// opError returns the error of a method of l. It is the only place that makes one.
 func (l *Listener) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: "unix", Addr: l.Addr(), Err: cause(err)}
+	return &net.OpError{Op: op, Net: "unix", Addr: l.Addr(), Err: netfd.MapErr(err)}
 }

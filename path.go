@@ -6,88 +6,89 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// ErrInvalidPath is what errors.Is finds in every error about a path that no
-// unix domain socket can have on this platform.
+// ErrInvalidPath is the error that errors.Is finds in every error about a path that
+// no unix domain socket can have on this platform.
 var ErrInvalidPath = errors.New("invalid unix socket path")
 
-// onLinux says that there are abstract names.
-const onLinux = runtime.GOOS == "linux" || runtime.GOOS == "android"
-
-// errUnavailable is the error of everything on a platform without unix domain
+// errUnavailable is the error of every constructor on a platform without unix domain
 // sockets.
-var errUnavailable = fmt.Errorf("unix domain sockets on this platform: %w", errors.ErrUnsupported)
+var errUnavailable = fmt.Errorf("unix domain sockets on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 
-// ValidPath reports whether path can name a unix domain socket on this
-// platform; [CheckPath] says why not. It mirrors unix-socket-path?.
+// ValidPath reports whether path can name a unix domain socket on this platform. It
+// mirrors unix-socket-path?.
 func ValidPath(path string) bool {
 	return CheckPath(path) == nil
 }
 
-// CheckPath returns nil if path can name a unix domain socket on this platform,
-// and otherwise an error that is [ErrInvalidPath] and says what is wrong and
-// what the limit is.
+// CheckPath returns nil if path can name a unix domain socket on this platform.
+// Otherwise it returns an error that is [ErrInvalidPath] and says what is wrong, with
+// the length and the limit.
 //
-// A string that begins with NUL is an abstract name, on Linux only: it has 1 to
-// [MaxPathLen] bytes with the leading NUL, and each of them counts. Any other
-// string is a filesystem path. It is valid if it is not empty, holds no NUL,
-// and its absolute form has at most MaxPathLen bytes. The absolute form is the
-// working directory, a slash, and the path, with runs of slashes made one and
-// nothing else changed: no dot, no dot-dot and no link is resolved. That is what
-// is bound and connected to, whatever the working directory is later. A leading @
-// has no special meaning.
+// A string that begins with NUL is an abstract name, on Linux only. It has 1 to
+// [MaxPathLen] bytes with the leading NUL, and each of them counts. Any other string
+// is a filesystem path. It is valid if it is not empty, contains no NUL, and its
+// absolute form has at most MaxPathLen bytes. A leading @ has no special meaning.
+//
+// The absolute form is the working directory, a slash, and the path, with runs of
+// slashes collapsed and nothing else changed: dots and symbolic links are left to the
+// kernel. The socket is bound or connected to the absolute form, so a later change of
+// the working directory has no effect.
 func CheckPath(path string) error {
 	_, err := resolve(path)
 	return err
 }
 
-// Abstract returns the path that stands for the abstract socket called name: a
-// NUL and name, as in Racket's byte string #"\0name".
+// Abstract returns the path of the abstract socket called name: a NUL followed by
+// name, as in Racket's byte string #"\0name".
 func Abstract(name string) string {
 	return "\x00" + name
 }
 
-// resolve returns what the kernel is given for path: an abstract name as it is,
-// and of a filesystem path the absolute form.
+// resolve returns the name that the kernel gets for path: an abstract name as it is,
+// a filesystem path in its absolute form.
 func resolve(path string) (string, error) {
 	switch {
 	case !Available:
 		return "", fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
 	case path == "":
-		return "", fmt.Errorf("%w: it is empty, the limit is %d bytes", ErrInvalidPath, MaxPathLen)
-	case path[0] == 0 && !onLinux:
-		return "", fmt.Errorf("%w: it begins with NUL, and abstract names exist on Linux only, not on %s", ErrInvalidPath, runtime.GOOS)
+		return "", fmt.Errorf("%w: path is empty (0 bytes, limit %d)", ErrInvalidPath, MaxPathLen)
+	case path[0] == 0 && !sys.AbstractNames:
+		return "", fmt.Errorf("%w: path begins with NUL (%d bytes, limit %d), and %s has no abstract names",
+			ErrInvalidPath, len(path), MaxPathLen, runtime.GOOS)
 	case path[0] == 0 && len(path) > MaxPathLen:
-		return "", fmt.Errorf("%w: the abstract name has %d bytes with its leading NUL, the limit is %d",
+		return "", fmt.Errorf("%w: abstract name is too long (%d bytes with its leading NUL, limit %d)",
 			ErrInvalidPath, len(path), MaxPathLen)
 	case path[0] == 0:
 		return path, nil
 	case strings.IndexByte(path, 0) > 0:
-		return "", fmt.Errorf("%w: NUL at byte %d of a filesystem path of %d bytes, the limit is %d without any",
+		return "", fmt.Errorf("%w: path contains NUL at byte %d (%d bytes, limit %d)",
 			ErrInvalidPath, strings.IndexByte(path, 0), len(path), MaxPathLen)
 	}
 	full := path
 	if path[0] != '/' {
-		// The kernel's own word for the working directory: $PWD, which os.Getwd
-		// prefers, may be /proc/self/cwd or another name that a chdir moves.
+		// The kernel's name for the working directory: $PWD, which os.Getwd prefers,
+		// may be /proc/self/cwd or another name whose meaning a chdir changes.
 		wd, err := syscall.Getwd()
 		if err != nil {
-			return "", fmt.Errorf("%w: the absolute form of a relative path, the limit is %d bytes, and no working directory: %w",
-				ErrInvalidPath, MaxPathLen, err)
+			return "", fmt.Errorf("%w: relative path without a working directory (%d bytes, limit %d for the absolute form): %w",
+				ErrInvalidPath, len(path), MaxPathLen, err)
 		}
 		full = wd + "/" + path
 	}
-	full = squeezeSlashes(full)
+	full = collapseSlashes(full)
 	if len(full) > MaxPathLen {
-		return "", fmt.Errorf("%w: the absolute form %.*q has %d bytes, the limit is %d",
+		return "", fmt.Errorf("%w: absolute form %.*q is too long (%d bytes, limit %d)",
 			ErrInvalidPath, MaxPathLen, full, len(full), MaxPathLen)
 	}
 	return full, nil
 }
 
-// squeezeSlashes makes each run of slashes in path one.
-func squeezeSlashes(path string) string {
+// collapseSlashes replaces each run of slashes in path by one.
+func collapseSlashes(path string) string {
 	if !strings.Contains(path, "//") {
 		return path
 	}

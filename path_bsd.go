@@ -1,7 +1,14 @@
-//go:build darwin || dragonfly || freebsd || netbsd
+//go:build darwin || dragonfly || freebsd || netbsd || openbsd
 
 package unixsock
 
-// MaxPathLen is the most bytes that the absolute form of a path may have. All
-// of them can be used.
-const MaxPathLen = 104
+import "github.com/go-unixsock/unixsock/internal/sys"
+
+// Available reports whether the platform supports unix domain sockets. It mirrors
+// unix-socket-available?.
+const Available = true
+
+// MaxPathLen is the maximum length, in bytes, of the absolute form of a path. The
+// whole length is usable. It is 104, but 103 on OpenBSD, whose kernel needs room for
+// a NUL after the path.
+const MaxPathLen = sys.MaxPathLen

@@ -1,5 +1,9 @@
 package unixsock
 
-// MaxPathLen is the most bytes that the absolute form of a path, or an abstract
-// name with its leading NUL, may have. All of them can be used.
+// Available reports whether the platform supports unix domain sockets. It mirrors
+// unix-socket-available?.
+const Available = true
+
+// MaxPathLen is the maximum length, in bytes, of the absolute form of a path, or of an
+// abstract name with its leading NUL. The whole length is usable.
 const MaxPathLen = 108

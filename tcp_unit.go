@@ -5,18 +5,23 @@ import (
 	"net"
 )
 
-// A TCPUnit serves code written against TCP with one unix domain socket. It
-// mirrors make-unix-socket-tcp@, the unit that Racket's web server takes.
+// A TCPUnit lets code that was written against TCP use one unix domain socket.
+//
+// Every client then looks like loopback, 127.0.0.1:0. Middleware that trusts, logs or
+// limits clients by address takes all of them for local ones, and for the same one. An
+// HTTP server needs no TCPUnit: it serves on the Listener of [Listen].
+//
+// It mirrors make-unix-socket-tcp@, the unit that Racket's web server takes.
 type TCPUnit struct {
 	path string
-	name string // what path stood for when the unit was made; "" if err is set
+	name string // what path resolved to when the unit was made; "" if err is set
 	err  error  // of the path
 	opts []ListenOption
 }
 
-// NewTCPUnit returns a unit for the socket at path, which is made absolute now.
-// Its backlog is 511, that of Racket's web server, unless opts say otherwise. A
-// path that is not valid is an error of the methods.
+// NewTCPUnit returns a unit for the socket at path, whose absolute form is determined at
+// once. The default backlog is 511, as in Racket's web server. If path is not valid, the
+// unit's methods return the error.
 func NewTCPUnit(path string, opts ...ListenOption) *TCPUnit {
 	name, err := resolve(path)
 	return &TCPUnit{
@@ -27,7 +32,7 @@ func NewTCPUnit(path string, opts ...ListenOption) *TCPUnit {
 	}
 }
 
-// check returns what is wrong with the unit's path; the zero unit's is empty.
+// check returns the error of the unit's path, which is empty for a zero unit.
 func (u *TCPUnit) check() error {
 	if u.name == "" && u.err == nil {
 		return CheckPath("")
@@ -35,10 +40,10 @@ func (u *TCPUnit) check() error {
 	return u.err
 }
 
-// Listen is [Listen] on the unit's path; its arguments are not looked at. The
-// listener's address, and those of its connections, look like TCP's. It has the
-// methods of a [Listener] besides, by assertion; of these only Accept returns
-// connections such as [TCPUnit.DialContext] does, the others plain Conns.
+// Listen is [Listen] on the unit's path. It ignores its arguments. The addresses of the
+// listener and of its connections look like TCP's. A type assertion gives access to the
+// other methods of a [Listener]. Accept returns connections as [TCPUnit.DialContext]
+// does, the other methods return plain Conns.
 func (u *TCPUnit) Listen(network, address string) (net.Listener, error) {
 	if err := u.check(); err != nil {
 		return nil, listenError(u.path, err)
@@ -55,10 +60,11 @@ func (u *TCPUnit) Dial(network, address string) (net.Conn, error) {
 	return u.DialContext(context.Background(), network, address)
 }
 
-// DialContext is [ConnectContext] to the unit's path; network and address are
-// not looked at. The connection's addresses look like TCP's, local 127.0.0.1:1
-// and remote 127.0.0.1:0. It has the methods of a [Conn] besides, by assertion,
-// and NetConn returns that Conn. So it is with the listener's connections.
+// DialContext is [ConnectContext] to the unit's path. It ignores network and address. The
+// connection's addresses look like TCP's: local 127.0.0.1:1, remote 127.0.0.1:0. A type
+// assertion gives access to the other methods of a [Conn], and to NetConn, a method
+// that returns the Conn itself as a [net.Conn]. The same holds for the connections that
+// the listener accepts.
 func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if err := u.check(); err != nil {
 		return nil, dialError(u.path, err)
@@ -70,7 +76,7 @@ func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net
 	return &tcpConn{c}, nil
 }
 
-// tcpListener is a Listener that looks like one of TCP.
+// tcpListener is a Listener with the addresses of a TCP listener.
 type tcpListener struct{ *Listener }
 
 func (l *tcpListener) Addr() net.Addr { return tcpAddr(1) }
@@ -83,7 +89,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 	return &tcpConn{c}, nil
 }
 
-// tcpConn is a Conn that looks like one of TCP.
+// tcpConn is a Conn with the addresses of a TCP connection.
 type tcpConn struct{ *Conn }
 
 func (c *tcpConn) LocalAddr() net.Addr  { return tcpAddr(1) }

@@ -1,33 +1,32 @@
-// Package unixsock is unix domain sockets of the stream kind, with the features
-// of Racket's unix-socket library that package net lacks: a listener that can be waited
-// for in a select, all the bytes of a path or an abstract name, two ends of a
-// connection that close apart, and a Connect that waits while a server is busy.
+// Package unixsock provides Unix domain stream sockets. It mirrors Racket's
+// racket/unix-socket and adds what package net lacks: a listener whose readiness is a
+// channel, paths and abstract names of full length, connection halves that close
+// independently, and a Connect that waits while the server's backlog is full.
 //
-// # From net
+// # Differences from net
 //
-// A [Listener] is a [net.Listener] and a [Conn] is a [net.Conn]; what takes one
-// of these takes them too. [Listen] and [Connect] stand for net.Listen and
-// net.Dial with "unix". The differences:
+// A [Listener] is a [net.Listener] and a [Conn] is a [net.Conn]. [Listen] and
+// [Connect] correspond to net.Listen and net.Dial with the network "unix". The
+// differences:
 //
-//   - [Listener.Ready] is a channel that is ready to receive from while a client
-//     waits to be accepted, so that a loop can select on clients, timers and
-//     contexts alike. It accepts nothing. [Listener.AcceptEvt] is such a channel
-//     that accepts.
-//   - Connect waits while the listener's backlog is full, as connect(2) does in
-//     C, where net.Dial fails with EAGAIN. (On Linux; elsewhere it is refused.)
-//   - The backlog is 4 unless [Backlog] says otherwise: few, for a server whose
-//     clients are not of this package and fail when it is full.
-//   - A leading @ means nothing special. An abstract name begins with NUL; see
-//     [Abstract] and [CheckPath]. Every byte of it counts.
+//   - [Listener.Ready] is a channel that can be received from while a connection is
+//     pending, so a select can wait for clients, timers and contexts alike. A receive
+//     accepts nothing. [Listener.AcceptEvt] is a channel of accepted connections.
+//   - On Linux, Connect waits while the listener's backlog is full, as a blocking
+//     connect(2) does. net.Dial fails with EAGAIN. On other systems both are refused.
+//   - The default backlog is 4. A server whose clients do not wait, such as nginx or
+//     programs that use package net, needs a larger one; see [Backlog].
+//   - A leading @ has no special meaning. An abstract name begins with NUL, and every
+//     byte counts; see [Abstract] and [CheckPath].
 //   - Closing a listener leaves the socket file, unless [UnlinkOnClose] is given.
-//   - [Conn.CloseRead] drops what has come and was not read, and Read fails then.
-//   - What Accept returns is a *Conn, not a *net.UnixConn, and the name of an
-//     abstract socket in addresses and errors has its NUL; print it with %q.
+//   - [Conn.CloseRead] discards unread data, and Read fails from then on.
+//   - Accept returns a *Conn, not a *net.UnixConn. The name of an abstract socket in
+//     addresses and errors contains its NUL; print it with %q.
 //
-// # From Racket
+// # Racket's names
 //
 //	unix-socket-available?      Available
-//	unix-socket-path?           ValidPath; CheckPath says why not
+//	unix-socket-path?           ValidPath; CheckPath explains
 //	#"\0name"                   "\x00name", or Abstract("name")
 //	unix-socket-connect         Connect, ConnectContext; then Conn.Ports
 //	unix-socket-listen          Listen; Backlog is its second argument
@@ -38,20 +37,27 @@
 //	unix-socket-close-listener  Listener.Close
 //	make-unix-socket-tcp@       NewTCPUnit
 //
-// sync over several events is select over their channels. A custodian is a
+// Racket's sync over several events is a select over their channels. A custodian is a
 // [context.Context]: [Conn.CloseOn] and [Listener.CloseOn] put a connection or a
-// listener under it, and AcceptEvt's is that of the connections it delivers. An
-// error is a value that is returned, where Racket raises an exception.
+// listener in its charge, and the context of AcceptEvt is the custodian of the
+// connections that it delivers. Where Racket raises an exception, a function returns
+// an error.
 //
 // # A server's loop
 //
-//	listener, err := unixsock.Listen("/run/example.sock")
+//	listener, err := unixsock.Listen("/run/example.sock", unixsock.Backlog(511))
 //	...
 //	for {
 //		select {
-//		case <-listener.Ready():
+//		case _, ok := <-listener.Ready():
+//			if !ok {
+//				return nil // the listener was closed
+//			}
 //			conn, err := listener.AcceptContext(ctx)
-//			...
+//			if err != nil {
+//				return err
+//			}
+//			go serve(conn)
 //		case <-ticker.C:
 //			...
 //		case <-ctx.Done():
@@ -61,44 +67,43 @@
 //
 // # Platforms
 //
-// Linux (Android too), macOS (iOS too), FreeBSD, NetBSD, OpenBSD and DragonFly.
-// On any other the package compiles, [Available] is false, no path is valid, and
-// what makes a socket returns an error that is [errors.ErrUnsupported]. Abstract
-// names are Linux's alone.
+// Linux (Android too), macOS (iOS too), FreeBSD, NetBSD, OpenBSD and DragonFly. On any
+// other platform the package compiles, [Available] is false, no path is valid, and
+// every constructor returns an error that is [errors.ErrUnsupported]. Abstract names
+// exist on Linux only.
 package unixsock
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"net"
-	"sync/atomic"
+	"sync"
 	"time"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// errWouldBlock says that a call would have had to wait.
-var errWouldBlock = errors.New("would block")
-
-// Connect connects to the socket at path and waits while its listener's backlog
-// is full; see [ConnectContext]. It mirrors unix-socket-connect: [Conn.Ports]
-// are the two ports.
+// Connect connects to the socket at path. It waits while the listener's backlog is
+// full; see [ConnectContext]. It mirrors unix-socket-connect, whose two ports are
+// [Conn.Ports].
 func Connect(path string) (*Conn, error) {
 	return ConnectContext(context.Background(), path)
 }
 
-// ConnectContext connects to the socket at path, a filesystem path or an
-// abstract name as [CheckPath] has them.
+// ConnectContext connects to the socket at path, a filesystem path or an abstract name
+// as defined by [CheckPath].
 //
-// As a blocking connect(2) would, it waits while the backlog of the listener is
-// full, until ctx is done; errors.Is finds ctx.Err() in the error then. On Linux,
-// that is: on macOS and the BSDs a full backlog is ECONNREFUSED, no different
-// from nobody listening. It waits by trying again at intervals, of some
-// milliseconds, more if many wait, for no event tells of room: who came first
-// need not be the first to connect. Once connected, ctx has no hold on the Conn.
+// On Linux it waits while the listener's backlog is full, until ctx is done; then
+// errors.Is finds ctx.Err() in the error. No kernel event reports room in a backlog,
+// so ConnectContext tries again at intervals of up to some milliseconds. Goroutines
+// that wait for the same path take turns, and all waiting goroutines of a process
+// together use only a small share of one core. Once connected, ctx has no effect on
+// the Conn. On macOS and the BSDs a full backlog is ECONNREFUSED, as if no process
+// listened.
 //
-// Errors are *[net.OpError] with Op "dial". Among what errors.Is finds are
+// Errors are *[net.OpError] with Op "dial". Among others, errors.Is finds
 // [ErrInvalidPath], [io/fs.ErrNotExist], [io/fs.ErrPermission] and
-// [syscall.ECONNREFUSED].
+// [syscall.ECONNREFUSED]. It mirrors unix-socket-connect.
 func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 	name, err := resolve(path)
 	if err != nil {
@@ -112,18 +117,17 @@ func dial(ctx context.Context, name string) (*Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, dialError(name, err)
 	}
-	fd, err := newSocket()
+	fd, err := sys.Socket()
 	if err != nil {
 		return nil, dialError(name, err)
 	}
-	if err = connectSocket(fd, name); err == errWouldBlock {
-		err = awaitBacklog(ctx, fd, name)
+	if err = sys.Connect(fd, name); err == sys.ErrWouldBlock {
+		err = waitForBacklog(ctx, fd, name)
 	}
 	if err != nil {
-		closeSocket(fd)
+		sys.Close(fd)
 		return nil, dialError(name, err)
 	}
-	observed.connected(fd, name)
 	return newConn(fd, "", name), nil
 }
 
@@ -131,35 +135,94 @@ func dialError(name string, err error) error {
 	return &net.OpError{Op: "dial", Net: "unix", Addr: unixAddr(name), Err: err}
 }
 
-// No event tells that a full backlog has room again: the kernel wakes those who
-// block in connect(2), each in a thread of its own, and poll has no word for
-// it. So one tries again, at intervals that keep the whole process, however
-// many of its goroutines wait, below one attempt per retryShare.
+// No event reports that a full backlog has room again: the kernel wakes only threads
+// that block in connect(2), and poll does not report it. So connect is tried again at
+// intervals. Of the goroutines that wait for one name, one tries at a time, as the
+// others would find the same full backlog; so the cost does not grow with their
+// number.
 const (
-	retryFirst = 100 * time.Microsecond
-	retryMost  = 10 * time.Millisecond
-	retryShare = 50 * time.Microsecond
+	minRetry = 100 * time.Microsecond
+	maxRetry = 10 * time.Millisecond
+
+	// An interval is at least retryShare times as long as an attempt takes, as measured
+	// in the process. So attempts take 2 % of a core, and the timers and wakeups around
+	// them, which are slow where system calls are slow, have several times that before
+	// the waiting goroutines reach 20 %.
+	retryShare = 50
+
+	// maxCost bounds the measured duration of an attempt: a goroutine may be preempted
+	// during the measurement.
+	maxCost = 2 * time.Millisecond
 )
 
-// retrying counts the goroutines in awaitBacklog.
-var retrying atomic.Int64
-
-// awaitBacklog connects fd to name, whose backlog was full just now.
-func awaitBacklog(ctx context.Context, fd int, name string) error {
-	retrying.Add(1)
-	defer retrying.Add(-1)
+// waitForBacklog connects fd to name, whose backlog was full.
+func waitForBacklog(ctx context.Context, fd int, name string) error {
+	q := waiting.join(name)
+	defer waiting.leave(name, q)
+	select {
+	case q.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-q.turn }()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	for pause := retryFirst; ; pause = min(2*pause, retryMost) {
-		d := max(pause, time.Duration(retrying.Load())*retryShare)
-		timer.Reset(d/2 + rand.N(d)) // no two in step
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-timer.C:
-		}
-		if err := connectSocket(fd, name); err != errWouldBlock {
+	for pause := minRetry; ; pause = min(2*pause, maxRetry) {
+		start := time.Now()
+		if err := sys.Connect(fd, name); err != sys.ErrWouldBlock {
 			return err
 		}
+		cost := min(time.Since(start), maxCost)
+		d := max(pause, time.Duration(waiting.names())*retryShare*cost)
+		timer.Reset(d/2 + rand.N(d)) // so that processes do not keep in step
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+}
+
+// waiting holds a queue for each name that a goroutine waits to connect to.
+var waiting queues
+
+type queues struct {
+	mu     sync.Mutex
+	byName map[string]*queue
+}
+
+// A queue is the goroutines that wait to connect to one name.
+type queue struct {
+	turn    chan struct{} // holds a token while one of them tries
+	members int           // guarded by queues.mu
+}
+
+func (qs *queues) join(name string) *queue {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	q := qs.byName[name]
+	if q == nil {
+		if qs.byName == nil {
+			qs.byName = make(map[string]*queue)
+		}
+		q = &queue{turn: make(chan struct{}, 1)}
+		qs.byName[name] = q
+	}
+	q.members++
+	return q
+}
+
+func (qs *queues) leave(name string, q *queue) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if q.members--; q.members == 0 {
+		delete(qs.byName, name)
+	}
+}
+
+// names returns the number of names that goroutines wait for.
+func (qs *queues) names() int {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	return len(qs.byName)
 }
