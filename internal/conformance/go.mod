@@ -1,4 +1,4 @@
-module github.com/go-unixsock/unixsock/conformance
+module github.com/go-unixsock/unixsock/internal/conformance
 
 go 1.26.0
 
@@ -15,4 +15,4 @@ require (
 	google.golang.org/protobuf v1.36.12 // indirect
 )
 
-replace github.com/go-unixsock/unixsock => ../
+replace github.com/go-unixsock/unixsock => ../..
