@@ -49,12 +49,12 @@ func eachNetName(t *testing.T, test func(t *testing.T, name, netName string)) {
 // dialNet connects with package net.
 func dialNet(t *testing.T, name string) *net.UnixConn {
 	t.Helper()
-	c, err := net.DialTimeout("unix", name, patience)
+	c, err := net.DialTimeout("unix", name, timeout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(timeout))
 	return c.(*net.UnixConn)
 }
 
@@ -67,7 +67,7 @@ func listenNet(t *testing.T, name string) *net.UnixListener {
 	}
 	t.Cleanup(func() { l.Close() })
 	ul := l.(*net.UnixListener)
-	ul.SetDeadline(time.Now().Add(patience))
+	ul.SetDeadline(time.Now().Add(timeout))
 	return ul
 }
 
@@ -79,7 +79,7 @@ func acceptNet(t *testing.T, l *net.UnixListener) *net.UnixConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(timeout))
 	return c
 }
 
@@ -202,7 +202,7 @@ func TestNetAdoptsConn(t *testing.T) {
 	limit(t, ours, err)
 	theirs := withFile(t, limit(t, given, err), net.FileConn).(*net.UnixConn)
 	defer theirs.Close()
-	theirs.SetDeadline(time.Now().Add(patience))
+	theirs.SetDeadline(time.Now().Add(timeout))
 	given.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -214,7 +214,7 @@ func TestNetAdoptsListener(t *testing.T) {
 	given := listen(t, socketDir(t)+"/s")
 	l := withFile(t, given, net.FileListener).(*net.UnixListener)
 	defer l.Close()
-	l.SetDeadline(time.Now().Add(patience))
+	l.SetDeadline(time.Now().Add(timeout))
 	given.Close()
 	c := connect(t, given.Addr().String())
 	io.WriteString(c, "x")

@@ -23,8 +23,8 @@ import (
 	"github.com/go-unixsock/unixsock"
 )
 
-// patience is how long a test waits for a peer before it gives up on it.
-const patience = 30 * time.Second
+// timeout is how long a test waits for a peer before it gives up on it.
+const timeout = 30 * time.Second
 
 // program returns the file of a program, or skips the test.
 func program(t testing.TB, name string) string {
@@ -37,10 +37,10 @@ func program(t testing.TB, name string) string {
 }
 
 // peer returns a command that is killed at the end of the test, or when
-// patience is, and whose standard error is shown if the test fails.
+// timeout is, and whose standard error is shown if the test fails.
 func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	cmd := exec.CommandContext(ctx, program(t, name), args...)
 	// A child that the peer leaves behind must not hold Wait by its pipes.
 	cmd.WaitDelay = time.Second
@@ -131,10 +131,10 @@ func listen(t testing.TB, path string) *unixsock.Listener {
 	return l
 }
 
-// accept accepts with a limit on its patience.
+// accept accepts with a limit on its timeout.
 func accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	c, err := l.AcceptContext(ctx)
 	return limit(t, c, err)
@@ -144,7 +144,7 @@ func accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 // nothing but a connect can tell.
 func connect(t testing.TB, path string) *unixsock.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	for {
 		c, err := unixsock.ConnectContext(ctx, path)
@@ -163,7 +163,7 @@ func limit(t testing.TB, c *unixsock.Conn, err error) *unixsock.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
 		t.Fatal(err)
 	}
 	return c

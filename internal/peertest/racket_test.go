@@ -362,7 +362,7 @@ func TestRacketsConnectMakesListenerReady(t *testing.T) {
 		if got != l {
 			t.Fatalf("readiness gave %p, want the listener %p", got, l)
 		}
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		t.Fatal("not ready after the connect")
 	}
 	r.do(`(begin (write-bytes #"x" out) (flush-output out))`)
@@ -386,7 +386,7 @@ func TestAcceptEvtTakesRacketsConnects(t *testing.T) {
 			expectEOF(t, c)
 			c.Close()
 			r.want(`#<eof>`, `(read-byte in)`)
-		case <-time.After(patience):
+		case <-time.After(timeout):
 			t.Fatal("no connection delivered")
 		}
 	}

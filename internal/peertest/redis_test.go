@@ -50,14 +50,14 @@ type session struct {
 
 func newSession(t *testing.T, dial func(ctx context.Context) (net.Conn, error)) *session {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	c, err := dial(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(timeout))
 	return &session{c, bufio.NewReader(c)}
 }
 
