@@ -18,15 +18,22 @@ import (
 // web serves over a TCPUnit on path until the end of the test.
 func web(t *testing.T, path string, handler http.HandlerFunc) {
 	t.Helper()
-	serve(t, path, &http.Server{Handler: handler})
+	serve(t, listenUnit(t, path), &http.Server{Handler: handler})
 }
 
-func serve(t *testing.T, path string, server *http.Server) {
+// listenUnit returns a listener of a TCPUnit on path.
+func listenUnit(t *testing.T, path string) net.Listener {
 	t.Helper()
 	l, err := unixsock.NewTCPUnit(path).Listen("tcp", ":80")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+// serve runs server on l until the end of the test.
+func serve(t *testing.T, l net.Listener, server *http.Server) {
+	t.Helper()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -93,7 +100,7 @@ func TestCurlKeepsItsConnection(t *testing.T) {
 	path := socketDir(t) + "/s"
 	var mu sync.Mutex
 	conns := map[net.Conn]bool{}
-	serve(t, path, &http.Server{
+	serve(t, listenUnit(t, path), &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, r.URL.Path)
 		}),

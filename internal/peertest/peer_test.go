@@ -26,14 +26,17 @@ import (
 // timeout is how long a test waits for a peer before it gives up on it.
 const timeout = 30 * time.Second
 
-// program returns the file of a program, or skips the test.
+// program returns the file of a program. It skips the test if the program is not
+// installed. Servers may be in /usr/sbin, which is not in every user's PATH.
 func program(t testing.TB, name string) string {
 	t.Helper()
-	file, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("%s is not installed", name)
+	for _, name := range []string{name, "/usr/sbin/" + name} {
+		if file, err := exec.LookPath(name); err == nil {
+			return file
+		}
 	}
-	return file
+	t.Skipf("%s is not installed", name)
+	return ""
 }
 
 // peer returns a command that is killed at the end of the test, or when
@@ -52,7 +55,8 @@ func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 			cmd.Wait()
 		}
 		if t.Failed() && stderr.Len() > 0 {
-			t.Logf("%s on its standard error: %s", name, stderr.Bytes())
+			b := stderr.Bytes()
+			t.Logf("the end of what %s wrote to its standard error: %s", name, b[max(0, len(b)-4096):])
 		}
 	})
 	return cmd
@@ -120,10 +124,10 @@ func noise(n int) []byte {
 	return b
 }
 
-// listen listens with unixsock until the end of the test.
-func listen(t testing.TB, path string) *unixsock.Listener {
+// listen returns a Listener that is open until the end of the test.
+func listen(t testing.TB, path string, opts ...unixsock.ListenOption) *unixsock.Listener {
 	t.Helper()
-	l, err := unixsock.Listen(path)
+	l, err := unixsock.Listen(path, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
