@@ -1,5 +1,9 @@
 //go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
 
+// Package peertest tests unixsock against other implementations of Unix domain
+// sockets: Racket, whose library unixsock mirrors, netcat, socat, curl, Redis,
+// nginx, haproxy, Python, systemd and Go's net. A test is skipped if its program is
+// not installed. The package contains only tests.
 package peertest
 
 import (
@@ -23,7 +27,7 @@ import (
 	"github.com/go-unixsock/unixsock"
 )
 
-// timeout is how long a test waits for a peer before it gives up on it.
+// timeout limits each wait for a peer.
 const timeout = 30 * time.Second
 
 // program returns the file of a program. It skips the test if the program is not
@@ -39,13 +43,13 @@ func program(t testing.TB, name string) string {
 	return ""
 }
 
-// peer returns a command that is killed at the end of the test, or when
-// timeout is, and whose standard error is shown if the test fails.
+// peer returns a command that is killed at the end of the test, or after timeout.
+// If the test fails, the end of the command's standard error is logged.
 func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	cmd := exec.CommandContext(ctx, program(t, name), args...)
-	// A child that the peer leaves behind must not hold Wait by its pipes.
+	// Wait must return even if a child of the peer still holds the pipes.
 	cmd.WaitDelay = time.Second
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -62,8 +66,8 @@ func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// finish runs cmd with input to its end and returns a function that waits for
-// that and gives its output.
+// finish starts cmd with input. It returns a function that waits until cmd exits
+// and returns its output.
 func finish(t testing.TB, cmd *exec.Cmd, input []byte) func() []byte {
 	t.Helper()
 	var output bytes.Buffer
@@ -74,22 +78,22 @@ func finish(t testing.TB, cmd *exec.Cmd, input []byte) func() []byte {
 	return func() []byte {
 		t.Helper()
 		if err := cmd.Wait(); err != nil {
-			t.Fatalf("%s: %v", cmd, err)
+			t.Fatalf("run %s: got %v, want exit status 0", cmd, err)
 		}
 		return output.Bytes()
 	}
 }
 
-// linux skips the test where there are no abstract names.
+// linux skips the test on systems without abstract names.
 func linux(t testing.TB) {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skipf("no abstract names on %s", runtime.GOOS)
+		t.Skipf("%s has no abstract names", runtime.GOOS)
 	}
 }
 
-// socketDir returns a directory whose own name is short, as socket paths must
-// be, with no link in it.
+// socketDir returns a new directory whose path is short, because the length of a
+// socket path is limited, and contains no symbolic link.
 func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "us")
@@ -107,17 +111,17 @@ func socketDir(t testing.TB) string {
 func longPath(t testing.TB, dir string, n int) string {
 	t.Helper()
 	if len(dir)+2 > n {
-		t.Skipf("the temporary directory %s leaves no room for a path of %d bytes", dir, n)
+		t.Skipf("the temporary directory %s is too long for a path of %d bytes", dir, n)
 	}
 	return dir + "/" + strings.Repeat("p", n-len(dir)-1)
 }
 
-// abstract returns an abstract name that no other test has, with end at its end.
+// abstract returns an abstract name that no other test uses and that ends with end.
 func abstract(end string) string {
 	return unixsock.Abstract(fmt.Sprintf("peertest.%d.%x.%s", os.Getpid(), rand.Uint64(), end))
 }
 
-// noise returns n bytes in which every value occurs.
+// noise returns n pseudo-random bytes, always the same.
 func noise(n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8([32]byte{'u', 's'}).Read(b)
@@ -135,7 +139,7 @@ func listen(t testing.TB, path string, opts ...unixsock.ListenOption) *unixsock.
 	return l
 }
 
-// accept accepts with a limit on its timeout.
+// accept waits at most timeout for a connection and returns it.
 func accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -144,8 +148,7 @@ func accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 	return limit(t, c, err)
 }
 
-// connect connects to a peer that may not have come to listen yet, of which
-// nothing but a connect can tell.
+// connect connects to a peer that may not listen yet. Only a connect can find out.
 func connect(t testing.TB, path string) *unixsock.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -160,7 +163,7 @@ func connect(t testing.TB, path string) *unixsock.Conn {
 	}
 }
 
-// limit checks err and gives c a deadline, so that no fault makes a test hang.
+// limit checks err and sets a deadline on c, so that a fault cannot block the test.
 func limit(t testing.TB, c *unixsock.Conn, err error) *unixsock.Conn {
 	t.Helper()
 	if err != nil {
@@ -173,25 +176,25 @@ func limit(t testing.TB, c *unixsock.Conn, err error) *unixsock.Conn {
 	return c
 }
 
-// halfCloser is a net.Conn whose output closes alone.
+// A halfCloser is a net.Conn that can close only its output.
 type halfCloser interface {
 	net.Conn
 	CloseWrite() error
 }
 
-// echo sends all that it reads back, and closes its output when the peer's ends.
+// echo sends back what it reads from c until EOF, then closes the output of c.
 func echo(t testing.TB, c halfCloser) {
 	t.Helper()
-	if _, err := io.Copy(c, c); err != nil {
-		t.Errorf("echo: %v", err)
+	if n, err := io.Copy(c, c); err != nil {
+		t.Errorf("echo to the peer: got %v after %d bytes, want no error", err, n)
 	}
 	if err := c.CloseWrite(); err != nil {
-		t.Errorf("echo: %v", err)
+		t.Errorf("CloseWrite after the echo: got %v, want no error", err)
 	}
 }
 
-// converse sends data to a peer that echoes, closes the output, reads to the
-// end and checks that all came back.
+// converse sends data to a peer that echoes and closes the output of c. It reads
+// until EOF and checks that the peer sent back the same data.
 func converse(t testing.TB, c halfCloser, data []byte) {
 	t.Helper()
 	sent := make(chan error, 1)
@@ -201,15 +204,15 @@ func converse(t testing.TB, c halfCloser, data []byte) {
 	}()
 	got, err := io.ReadAll(c)
 	if err != nil {
-		t.Fatalf("reading what a peer echoes: %v", err)
+		t.Fatalf("read from a peer that echoes: got %v after %d bytes, want EOF", err, len(got))
 	}
 	if err := <-sent; err != nil {
-		t.Fatalf("sending to a peer that echoes: %v", err)
+		t.Fatalf("write to a peer that echoes: got %v, want no error", err)
 	}
 	same(t, got, data)
 }
 
-// same checks that got is want, without printing either.
+// same checks that got equals want. It prints neither, as both may be long.
 func same(t testing.TB, got, want []byte) {
 	t.Helper()
 	if bytes.Equal(got, want) {
@@ -219,23 +222,23 @@ func same(t testing.TB, got, want []byte) {
 	for i < min(len(got), len(want)) && got[i] == want[i] {
 		i++
 	}
-	t.Fatalf("got %d bytes, want %d; the first that differs is byte %d", len(got), len(want), i)
+	t.Fatalf("compare the data: got %d bytes, want %d; the first difference is at byte %d", len(got), len(want), i)
 }
 
-// expectEOF checks that nothing more comes from r.
+// expectEOF checks that r is at its end.
 func expectEOF(t testing.TB, r io.Reader) {
 	t.Helper()
 	b := make([]byte, 1)
 	if n, err := r.Read(b); n != 0 || err != io.EOF {
-		t.Fatalf("Read gave %d bytes, %v, want EOF", n, err)
+		t.Fatalf("Read: got %d bytes, %v, want 0 bytes, EOF", n, err)
 	}
 }
 
-// expectBytes checks that want comes from r.
+// expectBytes checks that the next bytes of r are want.
 func expectBytes(t testing.TB, r io.Reader, want string) {
 	t.Helper()
 	b := make([]byte, len(want))
 	if n, err := io.ReadFull(r, b); err != nil || string(b) != want {
-		t.Fatalf("read %q, %v, want %q", b[:n], err, want)
+		t.Fatalf("read %d bytes: got %q, %v, want %q", len(want), b[:n], err, want)
 	}
 }
