@@ -15,7 +15,7 @@ import (
 	"github.com/go-unixsock/unixsock"
 )
 
-// web serves over a TCPUnit on path until the end of the test.
+// web serves handler over a TCPUnit on path until the end of the test.
 func web(t *testing.T, path string, handler http.HandlerFunc) {
 	t.Helper()
 	serve(t, listenUnit(t, path), &http.Server{Handler: handler})
@@ -39,7 +39,7 @@ func serve(t *testing.T, l net.Listener, server *http.Server) {
 	t.Cleanup(func() {
 		server.Close()
 		if err := <-served; err != http.ErrServerClosed {
-			t.Errorf("Serve returned %v", err)
+			t.Errorf("Serve until the server was closed: got %v, want %v", err, http.ErrServerClosed)
 		}
 	})
 }
@@ -53,7 +53,7 @@ func TestCurlDownloads(t *testing.T) {
 	same(t, output(), data)
 }
 
-// A file goes from net/http to the socket by way of ReadFrom.
+// net/http sends a file through the connection's ReadFrom.
 func TestCurlDownloadsFile(t *testing.T) {
 	program(t, "curl")
 	data := noise(3<<20 + 1)
@@ -76,7 +76,7 @@ func TestCurlUploads(t *testing.T) {
 	web(t, path, func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
-			t.Errorf("the request's body: %v", err)
+			t.Errorf("read the request's body: got %v after %d bytes, want EOF", err, len(body))
 		}
 		w.Write(body)
 	})
@@ -91,7 +91,7 @@ func TestCurlConnectsToAbstractName(t *testing.T) {
 	web(t, name, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host) })
 	output := finish(t, peer(t, "curl", "-sSf", "--abstract-unix-socket", name[1:], "http://any.host/"), nil)
 	if got := output(); string(got) != "any.host" {
-		t.Errorf("curl printed %q", got)
+		t.Errorf("curl requested a page: got %q, want %q", got, "any.host")
 	}
 }
 
@@ -114,26 +114,26 @@ func TestCurlKeepsItsConnection(t *testing.T) {
 	args = append(args, strings.Fields(strings.Repeat(" http://any.host/x", 100))...)
 	output := finish(t, peer(t, "curl", args...), nil)
 	if got, want := output(), bytes.Repeat([]byte("/x"), 100); !bytes.Equal(got, want) {
-		t.Errorf("curl printed %q", got)
+		t.Errorf("curl requested a page 100 times: got %q, want %q", got, want)
 	}
 	mu.Lock()
 	defer mu.Unlock()
 	if len(conns) != 1 {
-		t.Errorf("100 requests came over %d connections, want 1", len(conns))
+		t.Errorf("curl sent 100 requests: got %d connections, want 1", len(conns))
 	}
 }
 
-// What splits the addresses of a request into host and port must go on working.
+// Code that splits the addresses of a request into host and port must work.
 func TestCurlsAddressSplits(t *testing.T) {
 	program(t, "curl")
 	path := socketDir(t) + "/s"
 	web(t, path, func(w http.ResponseWriter, r *http.Request) {
 		host, port, err := net.SplitHostPort(r.RemoteAddr)
 		if err != nil || net.ParseIP(host) == nil || port != "0" {
-			t.Errorf("RemoteAddr %q splits into %q, %q, %v", r.RemoteAddr, host, port, err)
+			t.Errorf("split RemoteAddr %q: got host %q, port %q, %v, want an IP address, port 0", r.RemoteAddr, host, port, err)
 		}
 		if local := r.Context().Value(http.LocalAddrContextKey).(net.Addr); local.String() != "127.0.0.1:1" {
-			t.Errorf("the local address is %v", local)
+			t.Errorf("local address of a request: got %v, want 127.0.0.1:1", local)
 		}
 	})
 	finish(t, peer(t, "curl", "-sSf", "--unix-socket", path, "http://any.host/"), nil)()

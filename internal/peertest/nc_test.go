@@ -8,12 +8,13 @@ import (
 	"testing"
 )
 
-// netcat returns OpenBSD's nc; other programs of that name know no -U or no -N.
+// netcat returns a command that runs OpenBSD's nc. It skips the test if nc is
+// another program of that name, which may lack the flag -U or -N.
 func netcat(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	help, _ := exec.Command(program(t, "nc"), "-h").CombinedOutput()
 	if !bytes.Contains(help, []byte("OpenBSD")) {
-		t.Skip("nc is not OpenBSD's")
+		t.Skip("nc is not OpenBSD's nc")
 	}
 	return peer(t, "nc", args...)
 }

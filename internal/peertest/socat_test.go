@@ -4,8 +4,8 @@ package peertest
 
 import "testing"
 
-// eachSocatName runs a test with each of socat's kinds of address. name is what
-// this package calls the socket, address what socat does.
+// eachSocatName runs a test with each kind of address that socat has for sockets.
+// unixsock knows the socket as name, socat as address.
 func eachSocatName(t *testing.T, test func(t *testing.T, name, kind, address string)) {
 	program(t, "socat")
 	t.Run("UNIX", func(t *testing.T) {
@@ -38,15 +38,14 @@ func TestSocatIsServer(t *testing.T) {
 	})
 }
 
-// A client that has bound its socket has a name, and that is what RemoteAddr
-// says of it.
+// RemoteAddr returns the name to which the client has bound its socket.
 func TestSocatsNameIsRemoteAddr(t *testing.T) {
 	eachSocatName(t, func(t *testing.T, name, kind, address string) {
 		l := listen(t, name)
 		output := finish(t, peer(t, "socat", "-t20", "-", kind+"-CONNECT:"+address+",bind="+address+".client"), nil)
 		c := accept(t, l)
 		if got, want := c.RemoteAddr().String(), name+".client"; got != want {
-			t.Errorf("RemoteAddr is %q, want %q", got, want)
+			t.Errorf("RemoteAddr of a client that is bound: got %q, want %q", got, want)
 		}
 		echo(t, c)
 		output()
