@@ -16,14 +16,14 @@ import (
 	"github.com/go-unixsock/unixsock"
 )
 
-// eachNetName runs a test with names as this package has them and as package
-// net does: a leading @ for the NUL of an abstract one.
+// eachNetName runs a test with each kind of name. unixsock uses name; package net
+// uses netName, in which a leading @ stands for the NUL of an abstract name.
 func eachNetName(t *testing.T, test func(t *testing.T, name, netName string)) {
 	t.Run("path", func(t *testing.T) {
 		path := socketDir(t) + "/s"
 		test(t, path, path)
 	})
-	// Package net wants a NUL behind a path, within what sun_path has room for.
+	// Package net needs one byte of sun_path for a terminating NUL.
 	t.Run("longest path of net", func(t *testing.T) {
 		path := longPath(t, socketDir(t), len(syscall.RawSockaddrUnix{}.Path)-1)
 		test(t, path, path)
@@ -109,7 +109,7 @@ func TestNetIsServer(t *testing.T) {
 	})
 }
 
-// A name that package net shows with @ is one that this package shows with NUL.
+// Package net shows an abstract name with a leading @, RemoteAddr with a NUL.
 func TestNetsNameIsRemoteAddr(t *testing.T) {
 	eachNetName(t, func(t *testing.T, name, netName string) {
 		l := listen(t, socketDir(t)+"/s")
@@ -120,7 +120,7 @@ func TestNetsNameIsRemoteAddr(t *testing.T) {
 		}
 		defer c.Close()
 		if got := accept(t, l).RemoteAddr().String(); got != name {
-			t.Errorf("RemoteAddr is %q, want %q", got, name)
+			t.Errorf("RemoteAddr of a client that is bound: got %q, want %q", got, name)
 		}
 	})
 }
@@ -134,7 +134,7 @@ func TestNetSeesHalfClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectEOF(t, theirs)
-	// The other half goes on.
+	// The other half still works.
 	if _, err := io.WriteString(theirs, "on"); err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +143,7 @@ func TestNetSeesHalfClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := theirs.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("package net's Write gave %v, want EPIPE", err)
+		t.Errorf("Write of package net after CloseRead: got %v, want EPIPE", err)
 	}
 }
 
@@ -164,24 +164,24 @@ func TestNetsHalfCloseIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := ours.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("Write gave %v, want EPIPE", err)
+		t.Errorf("Write after CloseRead of package net: got %v, want EPIPE", err)
 	}
 }
 
-// What is an abstract name for package net is a file here.
+// "@x" is an abstract name for package net, but a file for unixsock.
 func TestNetReachesFileCalledAt(t *testing.T) {
 	dir := socketDir(t)
 	t.Chdir(dir)
 	l := listen(t, "@x")
 	if info, err := os.Lstat(dir + "/@x"); err != nil || info.Mode().Type() != os.ModeSocket {
-		t.Fatalf("no socket file: %v, %v", info, err)
+		t.Fatalf("Lstat of @x after Listen: got %v, %v, want a socket", info, err)
 	}
 	theirs := dialNet(t, "./@x")
 	io.WriteString(theirs, "at")
 	expectBytes(t, accept(t, l), "at")
 }
 
-// withFile has adopt adopt a copy of from's descriptor.
+// withFile calls adopt with a copy of the descriptor of from.
 func withFile[T any](t *testing.T, from interface{ File() (*os.File, error) }, adopt func(*os.File) (T, error)) T {
 	t.Helper()
 	f, err := from.File()
@@ -241,7 +241,7 @@ func TestNetsListenerIsAdopted(t *testing.T) {
 	defer l.Close()
 	given.Close()
 	if got, want := l.Addr().String(), given.Addr().String(); got != want {
-		t.Errorf("Addr is %q, want %q", got, want)
+		t.Errorf("Addr of an adopted listener: got %q, want %q", got, want)
 	}
 	c := dialNet(t, given.Addr().String())
 	io.WriteString(c, "x")

@@ -30,7 +30,7 @@ func redis(t *testing.T) string {
 	return path
 }
 
-// redisDials are the ways to connect to a socket.
+// redisDials returns the ways to connect to path.
 func redisDials(path string) map[string]func(ctx context.Context) (net.Conn, error) {
 	return map[string]func(ctx context.Context) (net.Conn, error){
 		"ConnectContext": func(ctx context.Context) (net.Conn, error) {
@@ -42,7 +42,7 @@ func redisDials(path string) map[string]func(ctx context.Context) (net.Conn, err
 	}
 }
 
-// A session speaks RESP, Redis's protocol.
+// A session is a connection that speaks RESP, the protocol of Redis.
 type session struct {
 	net.Conn
 	r *bufio.Reader
@@ -61,7 +61,7 @@ func newSession(t *testing.T, dial func(ctx context.Context) (net.Conn, error)) 
 	return &session{c, bufio.NewReader(c)}
 }
 
-// send sends a command: an array of bulk strings.
+// send sends a command as an array of bulk strings.
 func (s *session) send(args ...string) error {
 	b := fmt.Appendf(nil, "*%d\r\n", len(args))
 	for _, arg := range args {
@@ -78,7 +78,7 @@ func (s *session) reply() (string, error) {
 		return "", err
 	}
 	if len(line) < 3 {
-		return "", fmt.Errorf("the reply is %q", line)
+		return "", fmt.Errorf("reply is too short: %q", line)
 	}
 	kind, rest := line[0], line[1:len(line)-2]
 	switch kind {
@@ -87,7 +87,7 @@ func (s *session) reply() (string, error) {
 	case '$':
 		n, err := strconv.Atoi(rest)
 		if err != nil || n < 0 {
-			return "", fmt.Errorf("the reply is %q", line)
+			return "", fmt.Errorf("reply has an invalid length: %q", line)
 		}
 		b := make([]byte, n+2)
 		if _, err := io.ReadFull(s.r, b); err != nil {
@@ -95,9 +95,10 @@ func (s *session) reply() (string, error) {
 		}
 		return string(b[:n]), nil
 	}
-	return "", fmt.Errorf("the reply is %q", line)
+	return "", fmt.Errorf("reply is not a string or an integer: %q", line)
 }
 
+// do sends a command and reads its reply.
 func (s *session) do(args ...string) (string, error) {
 	if err := s.send(args...); err != nil {
 		return "", err
@@ -105,15 +106,15 @@ func (s *session) do(args ...string) (string, error) {
 	return s.reply()
 }
 
-// want does a command and checks its reply.
+// want sends a command and checks its reply.
 func (s *session) want(t *testing.T, want string, args ...string) {
 	t.Helper()
 	got, err := s.do(args...)
 	if err != nil {
-		t.Fatalf("%s: %v", args[0], err)
+		t.Fatalf("send %s: got %v, want a reply", args[0], err)
 	}
 	if len(want) < 100 && got != want {
-		t.Fatalf("%s: the reply is %q, want %q", args[0], got, want)
+		t.Fatalf("send %s: got the reply %q, want %q", args[0], got, want)
 	}
 	same(t, []byte(got), []byte(want))
 }
@@ -151,7 +152,7 @@ func TestRedisAnswersPipeline(t *testing.T) {
 			for i := range n {
 				got, err := s.reply()
 				if err != nil || got != strconv.Itoa(i) {
-					t.Fatalf("reply %d is %q, %v", i, got, err)
+					t.Fatalf("read reply %d: got %q, %v, want %q", i, got, err, strconv.Itoa(i))
 				}
 			}
 			if err := <-sent; err != nil {
@@ -171,7 +172,7 @@ func TestRedisCountsAcrossConnections(t *testing.T) {
 				wg.Go(func() {
 					for range each {
 						if _, err := s.do("INCR", way); err != nil {
-							t.Errorf("INCR: %v", err)
+							t.Errorf("send INCR: got %v, want a reply", err)
 							return
 						}
 					}
@@ -189,7 +190,7 @@ func TestRedisQuitIsEOF(t *testing.T) {
 			s := newSession(t, dial)
 			s.want(t, "OK", "QUIT")
 			if n, err := s.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-				t.Errorf("Read after QUIT gave %d, %v, want EOF", n, err)
+				t.Errorf("Read after QUIT: got %d bytes, %v, want 0 bytes, EOF", n, err)
 			}
 		})
 	}
