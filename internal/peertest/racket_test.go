@@ -15,16 +15,16 @@ import (
 	"github.com/go-unixsock/unixsock"
 )
 
-// A racket is a Racket process that evaluates what it is sent, a line in and a
-// line out.
+// A racket is a Racket process that evaluates expressions. It reads one expression
+// a line and answers with one line.
 type racket struct {
 	t   testing.TB
 	in  io.Writer
 	out *bufio.Reader
 }
 
-// evaluator is the Racket program. What the expressions print goes elsewhere,
-// to leave the output to the results.
+// evaluator is the program that the Racket process runs. Output of the expressions
+// goes to standard error, so that standard output carries only results.
 const evaluator = `
 (define (hex digits)
   (apply bytes
@@ -64,43 +64,45 @@ func startRacket(t testing.TB) *racket {
 	}
 	r := &racket{t, in, bufio.NewReader(out)}
 	if got := r.eval("unix-socket-available?"); got != "(#t)" {
-		t.Skipf("Racket has no unix sockets here: unix-socket-available? is %s", got)
+		t.Skipf("Racket has no unix sockets on this system: unix-socket-available? is %s", got)
 	}
 	return r
 }
 
-// send sends an expression. PATH in it stands for path as Racket takes it.
+// send sends an expression to Racket. Each PATH in it is replaced by the next path,
+// as an expression whose value racket/unix-socket accepts.
 func (r *racket) send(expression string, path ...string) {
 	r.t.Helper()
 	for _, p := range path {
 		expression = strings.Replace(expression, "PATH", fmt.Sprintf(`(socket-path "%x")`, p), 1)
 	}
 	if _, err := fmt.Fprintln(r.in, strings.Join(strings.Fields(expression), " ")); err != nil {
-		r.t.Fatalf("sending %s to Racket: %v", expression, err)
+		r.t.Fatalf("send %s to Racket: got %v, want no error", expression, err)
 	}
 }
 
-// result gives the values of the next expression, as a list.
+// result returns the values of the next expression that was sent, as a list.
 func (r *racket) result() string {
 	r.t.Helper()
 	line, err := r.out.ReadString('\n')
 	if err != nil {
-		r.t.Fatalf("Racket gave no result: %v", err)
+		r.t.Fatalf("read a result from Racket: got %q, %v, want a line", line, err)
 	}
 	return strings.TrimSuffix(line, "\n")
 }
 
+// eval sends an expression and returns its values, as a list.
 func (r *racket) eval(expression string, path ...string) string {
 	r.t.Helper()
 	r.send(expression, path...)
 	return r.result()
 }
 
-// do evaluates a definition, or something else without a value of interest.
+// do evaluates an expression that has no value, such as a definition.
 func (r *racket) do(expression string, path ...string) {
 	r.t.Helper()
 	if got := r.eval(expression, path...); got != "()" && got != "(#<void>)" {
-		r.t.Fatalf("Racket made of %s: %s", expression, got)
+		r.t.Fatalf("evaluate %s in Racket: got %s, want no value", expression, got)
 	}
 }
 
@@ -108,15 +110,15 @@ func (r *racket) do(expression string, path ...string) {
 func (r *racket) want(value, expression string, path ...string) {
 	r.t.Helper()
 	if got := r.eval(expression, path...); got != "("+value+")" {
-		r.t.Fatalf("Racket made of %s: %s, want (%s)", expression, got, value)
+		r.t.Fatalf("evaluate %s in Racket: got %s, want (%s)", expression, got, value)
 	}
 }
 
-// eachRacketName runs a test with every sort of name that Racket takes.
+// eachRacketName runs a test with every kind of name that Racket accepts.
 func eachRacketName(t *testing.T, test func(t *testing.T, r *racket, name string)) {
 	r := startRacket(t)
-	run := func(sort, name string) {
-		t.Run(sort, func(t *testing.T) {
+	run := func(kind, name string) {
+		t.Run(kind, func(t *testing.T) {
 			if !unixsock.ValidPath(name) {
 				linux(t)
 			}
@@ -126,14 +128,14 @@ func eachRacketName(t *testing.T, test func(t *testing.T, r *racket, name string
 		})
 	}
 	run("path", socketDir(t)+"/s")
-	run("path of the longest", longPath(t, socketDir(t), unixsock.MaxPathLen))
-	run("path of no encoding", socketDir(t)+"/\xff\xfe(")
+	run("longest path", longPath(t, socketDir(t), unixsock.MaxPathLen))
+	run("path that is not UTF-8", socketDir(t)+"/\xff\xfe(")
 	run("path with runs of slashes", "//"+socketDir(t)+"///s")
 	run("abstract", abstract("plain"))
 	run("abstract with NULs inside", abstract("\x00a\x00\x00b"))
-	run("abstract with NUL at its end", abstract("a\x00"))
-	run("abstract of the longest", abstract(strings.Repeat("n", unixsock.MaxPathLen))[:unixsock.MaxPathLen])
-	run("abstract of no encoding", abstract("\xff\xfe\n@"))
+	run("abstract with a trailing NUL", abstract("a\x00"))
+	run("longest abstract name", abstract(strings.Repeat("n", unixsock.MaxPathLen))[:unixsock.MaxPathLen])
+	run("abstract name that is not UTF-8", abstract("\xff\xfe\n@"))
 }
 
 func TestRacketIsClient(t *testing.T) {
@@ -146,7 +148,7 @@ func TestRacketIsClient(t *testing.T) {
 			(close-input-port in))`, name)
 		converse(t, accept(t, l), data)
 		if got := r.result(); got != "(#<void>)" {
-			t.Errorf("Racket's client ended with %s", got)
+			t.Errorf("run Racket's client: got %s, want (#<void>)", got)
 		}
 	})
 }
@@ -162,13 +164,13 @@ func TestRacketIsServer(t *testing.T) {
 			(unix-socket-close-listener listener))`)
 		converse(t, connect(t, name), data)
 		if got := r.result(); got != "(#<void>)" {
-			t.Errorf("Racket's server ended with %s", got)
+			t.Errorf("run Racket's server: got %s, want (#<void>)", got)
 		}
 	})
 }
 
-// A NUL at the end makes another name, for both alike.
-func TestRacketTellsNamesApartByTheirNULs(t *testing.T) {
+// Names that differ only in their NULs are different names for Racket and unixsock.
+func TestRacketDistinguishesNamesByTheirNULs(t *testing.T) {
 	linux(t)
 	r := startRacket(t)
 	name := abstract("a")
@@ -188,8 +190,8 @@ func TestRacketTellsNamesApartByTheirNULs(t *testing.T) {
 	}
 }
 
-// withRacket gives a connection between Racket's ports in and out, and a Conn,
-// made by either side.
+// withRacket runs a test with a connection between Racket's ports in and out and a
+// Conn: once Racket connects, once it accepts.
 func withRacket(t *testing.T, test func(t *testing.T, r *racket, c *unixsock.Conn)) {
 	t.Run("Racket connects", func(t *testing.T) {
 		r := startRacket(t)
@@ -216,7 +218,7 @@ func TestRacketSeesOutputClosed(t *testing.T) {
 		}
 		r.want(`#"last words"`, `(port->bytes in #:close? #f)`)
 		r.want(`#<eof>`, `(read-byte in)`)
-		// The other half goes on.
+		// The other half still works.
 		r.do(`(begin (write-bytes #"on" out) (flush-output out))`)
 		expectBytes(t, c, "on")
 	})
@@ -230,7 +232,7 @@ func TestRacketSeesInputClosed(t *testing.T) {
 		}
 		got := r.eval(`(begin (write-bytes #"x" out) (flush-output out))`)
 		if !strings.HasPrefix(got, "(failed ") || !strings.Contains(got, fmt.Sprintf("errno=%d", int(syscall.EPIPE))) {
-			t.Errorf("Racket's write gave %s, want EPIPE", got)
+			t.Errorf("write in Racket after the InputPort was closed: got %s, want EPIPE", got)
 		}
 		if _, err := io.WriteString(out, "on"); err != nil {
 			t.Fatal(err)
@@ -255,7 +257,7 @@ func TestRacketsInputClosedIsSeen(t *testing.T) {
 	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
 		r.do(`(close-input-port in)`)
 		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
-			t.Errorf("Write gave %v, want EPIPE", err)
+			t.Errorf("Write after Racket closed its input: got %v, want EPIPE", err)
 		}
 		r.do(`(begin (write-bytes #"on" out) (flush-output out))`)
 		expectBytes(t, c, "on")
@@ -269,9 +271,9 @@ func TestRacketSeesClose(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := r.result(); got != "(#<eof>)" {
-			t.Errorf("Racket's read gave %s, want (#<eof>)", got)
+			t.Errorf("read in Racket while the Conn is closed: got %s, want (#<eof>)", got)
 		}
-		// Closing one's half is no error where the peer has gone.
+		// To close a half is no error if the peer has already closed.
 		r.do(`(begin (close-output-port out) (close-input-port in))`)
 	})
 }
@@ -281,13 +283,13 @@ func TestRacketsCloseIsSeen(t *testing.T) {
 		r.do(`(begin (close-output-port out) (close-input-port in))`)
 		expectEOF(t, c)
 		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
-			t.Errorf("Write gave %v, want EPIPE", err)
+			t.Errorf("Write after Racket closed both ports: got %v, want EPIPE", err)
 		}
 		if err := c.CloseWrite(); err != nil {
-			t.Errorf("CloseWrite, the peer gone: %v", err)
+			t.Errorf("CloseWrite after Racket closed both ports: got %v, want no error", err)
 		}
 		if err := c.CloseRead(); err != nil {
-			t.Errorf("CloseRead, the peer gone: %v", err)
+			t.Errorf("CloseRead after Racket closed both ports: got %v, want no error", err)
 		}
 	})
 }
@@ -298,7 +300,7 @@ func TestConnectMakesRacketsListenerReady(t *testing.T) {
 	r.do(`(define listener (unix-socket-listen PATH))`, path)
 	r.want(`#f`, `(sync/timeout 0 listener)`)
 	c := connect(t, path)
-	// Readiness accepts nothing: it comes again, with the listener itself.
+	// Readiness accepts no connection, so a second sync returns the listener again.
 	r.want(`#t`, `(eq? listener (sync listener))`)
 	r.want(`#t`, `(eq? listener (sync/timeout 0 listener))`)
 	r.do(`(define-values (in out) (unix-socket-accept listener))`)
@@ -314,7 +316,7 @@ func TestRacketsAcceptEvtTakesOurConnects(t *testing.T) {
 	r.do(`(define evt (unix-socket-accept-evt listener))`)
 	r.want(`#f`, `(sync/timeout 0 evt)`)
 	for i := range 20 {
-		// By turns, the event and the connect come first.
+		// The connect and the sync alternate in coming first.
 		expression := `(let ([ports (sync evt)])
 			(copy-port (car ports) (cadr ports))
 			(for-each (lambda (p) (if (input-port? p) (close-input-port p) (close-output-port p))) ports))`
@@ -328,7 +330,7 @@ func TestRacketsAcceptEvtTakesOurConnects(t *testing.T) {
 		}
 		converse(t, c, []byte(fmt.Sprint("connection ", i)))
 		if got := r.result(); got != "(#<void>)" {
-			t.Fatalf("Racket ended with %s", got)
+			t.Fatalf("echo in Racket on connection %d: got %s, want (#<void>)", i, got)
 		}
 	}
 }
@@ -353,17 +355,17 @@ func TestRacketsConnectMakesListenerReady(t *testing.T) {
 	ready := l.Ready()
 	select {
 	case <-ready:
-		t.Fatal("ready before the connect")
+		t.Fatal("receive from Ready before the connect: got a value, want none")
 	default:
 	}
 	r.do(`(define-values (in out) (unix-socket-connect PATH))`, l.Addr().String())
 	select {
 	case got := <-ready:
 		if got != l {
-			t.Fatalf("readiness gave %p, want the listener %p", got, l)
+			t.Fatalf("receive from Ready after the connect: got %p, want the listener %p", got, l)
 		}
 	case <-time.After(timeout):
-		t.Fatal("not ready after the connect")
+		t.Fatalf("receive from Ready after the connect: got nothing within %v, want the listener", timeout)
 	}
 	r.do(`(begin (write-bytes #"x" out) (flush-output out))`)
 	expectBytes(t, accept(t, l), "x")
@@ -378,7 +380,7 @@ func TestAcceptEvtTakesRacketsConnects(t *testing.T) {
 		select {
 		case a, ok := <-evt:
 			if !ok {
-				t.Fatal("the channel is closed")
+				t.Fatal("receive from AcceptEvt: got a closed channel, want a connection")
 			}
 			c := limit(t, a.Conn, a.Err)
 			r.do(`(begin (write-bytes #"x" out) (close-output-port out))`)
@@ -387,7 +389,7 @@ func TestAcceptEvtTakesRacketsConnects(t *testing.T) {
 			c.Close()
 			r.want(`#<eof>`, `(read-byte in)`)
 		case <-time.After(timeout):
-			t.Fatal("no connection delivered")
+			t.Fatalf("receive from AcceptEvt: got nothing within %v, want a connection", timeout)
 		}
 	}
 }
