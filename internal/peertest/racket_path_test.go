@@ -18,17 +18,17 @@ import (
 	"github.com/go-unixsock/unixsock"
 )
 
-var seed = flag.Uint64("seed", 0, "seed of the paths that Racket is asked about; 0 takes one at random")
+var seed = flag.Uint64("seed", 0, "seed of the random paths; 0 means a random seed")
 
-// judge is asked about names in hex, and answers of each with "no", or with the
-// bytes, in hex too, of what a socket of that name is bound to. A name that
-// begins with NUL is a byte string for Racket, any other a path, in whatever
-// encoding. What Racket makes no path of, "" or a string with NUL, it is asked
-// about all the same.
+// absoluteForm defines a Racket function of a name in hex. It returns "no" if the
+// name is not valid, otherwise the bytes to which Racket would bind a socket, in
+// hex. A name that begins with NUL is a byte string in Racket, any other name is a
+// path in any encoding. Names of which Racket cannot make a path, "" and those that
+// contain a NUL, are passed as strings.
 //
-// The else of form is what unix-socket.rkt itself does with a path.
-const judge = `
-(define (judge digits)
+// The last branch of form does what unix-socket.rkt does with a path.
+const absoluteForm = `
+(define (absolute-form digits)
   (define name (socket-path digits))
   (define (form) (if (bytes? name) name (path->bytes (cleanse-path (path->complete-path name)))))
   (if (unix-socket-path? name)
@@ -37,17 +37,17 @@ const judge = `
                (string-append (if (< b 16) "0" "") (number->string b 16))))
       "no"))`
 
-// ask asks Racket about paths. It answers "" of one that is not valid, and
-// otherwise gives the absolute form.
-func (r *racket) ask(paths []string) []string {
+// absoluteForms returns the absolute form of each path as Racket computes it, or ""
+// if Racket considers the path not valid.
+func (r *racket) absoluteForms(paths []string) []string {
 	r.t.Helper()
 	var quoted strings.Builder
 	for _, path := range paths {
 		fmt.Fprintf(&quoted, " \"%x\"", path)
 	}
-	answers := strings.Fields(strings.Trim(r.eval("(map judge '("+quoted.String()+"))"), "()"))
+	answers := strings.Fields(strings.Trim(r.eval("(map absolute-form '("+quoted.String()+"))"), "()"))
 	if len(answers) != len(paths) {
-		r.t.Fatalf("Racket gave %d answers to %d questions", len(answers), len(paths))
+		r.t.Fatalf("ask Racket about %d paths: got %d answers, want %d", len(paths), len(answers), len(paths))
 	}
 	for i, answer := range answers {
 		switch answer = strings.Trim(answer, `"`); answer {
@@ -56,7 +56,7 @@ func (r *racket) ask(paths []string) []string {
 		default:
 			b, err := hex.DecodeString(answer)
 			if err != nil || len(b) == 0 {
-				r.t.Fatalf("Racket answered %q", answer)
+				r.t.Fatalf("ask Racket about %q: got %q, want bytes in hex", paths[i], answer)
 			}
 			answers[i] = string(b)
 		}
@@ -64,13 +64,13 @@ func (r *racket) ask(paths []string) []string {
 	return answers
 }
 
-// repair makes of Racket's answer what its documentation calls for. Racket's
-// build-path, up to 8.7 at least, looks for UNC paths of Windows on every
-// system: if the working directory is / and the path \a/b, it takes the /\a/b
-// that it has put together for one, and drops the first slash. The path that
-// unix-socket-path? then measures, and that Racket would bind, is not absolute,
-// and one byte short.
-func repair(wd, path, answer string) string {
+// correct works around a bug in Racket and returns the answer that Racket's
+// documentation promises. Racket's build-path, up to 8.7 at least, looks for
+// Windows UNC paths on every system. If the working directory is / and the path is
+// \a/b, it mistakes the result /\a/b for a UNC path and removes the first slash.
+// The path that unix-socket-path? measures and that Racket would bind is then
+// relative and one byte too short.
+func correct(wd, path, answer string) string {
 	if wd != "/" || !strings.HasPrefix(path, `\`) || !strings.HasPrefix(answer, `\`) {
 		return answer
 	}
@@ -80,8 +80,8 @@ func repair(wd, path, answer string) string {
 	return "/" + answer
 }
 
-// absolute returns the absolute form of path as a user of this package sees it:
-// in the error of a connect that is called off before it begins.
+// absolute returns the absolute form of path in unixsock. It is visible in the error
+// of a connect whose context is already canceled.
 func absolute(t testing.TB, path string) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -89,82 +89,82 @@ func absolute(t testing.TB, path string) string {
 	_, err := unixsock.ConnectContext(ctx, path)
 	var opErr *net.OpError
 	if !errors.Is(err, context.Canceled) || !errors.As(err, &opErr) {
-		t.Fatalf("ConnectContext(%q), cancelled: %v", path, err)
+		t.Fatalf("ConnectContext(%q) with a canceled context: got %v, want an OpError with context.Canceled", path, err)
 	}
 	return opErr.Addr.String()
 }
 
-// A forger makes up paths, most of them near the limit.
-type forger struct {
+// A pathGenerator generates random paths. Most have a length near the limit.
+type pathGenerator struct {
 	*rand.Rand
 	wd string
 }
 
-// bytes returns n bytes without NUL, in which slashes, dots, bytes of no
-// encoding and characters of meaning elsewhere are frequent.
-func (f *forger) bytes(n int) []byte {
+// bytes returns n bytes without NUL. Slashes, dots, bytes that are not ASCII and
+// characters that are special on some system are frequent.
+func (g *pathGenerator) bytes(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
-		switch f.IntN(8) {
+		switch g.IntN(8) {
 		case 0:
 			b[i] = '/'
 		case 1:
-			b[i] = `.@~\ $:%*"`[f.IntN(10)]
+			b[i] = `.@~\ $:%*"`[g.IntN(10)]
 		case 2:
-			b[i] = byte(1 + f.IntN(255))
+			b[i] = byte(1 + g.IntN(255))
 		case 3:
-			b[i] = byte(128 + f.IntN(128))
+			b[i] = byte(128 + g.IntN(128))
 		default:
-			b[i] = byte('a' + f.IntN(26))
+			b[i] = byte('a' + g.IntN(26))
 		}
 	}
 	return b
 }
 
-// near returns a length at, below or above n.
-func (f *forger) near(n int) int {
-	return max(0, n-3+f.IntN(7))
+// near returns a length that differs from n by at most 3.
+func (g *pathGenerator) near(n int) int {
+	return max(0, n-3+g.IntN(7))
 }
 
 // path returns the next path.
-func (f *forger) path() string {
+func (g *pathGenerator) path() string {
 	const limit = unixsock.MaxPathLen
-	switch f.IntN(10) {
-	case 0: // an abstract name of any length
-		b := f.bytes(f.IntN(131))
-		for range f.IntN(4) {
-			b = slices.Insert(b, f.IntN(len(b)+1), 0)
+	switch g.IntN(10) {
+	case 0: // an abstract name of any length, with NULs
+		b := g.bytes(g.IntN(131))
+		for range g.IntN(4) {
+			b = slices.Insert(b, g.IntN(len(b)+1), 0)
 		}
 		return unixsock.Abstract(string(b))
-	case 1: // one near the limit, or all of NULs
-		if f.IntN(10) == 0 {
-			return strings.Repeat("\x00", 1+f.IntN(130))
+	case 1: // an abstract name near the limit, or only NULs
+		if g.IntN(10) == 0 {
+			return strings.Repeat("\x00", 1+g.IntN(130))
 		}
-		return unixsock.Abstract(string(f.bytes(f.near(limit) - 1)))
-	case 2: // a path with NUL inside
-		b := f.bytes(1 + f.IntN(limit))
-		return string(slices.Insert(b, 1+f.IntN(len(b)), 0))
+		return unixsock.Abstract(string(g.bytes(g.near(limit) - 1)))
+	case 2: // a path that contains a NUL
+		b := g.bytes(1 + g.IntN(limit))
+		return string(slices.Insert(b, 1+g.IntN(len(b)), 0))
 	case 3: // anything
-		return string(f.bytes(f.IntN(131)))
-	case 4: // a few bytes
-		return string(f.bytes(f.IntN(4)))
+		return string(g.bytes(g.IntN(131)))
+	case 4: // at most three bytes
+		return string(g.bytes(g.IntN(4)))
 	case 5, 6: // absolute
-		b := f.bytes(f.near(limit))
+		b := g.bytes(g.near(limit))
 		b[0] = '/'
-		return f.stretch(string(b))
+		return g.stretch(string(b))
 	default: // relative
-		return f.stretch(string(f.bytes(f.near(limit - len(f.wd) - 1))))
+		return g.stretch(string(g.bytes(g.near(limit - len(g.wd) - 1))))
 	}
 }
 
-// stretch makes some slashes of path runs of them, so that path is longer than
-// its absolute form, and sometimes much.
-func (f *forger) stretch(path string) string {
+// stretch replaces some slashes of path by runs of slashes, so that path is longer
+// than its absolute form.
+func (g *pathGenerator) stretch(path string) string {
 	var b strings.Builder
 	for i := range len(path) {
 		b.WriteByte(path[i])
-		if path[i] == '/' && f.IntN(3) == 0 {
-			b.WriteString(strings.Repeat("/", f.IntN(60)))
+		if path[i] == '/' && g.IntN(3) == 0 {
+			b.WriteString(strings.Repeat("/", g.IntN(60)))
 		}
 	}
 	return b.String()
@@ -181,16 +181,16 @@ func TestRacketAgreesOnPaths(t *testing.T) {
 	if start == 0 {
 		start = rand.Uint64()
 	}
-	t.Logf("the seed is %d", start)
+	t.Logf("seed %d", start)
 
-	// Their lengths are fixed, so that the seed alone decides the paths.
+	// The lengths are fixed, so that the paths depend on the seed only.
 	base := longPath(t, socketDir(t), 40)
 	wds := []string{
 		"/",
 		base,
 		base + "/with space/\xff\xfe",
 		longPath(t, base, limit-8),
-		longPath(t, base, limit-1), // no relative path has room
+		longPath(t, base, limit-1), // too long for any relative path
 		longPath(t, base, limit+9),
 	}
 	for _, wd := range wds {
@@ -200,24 +200,24 @@ func TestRacketAgreesOnPaths(t *testing.T) {
 	}
 
 	r := startRacket(t)
-	r.do(judge)
-	f := &forger{Rand: rand.New(rand.NewPCG(start, 0))}
+	r.do(absoluteForm)
+	g := &pathGenerator{Rand: rand.New(rand.NewPCG(start, 0))}
 	var valid, invalid, full, over, squeezed int
 	for asked := 0; asked < total; asked += batch {
-		f.wd = wds[asked/batch%len(wds)]
-		t.Chdir(f.wd)
-		r.do(`(current-directory (bytes->path (hex "` + hex.EncodeToString([]byte(f.wd)) + `")))`)
+		g.wd = wds[asked/batch%len(wds)]
+		t.Chdir(g.wd)
+		r.do(`(current-directory (bytes->path (hex "` + hex.EncodeToString([]byte(g.wd)) + `")))`)
 
 		paths := make([]string, batch)
 		for i := range paths {
-			paths[i] = f.path()
+			paths[i] = g.path()
 		}
-		for i, answer := range r.ask(paths) {
+		for i, answer := range r.absoluteForms(paths) {
 			path := paths[i]
-			want := repair(f.wd, path, answer)
+			want := correct(g.wd, path, answer)
 			if got := unixsock.ValidPath(path); got != (want != "") {
-				t.Errorf("seed %d, working directory %q: ValidPath(%q) is %t, for Racket it is %t: %v",
-					start, f.wd, path, got, want != "", unixsock.CheckPath(path))
+				t.Errorf("ValidPath(%q) in the working directory %q, seed %d: got %t (%v), want %t as in Racket",
+					path, g.wd, start, got, unixsock.CheckPath(path), want != "")
 				continue
 			}
 			if want == "" {
@@ -235,17 +235,17 @@ func TestRacketAgreesOnPaths(t *testing.T) {
 				squeezed++
 			}
 			if got := absolute(t, path); got != want {
-				t.Errorf("seed %d, working directory %q: the absolute form of %q is %q, for Racket it is %q",
-					start, f.wd, path, got, want)
+				t.Errorf("absolute form of %q in the working directory %q, seed %d: got %q, want %q as in Racket",
+					path, g.wd, start, got, want)
 			}
 		}
 	}
-	t.Logf("%d valid, %d of them of %d bytes, %d with more before slashes were made one; %d invalid, %d of them one byte over",
+	t.Logf("%d valid paths: %d of %d bytes, %d longer before runs of slashes collapsed; %d invalid paths: %d one byte too long",
 		valid, full, limit, squeezed, invalid, over)
-	// A run that misses the edge would prove nothing.
+	// Without paths near the limit the test would prove nothing.
 	for _, n := range []int{valid, invalid, full, over, squeezed} {
 		if n < 20 {
-			t.Errorf("the paths are badly spread: one sort of them came %d times", n)
+			t.Errorf("generate %d paths: got %d of one kind, want at least 20", total, n)
 		}
 	}
 }
