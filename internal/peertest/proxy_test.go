@@ -251,13 +251,13 @@ func testProxy(t *testing.T, start startProxy) {
 }
 
 // nginx answers 502 if it cannot connect to the backend.
-func TestNginxConnectsForEveryRequest(t *testing.T) {
+func TestNginxLosesNoRequest(t *testing.T) {
 	program(t, "nginx")
 	testProxy(t, nginx)
 }
 
 // haproxy answers 503 if it cannot connect to the backend.
-func TestHaproxyConnectsForEveryRequest(t *testing.T) {
+func TestHaproxyLosesNoRequest(t *testing.T) {
 	program(t, "haproxy")
 	testProxy(t, haproxy)
 }
