@@ -10,7 +10,7 @@ import (
 // connect measures how long it takes to connect, accept and close both ends, one
 // connection after the other.
 func (b *bench) connect(p pkg) setup {
-	const n = 500
+	const n = 200
 	return b.connecting(p, func(once func() error) (float64, error) {
 		return timed(n, func() error { return repeat(n, once) })
 	})

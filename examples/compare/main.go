@@ -6,9 +6,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"regexp"
 	"runtime"
 	"runtime/debug"
@@ -32,7 +35,9 @@ func main() {
 	var err error
 	switch {
 	case flag.NArg() == 0:
-		err = run(*perRow, *pattern, *raw)
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		err = run(ctx, *perRow, *pattern, *raw)
+		stop()
 	case flag.NArg() == 1 && flag.Arg(0) == clientCommand:
 		err = runClient(os.Stdin, os.Stdout)
 	default:
@@ -45,9 +50,9 @@ func main() {
 	}
 }
 
-// run measures the rows whose name matches pattern and prints them. A row that
-// fails does not stop the others.
-func run(perRow time.Duration, pattern string, raw bool) error {
+// run measures the rows whose name matches pattern and prints them, until ctx is
+// done. A row that fails does not stop the others.
+func run(ctx context.Context, perRow time.Duration, pattern string, raw bool) error {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
 		return err
@@ -69,7 +74,10 @@ func run(perRow time.Duration, pattern string, raw bool) error {
 			continue
 		}
 		measured++
-		s, err := r.measure(perRow)
+		s, err := r.measure(ctx, perRow)
+		if ctx.Err() != nil {
+			return errors.New("interrupted")
+		}
 		if err != nil {
 			failed++
 			fmt.Fprintf(os.Stderr, "compare: %s: %v\n", r.name, err)

@@ -40,8 +40,6 @@ type table struct {
 	labels [2]string // of the columns, as printed last
 }
 
-const tableFormat = "%-40s %9s %9s %6s  %-12s %6s %5s %s\n"
-
 func (t *table) begin() {
 	fmt.Fprintf(t.w, "%s/%s, %d CPUs, %s\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 }
@@ -50,7 +48,7 @@ func (t *table) print(r row, s samples) {
 	if t.labels != r.labels {
 		t.labels = r.labels
 		fmt.Fprintln(t.w)
-		fmt.Fprintf(t.w, tableFormat, "", r.labels[0], r.labels[1], "ratio", "middle half", "goal", "pairs", "")
+		t.line("", r.labels[0], r.labels[1], "ratio", "middle half", "goal", "pairs", "")
 	}
 	first, second := s.medians()
 	low, high := s.middleHalf()
@@ -59,9 +57,14 @@ func (t *table) print(r row, s samples) {
 	if math.Round(100*ratio) > math.Round(100*r.goal) { // as printed
 		verdict = "missed"
 	}
-	fmt.Fprintf(t.w, tableFormat, r.name, r.unit.format(first), r.unit.format(second),
+	t.line(r.name, r.unit.format(first), r.unit.format(second),
 		fmt.Sprintf("%.2f", ratio), fmt.Sprintf("%.2f to %.2f", low, high),
 		fmt.Sprintf("%.2f", r.goal), fmt.Sprint(len(s[0])), verdict)
+}
+
+func (t *table) line(cells ...any) {
+	line := fmt.Sprintf("%-40s %9s %9s %6s  %-12s %6s %5s %s", cells...)
+	fmt.Fprintln(t.w, strings.TrimRight(line, " "))
 }
 
 // rawSamples prints every sample in the format of Go benchmarks, which benchstat

@@ -78,7 +78,7 @@ func (b *bench) backlogRows() []row {
 		}
 	}
 	wait := limited("1,000 connects, backlog of 4", b.manyConnects, float64(300*time.Millisecond), nanoseconds)
-	share := limited("CPU cores that 1,000 waiting connects use", b.waitingConnects, 0.20, cores)
+	share := limited("CPU cores used by 1,000 waiting connects", b.waitingConnects, 0.20, cores)
 	share.few = true
 	return []row{wait, share}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"math"
@@ -24,9 +25,9 @@ type samples [2][]float64
 // fewestPairs is how many pairs of samples a row has, even if its time is over.
 const fewestPairs = 5
 
-// measure takes pairs of samples of r for the duration d. It discards those of
-// the first tenth, in which the program and the kernel warm up.
-func (r row) measure(d time.Duration) (samples, error) {
+// measure takes pairs of samples of r for the duration d, or until ctx is done. It
+// discards those of the first tenth, in which the program and the kernel warm up.
+func (r row) measure(ctx context.Context, d time.Duration) (samples, error) {
 	var sides [2]sampler
 	for i, side := range r.sides {
 		sample, stop, err := side()
@@ -42,17 +43,20 @@ func (r row) measure(d time.Duration) (samples, error) {
 	fmt.Fprintf(progress, "%s ...", r.name)
 	defer fmt.Fprint(progress, "\r\x1b[K") // erases the line
 
-	if _, err := takePairs(sides, d/10, 1); err != nil {
+	if _, err := takePairs(ctx, sides, d/10, 1); err != nil {
 		return samples{}, err
 	}
-	return takePairs(sides, d-d/10, fewestPairs)
+	return takePairs(ctx, sides, d-d/10, fewestPairs)
 }
 
 // takePairs takes pairs of samples for the duration d, and at least fewest.
-func takePairs(sides [2]sampler, d time.Duration, fewest int) (samples, error) {
+func takePairs(ctx context.Context, sides [2]sampler, d time.Duration, fewest int) (samples, error) {
 	var s samples
 	start := time.Now()
 	for n := 0; n < fewest || time.Since(start) < d; n++ {
+		if err := ctx.Err(); err != nil {
+			return samples{}, err
+		}
 		pair, err := takePair(sides, n%2)
 		if err != nil {
 			return samples{}, err

@@ -40,7 +40,7 @@ func TestSidesComeFirstInTurns(t *testing.T) {
 			return func() (float64, error) { order += name; return 1, nil }, func() {}, nil
 		}
 	}
-	s, err := row{sides: [2]setup{side("a"), side("b")}, few: true}.measure(time.Hour)
+	s, err := row{sides: [2]setup{side("a"), side("b")}, few: true}.measure(t.Context(), time.Hour)
 	if err != nil {
 		t.Fatal("measure:", err)
 	}

@@ -15,7 +15,7 @@ const requestSize = 64
 // receives the answer and closes. The server is in this process. The clients are
 // goroutines of another process, as clients of servers are.
 func (b *bench) requests(p pkg, clients int, loop serverLoop) setup {
-	const n = 800
+	const n = 400
 	return func() (sampler, func(), error) {
 		path := b.path()
 		l, err := p.listen(path)

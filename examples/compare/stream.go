@@ -9,7 +9,7 @@ import (
 
 // roundTrip measures how long 64 bytes take to go to the other end and back.
 func (b *bench) roundTrip(p pkg) setup {
-	const n = 2000
+	const n = 500
 	return b.connected(p, func(near, far net.Conn) (float64, error) {
 		echoed := make(chan struct{})
 		go func() {
