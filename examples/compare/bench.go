@@ -19,7 +19,7 @@ type pkg struct {
 var (
 	ours = pkg{
 		name: "unixsock",
-		// Package net's backlog is as long as the system allows.
+		// Package net's backlog is as long as the system allows, often 4096.
 		listen: func(path string) (net.Listener, error) { return unixsock.Listen(path, unixsock.Backlog(4096)) },
 		dial:   func(path string) (net.Conn, error) { return unixsock.Connect(path) },
 	}
@@ -90,7 +90,7 @@ func (b *bench) path() string {
 	return filepath.Join(b.dir, fmt.Sprintf("%02d", b.paths))
 }
 
-// A link makes connections whose both ends are in this process.
+// A link makes connections that have both ends in this process.
 type link struct {
 	pkg
 	net.Listener

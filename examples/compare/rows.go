@@ -10,7 +10,7 @@ type row struct {
 	name   string
 	labels [2]string // of the sides
 	sides  [2]setup
-	goal   float64 // the ratio must not be greater
+	goal   float64 // the ratio that is not to be exceeded
 	unit   unit
 
 	// few is set if the samples hardly differ: then the fewest pairs are enough.
@@ -55,13 +55,13 @@ func (b *bench) streamRows() []row {
 // loopRows returns the rows that compare two loops of a server, both of unixsock.
 func (b *bench) loopRows() []row {
 	labels := [2]string{"event", "Accept"}
-	loop := func(name string, loop serverLoop) row {
+	withAccept := func(name string, loop serverLoop) row {
 		sides := [2]setup{b.requests(ours, 1, loop), b.requests(ours, 1, acceptLoop)}
 		return row{name: name, labels: labels, sides: sides, goal: 1.35, unit: nanoseconds}
 	}
 	return []row{
-		loop("Ready loop", readyLoop),
-		loop("AcceptEvt loop", acceptEvtLoop),
+		withAccept("Ready loop", readyLoop),
+		withAccept("AcceptEvt loop", acceptEvtLoop),
 	}
 }
 
