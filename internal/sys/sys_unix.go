@@ -122,7 +122,7 @@ func Probe(kind Kind, name string) (answer, err error) {
 // Accept accepts a connection and returns its descriptor and the peer's name. It
 // returns ErrWouldBlock if no connection is pending.
 func Accept(fd int) (nfd int, peer string, err error) {
-	for {
+	for noFile := false; ; {
 		nfd, peer, err = acceptKept(fd)
 		switch err {
 		case nil:
@@ -130,12 +130,21 @@ func Accept(fd int) (nfd int, peer string, err error) {
 		case unix.EINTR, unix.ECONNABORTED:
 			continue
 		case unix.EAGAIN:
+			if noFile {
+				return -1, "", os.NewSyscallError("accept", unix.EMFILE)
+			}
 			return -1, "", ErrWouldBlock
 		case unix.EMFILE, unix.ENFILE:
-			// Linux allocates the descriptor before it checks the queue, so EMFILE
-			// is reported even if no connection is pending.
+			// Linux allocates the descriptor before it checks the queue, so this error
+			// need not mean that a connection is pending. gVisor checks the queue first,
+			// and has dropped the connection. A second call tells: on Linux it fails in
+			// the same way, on gVisor there is nothing left to accept.
 			if !Readable(fd) {
-				return -1, "", ErrWouldBlock
+				if noFile {
+					return -1, "", ErrWouldBlock
+				}
+				noFile = true
+				continue
 			}
 		}
 		return -1, "", os.NewSyscallError("accept", err)
