@@ -289,6 +289,8 @@ func (m *model) pollKept() {
 			m.t.Fatalf("kept, ready is %v at poll %d, and %v wait", ready, i+1, m.waiting)
 		}
 	}
+	// Polls that succeed use up what the channel holds until the next accept or tick.
+	m.exact = len(m.waiting) == 0
 }
 
 func showsReady(ready <-chan *unixsock.Listener) bool {
