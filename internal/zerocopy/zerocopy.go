@@ -1,0 +1,15 @@
+// Package zerocopy copies bytes between two descriptors in the kernel, without a
+// buffer of the program. It does so on Linux, by sendfile(2) and splice(2).
+//
+// The descriptors are non-blocking and registered with the runtime's poller, so a
+// copy waits as Read and Write do, and a deadline or a close ends it.
+package zerocopy
+
+// A Kind says what the kernel can do with a descriptor.
+type Kind int
+
+const (
+	Unsupported Kind = iota // no copies in the kernel
+	File                    // a regular file: SendFile from it, Splice to it
+	Stream                  // a non-blocking stream socket or pipe: Splice from it and to it
+)

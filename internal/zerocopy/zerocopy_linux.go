@@ -1,0 +1,231 @@
+package zerocopy
+
+import (
+	"errors"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
+)
+
+// Available reports whether the package copies anything on this system.
+const Available = true
+
+// maxStep is the maximum number of bytes that one step of a copy moves, and the
+// size of a pipe. Package net uses the same. Between two steps, other goroutines
+// may use the descriptors, and a deadline takes effect.
+const maxStep = 1 << 20
+
+// errRefused is the error of a step that moved nothing and that Read and Write
+// have to make instead.
+var errRefused = errors.New("the kernel refuses the copy")
+
+// KindOf returns the kind of a descriptor.
+func KindOf(raw syscall.RawConn) Kind {
+	kind := Unsupported
+	if raw.Control(func(fd uintptr) { kind = kindOf(int(fd)) }) != nil {
+		return Unsupported
+	}
+	return kind
+}
+
+func kindOf(fd int) Kind {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return Unsupported
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return File
+	case unix.S_IFSOCK:
+		// Splice would join the messages of other types of sockets.
+		if t, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || t != unix.SOCK_STREAM {
+			return Unsupported
+		}
+	case unix.S_IFIFO:
+	default:
+		return Unsupported
+	}
+	// The poller cannot wait for a blocking descriptor.
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+		return Unsupported
+	}
+	return Stream
+}
+
+// SendFile copies up to limit bytes of a [File], from its offset on, to a
+// [Stream] that is a socket. It returns the number of bytes copied. The offset
+// moves by as many.
+//
+// If handled is true, the copy is complete, or err, an error of dst, ended it. If
+// handled is false, the kernel cannot continue: Read and Write have to copy the
+// rest, or report the error.
+func SendFile(dst, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
+	for n < limit {
+		sent, err := sendStep(dst, src, int(min(limit-n, maxStep)))
+		n += int64(sent)
+		if err == unix.EAGAIN {
+			err = waitWritable(dst)
+		}
+		switch err {
+		case nil:
+		case io.EOF:
+			return n, true, nil
+		case errRefused:
+			return n, false, nil
+		default:
+			return n, true, err
+		}
+	}
+	return n, true, nil
+}
+
+// sendStep sends up to size bytes. It does not wait: its error is EAGAIN if dst
+// has no room. At the end of src it is io.EOF.
+//
+// The file is locked for the step, so that a concurrent Read of it cannot take
+// bytes out of the middle. It is not locked while dst has no room: that may be
+// long, and a goroutine that waits for the lock ignores deadlines and closes. It
+// is locked before dst, because another goroutine may hold it for long, and would
+// then keep dst from being used and closed.
+func sendStep(dst, src syscall.RawConn, size int) (n int, err error) {
+	var sendErr, dstErr error
+	srcErr := src.Read(func(in uintptr) bool {
+		dstErr = dst.Write(func(out uintptr) bool {
+			n, sendErr = sendfile(int(out), int(in), size)
+			return true
+		})
+		return true
+	})
+	switch {
+	case srcErr != nil:
+		return 0, errRefused // src is closed
+	case dstErr != nil:
+		return 0, dstErr
+	}
+	return n, sendErr
+}
+
+// sendfile calls sendfile(2).
+func sendfile(out, in, size int) (int, error) {
+	for {
+		n, err := unix.Sendfile(out, in, nil, size)
+		switch err {
+		case nil:
+			if n == 0 {
+				return 0, io.EOF
+			}
+			return n, nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, err
+		case unix.EIO, unix.EBADF, unix.ESTALE, unix.EOVERFLOW:
+			return 0, errRefused // an error of the file, which its Read reports
+		default:
+			return 0, callError("sendfile", err)
+		}
+	}
+}
+
+// waitWritable waits until dst has room.
+func waitWritable(dst syscall.RawConn) error {
+	woken := false
+	return dst.Write(func(out uintptr) bool {
+		// The poller reports a change. dst may have changed already.
+		ready := woken || sys.Writable(int(out))
+		woken = true
+		return ready
+	})
+}
+
+// Splice copies up to limit bytes from a [Stream] to a [Stream] or a [File]. One of
+// them is a socket. It returns the number of bytes copied, and the bytes that it
+// has read from src and that dst did not take, of which there are only some if
+// handled is false: the caller writes them next.
+//
+// If handled is true, the copy is complete, or err, an error of src, ended it. If
+// handled is false, the kernel cannot continue: Read and Write have to copy the
+// rest, or report the error.
+//
+// If src.Read fails after it has called its function, the bytes of that step are
+// discarded.
+func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, handled bool, err error) {
+	for n < limit {
+		p, err := fill(src, int(min(limit-n, maxStep)))
+		switch err {
+		case nil:
+		case io.EOF:
+			return n, nil, true, nil
+		case errRefused:
+			return n, nil, false, nil
+		default:
+			return n, nil, true, err
+		}
+		n += int64(p.drain(dst))
+		if p.data > 0 {
+			return n, p.takeRest(), false, nil
+		}
+		p.release()
+	}
+	return n, nil, true, nil
+}
+
+// fill waits for src and returns a pipe with up to size bytes of it. At the end of
+// src its error is io.EOF. It takes a pipe for the system call only, so a copy
+// that waits for its source holds none.
+func fill(src syscall.RawConn, size int) (*pipe, error) {
+	var p *pipe
+	var err error
+	srcErr := src.Read(func(in uintptr) bool {
+		if p = newPipe(); p == nil {
+			err = errRefused
+			return true
+		}
+		p.data, err = splice(p.w, int(in), size)
+		if err != unix.EAGAIN {
+			return true
+		}
+		p.release() // It is empty, so it is src that has to be waited for.
+		p = nil
+		return false
+	})
+	if srcErr != nil {
+		err = errRefused // src is closed, or past its deadline
+	} else if err == nil && p.data == 0 {
+		err = io.EOF
+	}
+	if err != nil && p != nil {
+		p.release()
+		p = nil
+	}
+	return p, err
+}
+
+// splice calls splice(2).
+func splice(out, in, size int) (int, error) {
+	for {
+		n, err := unix.Splice(in, nil, out, nil, size, unix.SPLICE_F_NONBLOCK)
+		switch err {
+		case nil:
+			return int(n), nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, err
+		default:
+			return 0, callError("splice", err)
+		}
+	}
+}
+
+// callError returns the error of a system call, errRefused if the kernel does not
+// support the operation and has done nothing.
+func callError(name string, err error) error {
+	switch err {
+	case unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP:
+		return errRefused
+	}
+	return os.NewSyscallError(name, err)
+}

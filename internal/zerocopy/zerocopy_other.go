@@ -1,0 +1,21 @@
+//go:build !linux
+
+package zerocopy
+
+import "syscall"
+
+// Available reports whether the package copies anything on this system.
+const Available = false
+
+// KindOf returns Unsupported.
+func KindOf(syscall.RawConn) Kind { return Unsupported }
+
+// SendFile copies nothing.
+func SendFile(dst, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
+	return 0, false, nil
+}
+
+// Splice copies nothing.
+func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, handled bool, err error) {
+	return 0, nil, false, nil
+}
