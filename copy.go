@@ -2,8 +2,15 @@ package unixsock
 
 import (
 	"io"
+	"io/fs"
+	"math"
 	"net"
-	"sync"
+	"os"
+	"reflect"
+	"syscall"
+
+	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/zerocopy"
 )
 
 var (
@@ -11,39 +18,38 @@ var (
 	_ io.WriterTo   = (*Conn)(nil)
 )
 
-// ReadFrom writes to the Conn what it reads from r, until r ends, and returns
-// how many bytes it wrote. [io.Copy] calls it. Close and deadlines rule it as
-// they rule Write. Its errors are those of Write, and those of r as they are.
+// ReadFrom reads from r until EOF and writes the bytes to the Conn. It returns the
+// number of bytes written. [io.Copy] calls it. Close and deadlines apply as they do
+// to Write. Errors are those of Write, and the errors of r unchanged.
 //
-// On Linux the kernel moves the bytes itself, past the memory of the program, if
-// r is an [os.File] that is a regular file, a pipe or a stream socket, a
-// [net.TCPConn], a [net.UnixConn], a Conn or an [InputPort], or one of these in
-// an [io.LimitedReader]; a pipe or socket in non-blocking mode, as Go's own are
-// and a shell's are not. So it does if r is of another type that has a
-// SyscallConn method of its own, and a descriptor of such a kind: a type must not
-// have that method if its Read does more than read the descriptor. A type that
-// embeds one with such a method is read by its own Read.
+// On Linux the kernel moves the bytes, without a buffer of the program, if r is an
+// *[os.File], a *[net.TCPConn], a *[net.UnixConn] of the network "unix", a *Conn, an
+// *[InputPort], a connection of a [TCPUnit], or an *[io.LimitedReader] around one of
+// these. A file must be a regular file, or a pipe or stream socket in non-blocking
+// mode. ReadFrom reads every other type by its Read method, also one that embeds a
+// connection or has a SyscallConn method.
 //
-// What other goroutines write meanwhile comes in between the steps of the copy.
-// Of a file the kernel may send the pages themselves: who writes to it before the
-// peer has read may change what the peer reads.
+// Bytes that other goroutines write concurrently may come in between the bytes of r.
+// The kernel may send a file's pages without copying them. If the file is modified
+// before the peer reads, the peer may see the modification.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	if c.isClosed(writeHalf) {
-		return 0, c.opError("write", net.ErrClosed)
+	if err := c.checkOpen("write", writeHalf); err != nil {
+		return 0, err
 	}
 	return copyAll(c, r)
 }
 
-// WriteTo writes to w what it reads from the Conn, until the end of the peer's
-// output, and returns how many bytes it wrote. [io.Copy] calls it. Close and
-// deadlines rule it as they rule Read. Its errors are those of Read, and those of
-// w as they are.
+// WriteTo reads from the Conn until the end of the peer's output and writes the
+// bytes to w. It returns the number of bytes written. [io.Copy] calls it. Close and
+// deadlines apply as they do to Read. Errors are those of Read, and the errors of w
+// unchanged.
 //
-// The kernel moves the bytes itself as in [Conn.ReadFrom], if w is such a thing;
-// it may be an [OutputPort].
+// The kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists, with an
+// *[OutputPort] in the place of the InputPort. WriteTo writes to every other type by
+// its Write method.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	if c.isClosed(readHalf) {
-		return 0, c.opError("read", net.ErrClosed)
+	if err := c.checkOpen("read", readHalf); err != nil {
+		return 0, err
 	}
 	return copyAll(w, c)
 }
@@ -54,27 +60,179 @@ func (p *InputPort) WriteTo(w io.Writer) (int64, error) { return (*Conn)(p).Writ
 // ReadFrom is [Conn.ReadFrom].
 func (p *OutputPort) ReadFrom(r io.Reader) (int64, error) { return (*Conn)(p).ReadFrom(r) }
 
-// copyAll copies r to w: by the kernel, as far as that goes, and the rest by way
-// of memory. Whatever stops the kernel, r.Read or w.Write then say it in their
-// own words, or go on.
+// checkOpen returns an error if half h is closed, or c is nil or zero.
+func (c *Conn) checkOpen(op string, h half) error {
+	switch {
+	case c.netfd() == nil:
+		return c.opError(op, os.ErrInvalid)
+	case c.isClosed(h):
+		return c.opError(op, net.ErrClosed)
+	}
+	return nil
+}
+
+// copyAll copies r to w: in the kernel as far as possible, then by Read and Write.
+// Most errors that stop the kernel are left for Read or Write to report.
 func copyAll(w io.Writer, r io.Reader) (int64, error) {
-	n, over, err := kernelCopy(w, r)
-	if over {
+	n, handled, err := kernelCopy(w, r)
+	if handled {
 		return n, err
 	}
 	rest, err := plainCopy(w, r)
 	return n + rest, err
 }
 
-// copyBuffers holds the buffers of plain copies, *[copySize]byte.
-var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
-
-const copySize = 64 << 10
-
-// plainCopy copies r to w by Read and Write alone. Other methods of theirs would
-// lead back here.
+// plainCopy copies r to w by Read and Write. It hides other methods, which would
+// lead back to ReadFrom and WriteTo.
 func plainCopy(w io.Writer, r io.Reader) (int64, error) {
-	b := copyBuffers.Get().(*[copySize]byte)
-	defer copyBuffers.Put(b)
-	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, b[:])
+	return io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{r})
+}
+
+// kernelCopy copies r to w in the kernel. One of them is a Conn. It returns the
+// number of bytes written. If handled is true, the copy is complete, or err ended it.
+// If handled is false, plainCopy has to continue it.
+func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
+	if !zerocopy.Available {
+		return 0, false, nil
+	}
+	limited, ok := r.(*io.LimitedReader)
+	if !ok {
+		limited = &io.LimitedReader{R: r, N: math.MaxInt64}
+	}
+	if limited.N <= 0 {
+		return 0, true, nil
+	}
+	src, from := descriptor(limited.R, readHalf)
+	if from == zerocopy.Unsupported {
+		return 0, false, nil
+	}
+	dst, to := descriptor(w, writeHalf)
+	if to == zerocopy.Unsupported {
+		return 0, false, nil
+	}
+	if from == zerocopy.File {
+		n, handled, err = zerocopy.SendFile(dst, src, limited.N)
+		limited.N -= n
+		return n, handled, connOf(w).ioError("write", writeHalf, err)
+	}
+	n, rest, handled, err := zerocopy.Splice(dst, src, limited.N)
+	limited.N -= n + int64(len(rest))
+	if len(rest) > 0 {
+		m, err := w.Write(rest)
+		return n + int64(m), err != nil, err
+	}
+	return n, handled, readError(limited.R, err)
+}
+
+// descriptor returns access to the descriptor that v, an io.Reader or io.Writer,
+// reads or writes in half h, and its kind. The kind is Unsupported unless v is of one
+// of the types that ReadFrom and WriteTo list: the Read and Write of any other type
+// may do more than read and write the descriptor.
+func descriptor(v any, h half) (syscall.RawConn, zerocopy.Kind) {
+	if c := connOf(v); c != nil {
+		if raw, err := c.raw(h); err == nil {
+			return copyRawConn{raw, c}, zerocopy.Stream
+		}
+		return nil, zerocopy.Unsupported
+	}
+	switch v := unwrap(v).(type) {
+	case *os.File:
+		if raw, err := v.SyscallConn(); err == nil {
+			return raw, zerocopy.KindOf(raw)
+		}
+	case *net.TCPConn:
+		if raw, err := v.SyscallConn(); err == nil {
+			return raw, zerocopy.Stream
+		}
+	case *net.UnixConn:
+		raw, err := v.SyscallConn()
+		if err != nil {
+			break
+		}
+		// Splice would join the messages of the other networks.
+		if addr, ok := v.LocalAddr().(*net.UnixAddr); ok && addr != nil && addr.Net == "unix" {
+			return raw, zerocopy.Stream
+		}
+	}
+	return nil, zerocopy.Unsupported
+}
+
+// connOf returns the Conn that v is or that v is a part of, or nil.
+func connOf(v any) *Conn {
+	switch v := v.(type) {
+	case *Conn:
+		return v
+	case *tcpConn:
+		return v.Conn
+	case *InputPort:
+		return (*Conn)(v)
+	case *OutputPort:
+		return (*Conn)(v)
+	}
+	return nil
+}
+
+// unwrap returns the *os.File or *net.TCPConn in the values that os and net pass to
+// ReadFrom and WriteTo: structs of unexported types (os.fileWithoutWriteTo and the
+// like) that embed it to hide one of its methods. It returns any other value
+// unchanged. No type outside of os and net has their package path.
+func unwrap(v any) any {
+	t := reflect.TypeOf(v)
+	if t == nil || t.Kind() != reflect.Struct {
+		return v
+	}
+	var want reflect.Type
+	switch t.PkgPath() {
+	case "os":
+		want = reflect.TypeFor[*os.File]()
+	case "net":
+		want = reflect.TypeFor[*net.TCPConn]()
+	default:
+		return v
+	}
+	for i := range t.NumField() {
+		if f := t.Field(i); f.Anonymous && f.Type == want {
+			return reflect.ValueOf(v).Field(i).Interface()
+		}
+	}
+	return v
+}
+
+// A copyRawConn is the RawConn of a Conn with the errors that a copy needs.
+type copyRawConn struct {
+	syscall.RawConn
+	c *Conn
+}
+
+// Read fails if the input is closed when f returns. As in Conn.Read, the bytes that
+// f has read are discarded then: CloseRead may have discarded the bytes before them.
+func (r copyRawConn) Read(f func(fd uintptr) bool) error {
+	err := r.RawConn.Read(f)
+	if r.c.isClosed(readHalf) {
+		return net.ErrClosed
+	}
+	return err
+}
+
+func (r copyRawConn) Write(f func(fd uintptr) bool) error {
+	return netfd.MapRawErr(r.RawConn.Write(f))
+}
+
+// readError returns err, the error of a splice from r, as r.Read would return it.
+func readError(r io.Reader, err error) error {
+	if err == nil {
+		return nil
+	}
+	if c := connOf(r); c != nil {
+		return c.ioError("read", readHalf, err)
+	}
+	switch r := unwrap(r).(type) {
+	case *os.File:
+		return &fs.PathError{Op: "read", Path: r.Name(), Err: err}
+	case *net.TCPConn:
+		return &net.OpError{Op: "read", Net: "tcp", Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
+	case *net.UnixConn:
+		return &net.OpError{Op: "read", Net: "unix", Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
+	}
+	return err
 }
