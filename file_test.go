@@ -1089,6 +1089,7 @@ func TestWantOfDescriptorsLeavesNoFileOpen(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
+	reported := sockettest.ReportsRightsCutByLimit(t)
 	sockettest.CheckDescriptors(t)
 	from, to := newPairT(t)
 	r, w := newPipes(t, 1)
@@ -1107,7 +1108,7 @@ func TestWantOfDescriptorsLeavesNoFileOpen(t *testing.T) {
 		}
 		before := sockettest.CountDescriptors(t)
 		low = limit
-		setUint(&low.Cur, lowest+room)
+		sockettest.SetUint(&low.Cur, lowest+room)
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
 			t.Fatal(err)
 		}
@@ -1118,7 +1119,7 @@ func TestWantOfDescriptorsLeavesNoFileOpen(t *testing.T) {
 		got := len(files)
 		closeFiles(files)
 		switch {
-		case room < 5 && (err == nil || got != 0):
+		case room < 5 && reported && (err == nil || got != 0):
 			t.Errorf("room for %d of 5: %d files, error %v", room, got, err)
 		case room == 5 && (err != nil || got != 5):
 			t.Errorf("room for all: %d files, error %v", got, err)
@@ -1132,8 +1133,7 @@ func TestWantOfDescriptorsLeavesNoFileOpen(t *testing.T) {
 	if err := to.Close(); err != nil { // what it has not read goes with it
 		t.Fatal(err)
 	}
-	wantAllClosed(t, r)
+	if reported { // otherwise the kernel itself keeps them open
+		wantAllClosed(t, r)
+	}
 }
-
-// setUint sets what is a uint64 on some systems, and an int64 on others.
-func setUint[T int64 | uint64](to *T, n int) { *to = T(n) }

@@ -619,10 +619,24 @@ func TestWantOfDescriptorsIsNoNewsWhileNoConnectionWaits(t *testing.T) {
 	}
 }
 
+func TestAcceptReportsEMFILEOfAPendingConnection(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	l := sockettest.Listen(t)
+	sockettest.Connect(t, l.Addr().String())
+	free := sockettest.ExhaustDescriptors(t)
+	defer free()
+	if c, err := l.Accept(); c != nil || !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("Accept without descriptors: got %v, %v, want EMFILE", c, err)
+	}
+}
+
 func TestWantOfDescriptorsLosesNoConnection(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
+	skipUnlessPendingIsKept(t)
 	l := sockettest.Listen(t)
 	client := sockettest.Connect(t, l.Addr().String())
 	free := sockettest.ExhaustDescriptors(t)

@@ -672,6 +672,9 @@ func TestDescriptorsThatRunOutCostNobody(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
+	if !sockettest.KeepsPendingWithoutDescriptors(t) {
+		t.Skip("the kernel drops the connection that accept(2) has no descriptor for")
+	}
 	l := sockettest.Listen(t, unixsock.Backlog(64))
 	ready := l.Ready()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -1,0 +1,152 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sockettest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The functions of this file ask the kernel what it does where kernels differ, with
+// system calls of their own. A test that asserts one kernel's answer asks, and skips
+// what another kernel cannot do.
+
+// probeListener returns a listening socket of the given type and its path.
+func probeListener(t testing.TB, socketType int) (fd int, path string) {
+	t.Helper()
+	path = filepath.Join(ShortDir(t), "probe")
+	fd = probeSocket(t, socketType)
+	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	if socketType != unix.SOCK_DGRAM {
+		check(t, unix.Listen(fd, 4))
+	}
+	return fd, path
+}
+
+func probeSocket(t testing.TB, socketType int) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, socketType, 0)
+	check(t, err)
+	unix.CloseOnExec(fd)
+	check(t, unix.SetNonblock(fd, true))
+	return fd
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal("probe of the kernel: ", err)
+	}
+}
+
+// withDescriptors calls do while the process can open only n more descriptors. The
+// process should be a child.
+func withDescriptors(t testing.TB, n int, do func()) {
+	t.Helper()
+	var limit unix.Rlimit
+	check(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	lowest, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 3)
+	check(t, err)
+	unix.Close(lowest)
+	low := limit
+	SetUint(&low.Cur, lowest+n)
+	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	do()
+	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+}
+
+// SetUint sets a field that is a uint64 on some systems, and an int64 on others.
+func SetUint[T int64 | uint64](to *T, n int) { *to = T(n) }
+
+// KeepsPendingWithoutDescriptors reports whether a connection stays pending if
+// accept(2) fails because the process is out of descriptors. Linux keeps it. gVisor
+// and macOS drop it. Call it in a child process.
+func KeepsPendingWithoutDescriptors(t testing.TB) bool {
+	t.Helper()
+	listener, path := probeListener(t, unix.SOCK_STREAM)
+	defer unix.Close(listener)
+	client := probeSocket(t, unix.SOCK_STREAM)
+	defer unix.Close(client)
+	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: path}))
+	withDescriptors(t, 0, func() {
+		if fd, _, err := unix.Accept(listener); err != unix.EMFILE {
+			t.Fatalf("accept without a free descriptor: got %d, %v, want EMFILE", fd, err)
+		}
+	})
+	fd, _, err := unix.Accept(listener)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err == nil
+}
+
+// ReportsRightsCutByLimit reports whether recvmsg(2) says so if it receives fewer
+// descriptors than were sent because the process is out of them. gVisor does not,
+// and keeps the others open in the kernel. Call it in a child process.
+func ReportsRightsCutByLimit(t testing.TB) bool {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	check(t, err)
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	check(t, unix.Sendmsg(fds[0], []byte("x"), unix.UnixRights(0, 0), nil, 0))
+	var flags int
+	withDescriptors(t, 1, func() {
+		control := make([]byte, 256)
+		n := 0
+		_, n, flags, _, err = unix.Recvmsg(fds[1], make([]byte, 1), control, 0)
+		messages, _ := unix.ParseSocketControlMessage(control[:n])
+		for _, m := range messages {
+			received, _ := unix.ParseUnixRights(&m)
+			for _, fd := range received {
+				unix.Close(fd)
+			}
+		}
+	})
+	check(t, err)
+	return flags&unix.MSG_CTRUNC != 0
+}
+
+// DistinguishesBoundFromDead reports whether the kernel answers a connect(2) of a
+// datagram socket to a stream socket that does not listen yet differently from one to
+// a socket file without a socket. gVisor does not.
+func DistinguishesBoundFromDead(t testing.TB) bool {
+	t.Helper()
+	path := filepath.Join(ShortDir(t), "probe")
+	bound := probeSocket(t, unix.SOCK_STREAM)
+	defer unix.Close(bound)
+	check(t, unix.Bind(bound, &unix.SockaddrUnix{Name: path}))
+	return connectErr(t, unix.SOCK_DGRAM, path) != unix.ECONNREFUSED
+}
+
+// RefusesDeadSeqpacket reports whether the kernel answers ECONNREFUSED to a connect(2)
+// of a stream socket to the file of a seqpacket socket that is closed. gVisor answers
+// EPROTOTYPE, as if the socket were open.
+func RefusesDeadSeqpacket(t testing.TB) bool {
+	t.Helper()
+	fd, path := probeListener(t, unix.SOCK_SEQPACKET)
+	unix.Close(fd)
+	return connectErr(t, unix.SOCK_STREAM, path) == unix.ECONNREFUSED
+}
+
+// connectErr returns the error of a connect(2) to path.
+func connectErr(t testing.TB, socketType int, path string) error {
+	t.Helper()
+	fd := probeSocket(t, socketType)
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+}
+
+// AppendingFile returns a new file that is open for appending.
+func AppendingFile(t testing.TB) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(ShortDir(t), "file"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
