@@ -1,6 +1,7 @@
-// Command activation is a server that is started with its sockets listening
-// already, and stops when nobody has come for a while: who comes then waits for
-// the next start. It is started by systemd, or by hand:
+// Command activation is a server that inherits its listening sockets and stops when no
+// client has come for a while. Later clients wait for the next start. systemd starts it,
+// or the program itself with -start. (systemd-socket-activate is in Debian's package
+// systemd, nc in netcat-openbsd.)
 //
 //	go build -o activation.out ./examples/activation
 //	systemd-socket-activate -l /tmp/one.sock ./activation.out -idle 5s & sleep 1
@@ -28,8 +29,8 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	start := flag.String("start", "", "listen at `path`, and start this command whenever a client waits there")
-	idle := flag.Duration("idle", 10*time.Second, "stop when nobody has come for so `long`")
+	start := flag.String("start", "", "listen at `path`, and start this command whenever a client is pending")
+	idle := flag.Duration("idle", 10*time.Second, "stop when no client has come for this `duration`")
 	flag.Parse()
 	if !unixsock.Available {
 		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
@@ -58,7 +59,7 @@ func main() {
 }
 
 // serve answers clients until none has come for idle. It loses none: a client is
-// answered, or still waits in the backlog for the next start.
+// answered, or stays in the backlog for the next start.
 func serve(listener *unixsock.Listener, name string, idle time.Duration) {
 	defer listener.Close()
 	for n := 1; ; n++ {
@@ -66,7 +67,7 @@ func serve(listener *unixsock.Listener, name string, idle time.Duration) {
 		conn, err := listener.AcceptContext(ctx)
 		cancel()
 		if err != nil {
-			log.Printf("process %d leaves %q: %v", os.Getpid(), name, err)
+			log.Printf("process %d stops serving %q: %v", os.Getpid(), name, err)
 			return
 		}
 		conn.SetDeadline(time.Now().Add(time.Second))
@@ -75,20 +76,20 @@ func serve(listener *unixsock.Listener, name string, idle time.Duration) {
 	}
 }
 
-// starter does as systemd does: readiness leaves the client to whom it starts.
+// starter does what systemd does. Readiness accepts nothing: the client is for the
+// process that it starts.
 func starter(path string, idle time.Duration) error {
-	listener, err := unixsock.Listen(path, unixsock.ReplaceStale(), unixsock.Mode(0o660))
+	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale(), unixsock.Mode(0o660))
 	if err != nil {
 		return err
 	}
-	for {
-		<-listener.Ready()
+	for range listener.Ready() { // until the listener is closed
 		f, err := listener.File()
 		if err != nil {
 			return err
 		}
 		cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" -idle "$1"`, os.Args[0], idle.String())
-		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=hand")
+		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "LISTEN_FDNAMES=started")
 		cmd.ExtraFiles = []*os.File{f} // descriptor 3 there
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
@@ -96,4 +97,5 @@ func starter(path string, idle time.Duration) error {
 		}
 		f.Close()
 	}
+	return nil
 }

@@ -1,5 +1,5 @@
-// Command echo is both ends of a conversation over a unix domain socket, in one
-// process. It shows the two ports of a connection, and how they close apart.
+// Command echo holds a conversation with itself over a unix domain socket. It shows the
+// two ports of a connection, which close independently.
 //
 //	go run ./examples/echo
 package main
@@ -65,7 +65,7 @@ func run() error {
 	if err := out.Close(); err != nil {
 		return err
 	}
-	rest, err := io.ReadAll(in) // the input port goes on, until the server's EOF
+	rest, err := io.ReadAll(in) // the input port stays open until the server's EOF
 	if err != nil {
 		return err
 	}
@@ -73,8 +73,8 @@ func run() error {
 	return <-served
 }
 
-// serve accepts one client and sends back what it says. At the end of that it
-// says how many lines there were.
+// serve accepts one client and sends its lines back. At the end of its input it sends the
+// number of lines.
 func serve(listener *unixsock.Listener) error {
 	conn, err := listener.AcceptContext(context.Background())
 	if err != nil {
@@ -92,7 +92,7 @@ func serve(listener *unixsock.Listener) error {
 	if err := lines.Err(); err != nil {
 		return err
 	}
-	fmt.Println("server: reads EOF, its output port is open still")
+	fmt.Println("server: reads EOF, its output port is still open")
 	_, err = fmt.Fprintf(out, "%d lines\n", n)
 	return err
 }

@@ -1,7 +1,7 @@
-// Command http is net/http over a unix domain socket: a server, and a client of
-// it, both through a TCPUnit. The server goes on until Ctrl-C. Its socket is for
-// its user and group alone, takes the place of one that a crash has left, and is
-// removed in the end; each answer says who has asked, by the kernel's word.
+// Command http serves net/http on a unix domain socket, and is its own first client. The
+// server knows the user of each client from the kernel. Its socket is for its user and
+// group only; for a front end of another group, such as nginx, add unixsock.Owner. The
+// server replaces the socket that a crash has left, and stops at Ctrl-C.
 //
 //	go run ./examples/http                # and in another terminal:
 //	curl --unix-socket http.sock http://localhost/hello
@@ -38,8 +38,8 @@ func main() {
 }
 
 func run(ctx context.Context, path string) error {
-	unit := unixsock.NewTCPUnit(path, unixsock.Mode(0o660), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
-	listener, err := unit.Listen("tcp", "localhost:80") // the unit has its own idea
+	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.Mode(0o660),
+		unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	if err != nil {
 		return err
 	}
@@ -51,27 +51,25 @@ func run(ctx context.Context, path string) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 
-	if err := get(unit, "http://localhost/hello"); err != nil {
+	if err := get(path, "http://localhost/hello"); err != nil {
 		server.Close()
 		return err
 	}
-	fmt.Println("now you, until Ctrl-C:")
-	fmt.Printf("  curl --unix-socket %s http://localhost/hello\n", path)
+	fmt.Printf("try: curl --unix-socket %s http://localhost/hello\n", path)
 	select {
 	case err := <-served:
 		return err
 	case <-ctx.Done():
 	}
-	// The requests under way get a moment to end.
+	// Requests in progress have five seconds to finish.
 	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return server.Shutdown(grace)
 }
 
-// withPeer adds to a connection's context who is at its other end. Whatever a
-// TCPUnit accepts has the methods of a unixsock.Conn.
+// withPeer adds the peer's credentials to the context of a connection.
 func withPeer(ctx context.Context, conn net.Conn) context.Context {
-	cred, err := conn.(interface{ PeerCred() (unixsock.Cred, error) }).PeerCred()
+	cred, err := conn.(*unixsock.Conn).PeerCred()
 	if err != nil {
 		return context.WithValue(ctx, peerKey{}, err.Error())
 	}
@@ -84,9 +82,13 @@ func hello(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s %s, from %s\n", r.Method, r.URL.Path, r.Context().Value(peerKey{}))
 }
 
-// get asks for url through the unit and prints the answer.
-func get(unit *unixsock.TCPUnit, url string) error {
-	client := &http.Client{Transport: &http.Transport{DialContext: unit.DialContext}}
+// get sends a request to the server at path and prints the answer.
+func get(path, url string) error {
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return unixsock.ConnectContext(ctx, path)
+		},
+	}}
 	defer client.CloseIdleConnections()
 	response, err := client.Get(url)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Command passfd hands an open file to another process. It makes a file that
-// has no name, starts itself as a child that has only a socket, and sends the
-// file over it; what the child writes, the parent reads.
+// Command passfd passes an open file to another process. It creates a file without a name,
+// starts itself as a child process that inherits a socket, and sends the file over it. The
+// child writes to the file, and the parent reads it.
 //
 //	go run ./examples/passfd
 package main
@@ -46,12 +46,12 @@ func parent() error {
 		return err
 	}
 	cmd := exec.Command(exe, "child")
-	cmd.ExtraFiles = []*os.File{socket} // descriptor 3 there
+	cmd.ExtraFiles = []*os.File{socket} // descriptor 3 in the child
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	socket.Close() // else the end of the child would be no EOF here
+	socket.Close() // so that the end of the child is EOF here
 
 	file, err := os.CreateTemp("", "passfd")
 	if err != nil {
@@ -59,7 +59,7 @@ func parent() error {
 	}
 	defer file.Close()
 	os.Remove(file.Name())
-	fmt.Printf("parent %d: sends a file that has no name any more\n", os.Getpid())
+	fmt.Printf("parent %d: sends a file that has no name\n", os.Getpid())
 	if _, err := mine.WriteFiles([]byte("a file for you"), file); err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func parent() error {
 		return err
 	}
 	text, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<20))
-	fmt.Printf("parent %d: reads in the file: %q\n", os.Getpid(), text)
+	fmt.Printf("parent %d: reads %q in the file\n", os.Getpid(), text)
 	return err
 }
 
@@ -85,7 +85,7 @@ func child() error {
 		return err
 	}
 	if len(files) == 0 {
-		return fmt.Errorf("%q came without a file", b[:n])
+		return fmt.Errorf("received %q without a file", b[:n])
 	}
 	defer files[0].Close()
 	fmt.Printf("child %d: receives %q\n", os.Getpid(), b[:n])

@@ -1,12 +1,12 @@
 #lang racket/base
-;; A server and a client of lines over a unix domain socket: the peer of main.go,
-;; which takes the same arguments.
+;; A server and a client that exchange lines over a unix domain socket. The peer is
+;; main.go, which takes the same arguments.
 ;;
-;;   racket echo.rkt serve   PATH         serves one client, and ends
+;;   racket echo.rkt serve   PATH         serves one client
 ;;   racket echo.rkt connect PATH WORD ...
 ;;
-;; PATH is written as the inside of a string literal, so that '\x00name' is the
-;; abstract name #"\0name".
+;; PATH is the inside of a string literal, so '\x00name' is the abstract name
+;; #"\0name".
 (require racket/match racket/port racket/unix-socket)
 
 (define (parse-path text)
@@ -35,7 +35,7 @@
 (define (connect path words)
   (define-values (in out) (unix-socket-connect path))
   (for ([word words]) (fprintf out "~a\n" word))
-  (close-output-port out) ; the server reads EOF; what it says can still be read
+  (close-output-port out) ; the server reads EOF; its answer can still be read
   (copy-port in (current-output-port))
   (close-input-port in))
 

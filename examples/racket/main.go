@@ -1,6 +1,6 @@
-// Command racket is a server and a client of lines over a unix domain socket:
-// the peer of echo.rkt beside it, a Racket program that takes the same
-// arguments. In a terminal each, either side first in Go or in Racket:
+// Command racket is a server and a client that exchange lines over a unix domain socket.
+// Its peer is echo.rkt, a Racket program that takes the same arguments. Either side may be
+// in Go or in Racket (Debian's package racket), each in a terminal:
 //
 //	racket examples/racket/echo.rkt serve /tmp/echo
 //	go run ./examples/racket connect /tmp/echo hello world
@@ -8,8 +8,7 @@
 //	go run ./examples/racket serve '\x00echo'
 //	racket examples/racket/echo.rkt connect '\x00echo' hello world
 //
-// The path is written as the inside of a string literal, so that '\x00echo' is
-// an abstract name.
+// The path is the inside of a string literal, so '\x00echo' is an abstract name.
 package main
 
 import (
@@ -64,7 +63,7 @@ func serve(path string) error {
 		defer os.Remove(path)
 	}
 	log.Print("go: listening")
-	<-listener.Ready() // (sync listener), in Racket
+	<-listener.Ready() // (sync listener) in Racket
 	conn, err := listener.AcceptContext(context.Background())
 	if err != nil {
 		return err
@@ -90,7 +89,7 @@ func connect(path string, words []string) error {
 	for _, word := range words {
 		fmt.Fprintln(out, word)
 	}
-	out.Close() // the server reads EOF; what it says can still be read
+	out.Close() // the server reads EOF; its answer can still be read
 	_, err = io.Copy(os.Stdout, in)
 	return err
 }

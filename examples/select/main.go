@@ -1,6 +1,7 @@
-// Command select is a server whose loop waits for clients, a ticker and a
-// signal in one select. It answers a line with that line in capitals, and stops
-// when nobody has come for a while, or at Ctrl-C, without losing a client.
+// Command select is a server that waits for clients, a ticker and Ctrl-C in one select. It
+// answers a line with that line in capitals. It stops when no client has come for a while,
+// or at Ctrl-C, without losing a client. After kill -9 it can be started again at once:
+// it replaces the socket file that was left. (nc is in Debian's package netcat-openbsd.)
 //
 //	go run ./examples/select              # and soon, in another terminal:
 //	echo hello | nc -U -N select.sock
@@ -9,6 +10,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -25,7 +27,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	path := flag.String("path", "select.sock", "the socket's `path`")
-	idle := flag.Duration("idle", 10*time.Second, "stop when nobody has come for so `long`")
+	idle := flag.Duration("idle", 10*time.Second, "stop when no client has come for this `duration`")
 	flag.Parse()
 	if !unixsock.Available {
 		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
@@ -40,59 +42,66 @@ func main() {
 func serve(ctx context.Context, path string, idle time.Duration) error {
 	var clients sync.WaitGroup
 	defer clients.Wait()
-	listener, err := unixsock.Listen(path)
+	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
 	log.Printf("listening on %s", listener.Addr())
 
-	ticker := time.NewTicker(max(idle/4, time.Millisecond))
-	defer ticker.Stop()
-	last, leaving, interrupted := time.Now(), false, ctx.Done()
-	// Once its file is gone, no new client finds the socket. Who found it just
-	// before is served: the loop goes on until a tick finds nobody waiting.
-	leave := func(why string) {
-		log.Printf("%s, leaving", why)
-		leaving, interrupted = true, nil
-		if err := os.Remove(path); err != nil {
-			log.Print(err)
-		}
-		ticker.Reset(100 * time.Millisecond)
-	}
-	for {
+	for ticker, last := time.NewTicker(max(idle/4, time.Millisecond)), time.Now(); ; {
 		select {
-		case <-listener.Ready():
-			conn, err := listener.AcceptContext(context.Background())
-			if err != nil { // no descriptor is left, say: the client waits on
-				log.Print(err)
+		case _, ok := <-listener.Ready():
+			if !ok {
+				return nil // the listener was closed
+			}
+			if !accept(listener, &clients) {
 				time.Sleep(100 * time.Millisecond)
-				continue
 			}
 			last = time.Now()
-			clients.Go(func() { answer(conn) })
 		case <-ticker.C:
-			select {
-			case <-listener.Ready(): // a client came together with the tick
-				continue
-			default:
+			if time.Since(last) >= idle {
+				log.Print("idle, stopping")
+				return drain(listener, path, &clients)
 			}
-			switch {
-			case leaving:
-				return nil
-			case time.Since(last) >= idle:
-				leave("idle")
-			}
-		case <-interrupted:
-			leave("interrupted")
+		case <-ctx.Done():
+			log.Print("interrupted, stopping")
+			return drain(listener, path, &clients)
 		}
 	}
 }
 
-func answer(conn *unixsock.Conn) {
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
-	if line, err := bufio.NewReader(conn).ReadString('\n'); err == nil {
-		fmt.Fprint(conn, strings.ToUpper(line))
+// drain serves the clients that have connected already. The file is gone first, so that
+// later clients are refused and not lost.
+func drain(listener *unixsock.Listener, path string, clients *sync.WaitGroup) error {
+	if err := os.Remove(path); err != nil {
+		return err
 	}
+	for {
+		select {
+		case <-listener.Ready():
+			if !accept(listener, clients) {
+				return errors.New("a pending client was lost")
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+// accept serves the next client. It reports false if there is no descriptor for it.
+func accept(listener *unixsock.Listener, clients *sync.WaitGroup) bool {
+	conn, err := listener.AcceptContext(context.Background())
+	if err != nil {
+		log.Print(err)
+		return false
+	}
+	clients.Go(func() {
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		if line, err := bufio.NewReader(conn).ReadString('\n'); err == nil {
+			fmt.Fprint(conn, strings.ToUpper(line))
+		}
+	})
+	return true
 }
