@@ -1,98 +1,96 @@
 //go:build !js && !wasip1
 
-// Command restart is a server that replaces itself on SIGHUP without losing a client: its
-// successor inherits the listening socket, and with it the backlog. Each client reads the
-// number of the process that serves it. (nc is in Debian's package netcat-openbsd, pkill
-// in procps.)
+// Command restart is a server that replaces itself on SIGHUP without losing a client, and a
+// client that watches it. The server, in server.go, starts its successor, which inherits the
+// listening socket and with it the backlog. (pkill is in Debian's package procps.)
 //
 //	go build -o restart.out ./examples/restart
-//	./restart.out &
-//	while nc -U -N restart.sock </dev/null; do sleep 0.2; done    # in another terminal
-//	pkill -HUP restart.out                                        # again and again
-//	pkill restart.out
+//	./restart.out serve restart.sock &
+//	./restart.out client restart.sock        # in another terminal
+//	pkill -HUP -f '^./restart.out serve'     # in a third one, again and again
+//	pkill -f '^./restart.out serve'          # now the client's requests fail
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"os"
-	"os/exec"
 	"os/signal"
-	"sync"
-	"syscall"
+	"strings"
+	"time"
 
 	"github.com/go-unixsock/unixsock"
 )
 
 func main() {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
-	listener, err := listen("restart.sock")
-	if err != nil {
-		log.Fatal(err)
+	log.SetFlags(0)
+	if len(os.Args) != 3 {
+		log.Fatal("usage: restart serve PATH, or restart client PATH")
 	}
-	var clients sync.WaitGroup
-	defer clients.Wait() // connections in progress finish
-	defer listener.Close()
-	log.Printf("process %d serves", os.Getpid())
-	for {
+	switch role, path := os.Args[1], os.Args[2]; role {
+	case "serve":
+		if err := serve(path); err != nil {
+			log.Fatal(err)
+		}
+	case "client":
+		watch(path)
+	default:
+		log.Fatalf("unknown role %q", role)
+	}
+}
+
+// watch sends requests, each over a connection of its own, until Ctrl-C. It prints the first
+// answer of each process, and each failure.
+func watch(path string) {
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt)
+	answers, failures, last := 0, 0, ""
+	for ticker := time.NewTicker(10 * time.Millisecond); ; {
+		answer, err := request(path)
+		if err != nil {
+			failures++
+			log.Print("no answer: ", err)
+		} else if answers++; answer != last {
+			log.Print(answer)
+			last = answer
+		}
 		select {
-		case <-listener.Ready():
-			conn, err := listener.Accept()
-			if err != nil {
-				log.Fatal(err)
-			}
-			clients.Go(func() {
-				fmt.Fprintln(conn, os.Getpid())
-				conn.Close()
-			})
-		case s := <-signals:
-			if s == syscall.SIGHUP {
-				if err := startSuccessor(listener); err != nil {
-					log.Print("no successor: ", err)
-					continue
-				}
-				listener.SetUnlinkOnClose(false) // the file is the successor's
-			}
+		case <-ticker.C:
+		case <-interrupted:
+			log.Printf("%d answers, %d failures", answers, failures)
 			return
 		}
 	}
 }
 
-// listen listens at path, or in a successor adopts descriptor 3 and reports that.
-func listen(path string) (*unixsock.Listener, error) {
-	if os.Getenv("RESTART_SUCCESSOR") == "" {
-		return unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
+// request returns the answer to one request.
+func request(path string) (string, error) {
+	conn, err := unixsock.Connect(path)
+	if err != nil {
+		return "", err
 	}
-	inherited := os.NewFile(3, "listener")
-	defer inherited.Close()
-	listener, err := unixsock.FileListener(inherited)
-	if err == nil {
-		listener.SetUnlinkOnClose(true)
-		_, err = os.Stdout.WriteString("ready")
-	}
-	return listener, err
+	defer conn.Close()
+	return ask(conn)
 }
 
-// startSuccessor returns when the new process has adopted the listener.
-func startSuccessor(listener *unixsock.Listener) error {
-	file, err := listener.File()
-	if err != nil {
-		return err
+// ask sends a request on conn and returns the answer.
+func ask(conn *unixsock.Conn) (string, error) {
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := io.WriteString(conn, "which process?\n"); err != nil {
+		return "", err
 	}
-	defer file.Close()
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), "RESTART_SUCCESSOR=1")
-	cmd.ExtraFiles = []*os.File{file}
-	cmd.Stderr = os.Stderr
-	ready, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
+	answer, err := bufio.NewReader(conn).ReadString('\n')
+	return strings.TrimSpace(answer), err
+}
+
+// answer answers each line with the number of this process.
+func answer(conn net.Conn) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute)) // limits the time that an old process stays
+	for lines := bufio.NewScanner(conn); lines.Scan(); {
+		fmt.Fprintf(conn, "process %d answers\n", os.Getpid())
 	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	_, err = io.ReadFull(ready, make([]byte, len("ready")))
-	return err
 }
