@@ -36,7 +36,7 @@ func run() error {
 	defer os.RemoveAll(dir) // the socket file is in it
 	path := filepath.Join(dir, "socket")
 
-	listener, err := unixsock.Listen(path)
+	listener, err := unixsock.Listen(path, unixsock.Backlog(1)) // for one client
 	if err != nil {
 		return err
 	}

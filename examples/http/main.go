@@ -57,12 +57,11 @@ func run(ctx context.Context, path string) error {
 	}
 	fmt.Printf("try: curl --unix-socket %s http://localhost/hello\n", path)
 	select {
-	case err := <-served:
+	case err := <-served: // Serve itself pauses on errors such as EMFILE
 		return err
 	case <-ctx.Done():
 	}
-	// Requests in progress have five seconds to finish.
-	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second) // for requests in progress
 	defer cancel()
 	return server.Shutdown(grace)
 }

@@ -54,14 +54,11 @@ func run(args []string) error {
 
 // serve serves one client.
 func serve(path string) error {
-	listener, err := unixsock.Listen(path)
+	listener, err := unixsock.Listen(path, unixsock.Backlog(1), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	if path[0] != 0 {
-		defer os.Remove(path)
-	}
 	log.Print("go: listening")
 	<-listener.Ready() // (sync listener) in Racket
 	conn, err := listener.AcceptContext(context.Background())

@@ -10,7 +10,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -55,9 +54,7 @@ func serve(ctx context.Context, path string, idle time.Duration) error {
 			if !ok {
 				return nil // the listener was closed
 			}
-			if !accept(listener, &clients) {
-				time.Sleep(100 * time.Millisecond)
-			}
+			accept(listener, &clients)
 			last = time.Now()
 		case <-ticker.C:
 			if time.Since(last) >= idle {
@@ -79,22 +76,24 @@ func drain(listener *unixsock.Listener, path string, clients *sync.WaitGroup) er
 	}
 	for {
 		select {
-		case <-listener.Ready():
-			if !accept(listener, clients) {
-				return errors.New("a pending client was lost")
+		case _, ok := <-listener.Ready():
+			if !ok {
+				return nil // the listener was closed
 			}
+			accept(listener, clients)
 		default:
 			return nil
 		}
 	}
 }
 
-// accept serves the next client. It reports false if there is no descriptor for it.
-func accept(listener *unixsock.Listener, clients *sync.WaitGroup) bool {
+// accept serves the next client. If it fails, the loop that called it tries again.
+func accept(listener *unixsock.Listener, clients *sync.WaitGroup) {
 	conn, err := listener.AcceptContext(context.Background())
 	if err != nil {
 		log.Print(err)
-		return false
+		time.Sleep(100 * time.Millisecond) // out of descriptors, for example
+		return
 	}
 	clients.Go(func() {
 		defer conn.Close()
@@ -103,5 +102,4 @@ func accept(listener *unixsock.Listener, clients *sync.WaitGroup) bool {
 			fmt.Fprint(conn, strings.ToUpper(line))
 		}
 	})
-	return true
 }
