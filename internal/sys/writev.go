@@ -19,6 +19,9 @@ func writev(fd int, v [][]byte) (int, error) {
 			vector[len(vector)-1].SetLen(len(b))
 		}
 	}
+	if len(vector) == 0 {
+		return 0, nil
+	}
 	n, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&vector[0])), uintptr(len(vector)))
 	if errno != 0 {
 		return 0, errno
