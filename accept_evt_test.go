@@ -416,7 +416,7 @@ func TestEndOfTheContextClosesTheEvent(t *testing.T) {
 		})
 	}
 	cancel()
-	sockettest.Returns(t, "those who wait for the event", wg.Wait)
+	sockettest.Returns(t, "the receivers of the event", wg.Wait)
 	mustBeOver(t, evt)
 	mustBeOver(t, l.AcceptEvt(ctx))
 }
@@ -729,7 +729,7 @@ func TestCloseWakesAllWhoWaitForTheEvent(t *testing.T) {
 		})
 	}
 	l.Close()
-	sockettest.Returns(t, "those who wait for an event", wg.Wait)
+	sockettest.Returns(t, "the receivers of an event", wg.Wait)
 }
 
 func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {

@@ -371,7 +371,7 @@ func TestCloseWakesAllWhoWait(t *testing.T) {
 	sockettest.WaitInPoller(t, 2)
 	c.Close()
 	for range 20 {
-		if err := sockettest.Receive(t, "those who wait", errs); !errors.Is(err, net.ErrClosed) {
+		if err := sockettest.Receive(t, "the waiting call", errs); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("got %v, want net.ErrClosed", err)
 		}
 	}

@@ -829,7 +829,7 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 				cancelOwn()
 			}
 		})
-		servers.Go(func() { // an event for all, asked for anew
+		servers.Go(func() { // one event for all, from a call of AcceptEvt each time
 			for ctx.Err() == nil {
 				a, ok := <-l.AcceptEvt(ctx)
 				take(a, ok)

@@ -165,7 +165,7 @@ func TestInvalidPathNeverReachesTheKernel(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
-	// With no descriptor to be had, whoever asks for one hears of that instead.
+	// A caller that needs a descriptor gets that error instead.
 	defer sockettest.ExhaustDescriptors(t)()
 	for _, path := range []string{"", "a\x00b", strings.Repeat("/a", 60), "\x00" + strings.Repeat("a", unixsock.MaxPathLen)} {
 		if _, err := unixsock.Connect(path); !errors.Is(err, unixsock.ErrInvalidPath) {

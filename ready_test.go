@@ -19,7 +19,7 @@ import (
 )
 
 // polled reports whether l is ready, by a select with a default. ready is its
-// channel: asked for anew, or kept.
+// channel: from a call of Ready each time, or kept.
 func polled(t testing.TB, l *unixsock.Listener, ready <-chan *unixsock.Listener) bool {
 	t.Helper()
 	select {
@@ -182,7 +182,7 @@ func TestReadyIsExactWhenPolled(t *testing.T) {
 	for connectName, connect := range connects {
 		for acceptName, accept := range accepts {
 			for _, keep := range []bool{false, true} {
-				name := connectName + " and " + acceptName + ", asked anew"
+				name := connectName + " and " + acceptName + ", Ready called"
 				if keep {
 					name = connectName + " and " + acceptName + ", kept"
 				}
@@ -400,7 +400,7 @@ func TestReadyHearsOfAConnectByAnotherProcess(t *testing.T) {
 		t.Fatal("the child has no path")
 	}
 	if !polled(t, l, l.Ready()) {
-		t.Error("asked anew, it is not ready")
+		t.Error("select on Ready(): not ready, want ready")
 	}
 	if got := sockettest.Receive(t, "who waited on the channel that was kept", woken); got != l {
 		t.Errorf("got %v", got)
@@ -421,7 +421,7 @@ func TestReadyHearsOfAnAcceptByAnotherProcess(t *testing.T) {
 		return
 	}
 	if polled(t, l, l.Ready()) {
-		t.Error("asked anew, it is ready")
+		t.Error("select on Ready(): ready, want not ready")
 	}
 }
 
@@ -531,7 +531,7 @@ func TestCloseWakesAllWhoWaitForReady(t *testing.T) {
 		})
 	}
 	l.Close()
-	sockettest.Returns(t, "those who wait for Ready", wg.Wait)
+	sockettest.Returns(t, "the receivers of Ready", wg.Wait)
 }
 
 func TestReadyOfAListenerClosedBeforeIsClosed(t *testing.T) {

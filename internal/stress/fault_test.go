@@ -153,7 +153,7 @@ func converse(c *unixsock.Conn, says, hears text, begun func()) (int64, error) {
 	wg.Go(func() { talked = talk(c, says, rand.New(rand.NewPCG(rand.Uint64(), 0))) })
 	wg.Go(func() {
 		heard = hear(c, to, rand.New(rand.NewPCG(rand.Uint64(), 0)))
-		c.CloseWrite() // to whom would one talk
+		c.CloseWrite() // the peer is gone
 	})
 	wg.Wait()
 	for _, err := range []error{talked, heard} {

@@ -39,7 +39,7 @@ const (
 // of each connection made, which halves are closed and what is on its way.
 //
 // Each client sends a byte that is its own as soon as it has connected, so that
-// whoever accepts it can tell that it is the one whose turn it was.
+// the goroutine that accepts it can check that it is the next one.
 type model struct {
 	t    *testing.T
 	r    *rand.Rand
@@ -113,7 +113,7 @@ func (m *model) step() {
 	operations := []operation{
 		{20, "connect", m.connect},
 		{12, "accept", m.accept},
-		{12, "poll anew", m.pollAnew},
+		{12, "poll Ready", m.pollReady},
 		{12, "poll kept", m.pollKept},
 		{10, "receive", m.receiveEvent},
 		{6, "poll an event", m.pollEvent},
@@ -244,8 +244,8 @@ func (m *model) accept() {
 	}
 }
 
-// pollAnew asks for the channel anew, which is exact whatever was before.
-func (m *model) pollAnew() {
+// pollReady calls Ready and polls its channel, which is exact whatever happened before.
+func (m *model) pollReady() {
 	for range 1 + m.r.IntN(3) {
 		var ready bool
 		select {
@@ -257,7 +257,7 @@ func (m *model) pollAnew() {
 		default:
 		}
 		if ready != (len(m.waiting) > 0) {
-			m.t.Fatalf("asked anew, ready is %v, and %v wait", ready, m.waiting)
+			m.t.Fatalf("select on Ready(): ready is %v, and %v are pending", ready, m.waiting)
 		}
 	}
 	if ch := m.l.Ready(); m.kept == nil {
@@ -548,7 +548,7 @@ func (m *model) deadlinePasses() {
 		set(time.Now().Add(time.Duration(m.r.IntN(1000)) * time.Microsecond))
 	} else {
 		set(time.Now().Add(-time.Second))
-		m.pollAnew()
+		m.pollReady()
 		m.receiveEvent()
 	}
 	if c, err := m.l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -706,7 +706,7 @@ func (m *model) closeListener() {
 			}
 		}
 		if _, ok := <-m.l.Ready(); ok {
-			m.t.Fatal("readiness of a listener that is closed, asked anew")
+			m.t.Fatal("Ready() of a closed listener yields the listener")
 		}
 		for _, e := range m.events {
 			if _, ok := <-e.ch; ok {
@@ -749,9 +749,9 @@ func (m *model) finish() {
 	}
 }
 
-// TestModelOfManyAtOnce lets clients come in every way, and takes them in every
-// way, at once, and contexts end meanwhile. What it knows is what holds whoever
-// comes first: each client is taken by one, and only the end of an event's
+// TestModelOfManyAtOnce lets clients come in every way, and accepts them in every
+// way, at once, and contexts end meanwhile. It checks what holds in any order:
+// each client is taken by one, and only the end of an event's
 // context, its custodian, may cost it the answer.
 func TestModelOfManyAtOnce(t *testing.T) {
 	byChance(t, 3, func(t *testing.T, r *rand.Rand) {
