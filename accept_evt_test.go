@@ -895,3 +895,79 @@ func TestEventThatHasEndedHoldsNothing(t *testing.T) {
 	})
 	runtime.KeepAlive(l)
 }
+
+func TestReleasedConnectionOutlivesTheContextOfItsEvent(t *testing.T) {
+	l := sockettest.Listen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	client := sockettest.Connect(t, l.Addr().String())
+	evt := l.AcceptEvt(ctx)
+	server := mustReceive(t, evt)
+	server.CloseOn(context.Background())
+	cancel()
+	mustBeOver(t, evt)
+	mustTalk(t, client, server)
+}
+
+// TestReceiversCloseOnWinsOverItsEvent releases a connection in the moment of its delivery.
+// The event makes its context the custodian only if the receiver has not called CloseOn.
+func TestReceiversCloseOnWinsOverItsEvent(t *testing.T) {
+	rounds := 3000
+	if testing.Short() || sockettest.Race {
+		rounds = 500
+	}
+	l := sockettest.Listen(t)
+	path := l.Addr().String()
+	for range rounds {
+		ctx, cancel := context.WithCancel(t.Context())
+		evt := l.AcceptEvt(ctx)
+		released := make(chan *unixsock.Conn, 1)
+		go func() {
+			a := <-evt
+			if a.Conn != nil {
+				a.Conn.CloseOn(context.Background())
+			}
+			released <- a.Conn
+		}()
+		client := sockettest.Connect(t, path)
+		server := sockettest.Receive(t, "the delivery", released)
+		cancel()
+		mustBeOver(t, evt)
+		mustTalk(t, client, server)
+		client.Close()
+		server.Close()
+	}
+}
+
+// TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead has an Accept wait while calls of Ready
+// and AcceptEvt, and the ends of contexts, look at the backlog, too.
+func TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead(t *testing.T) {
+	rounds := 3000
+	if testing.Short() || sockettest.Race {
+		rounds = 500
+	}
+	l := sockettest.Listen(t)
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-l.Ready():
+			default:
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			l.AcceptEvt(ctx)
+			cancel()
+		}
+	})
+	for range rounds {
+		accepted := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
+		sockettest.Connect(t, l.Addr().String()).Close()
+		if err := sockettest.Receive(t, "the Accept", accepted); err != nil {
+			t.Fatalf("Accept beside events: got %v, want a connection", err)
+		}
+	}
+	close(stop)
+	busy.Wait()
+}

@@ -915,18 +915,53 @@ func TestReadAndWriteOfNoBytes(t *testing.T) {
 	wantEOF(t, peer, "")
 }
 
-func TestZeroConnIsAnError(t *testing.T) {
-	var c unixsock.Conn
-	_, readErr := c.Read(make([]byte, 1))
-	_, writeErr := c.Write(make([]byte, 1))
-	_, rawErr := c.SyscallConn()
-	for what, err := range map[string]error{
-		"Read": readErr, "Write": writeErr, "SyscallConn": rawErr,
-		"Close": c.Close(), "CloseRead": c.CloseRead(), "CloseWrite": c.CloseWrite(),
-		"SetDeadline": c.SetDeadline(time.Time{}),
-	} {
-		if !errors.Is(err, os.ErrInvalid) {
-			t.Errorf("%s: %v, want os.ErrInvalid", what, err)
+func TestNilAndZeroConnsReturnErrors(t *testing.T) {
+	for name, c := range map[string]*unixsock.Conn{"nil": nil, "zero": new(unixsock.Conn)} {
+		in, out := c.Ports()
+		b := make([]byte, 1)
+		calls := map[string]func() error{
+			"Read":                    func() error { _, err := c.Read(b); return err },
+			"Write":                   func() error { _, err := c.Write(b); return err },
+			"ReadFrom":                func() error { _, err := c.ReadFrom(bytes.NewReader(b)); return err },
+			"WriteTo":                 func() error { _, err := c.WriteTo(io.Discard); return err },
+			"WriteBuffers":            func() error { _, err := c.WriteBuffers(&net.Buffers{b}); return err },
+			"WriteFiles":              func() error { _, err := c.WriteFiles(b); return err },
+			"WriteFiles of a file":    func() error { _, err := c.WriteFiles(b, os.Stdin); return err },
+			"ReadFiles":               func() error { _, _, err := c.ReadFiles(b, 1); return err },
+			"SyscallConn":             func() error { _, err := c.SyscallConn(); return err },
+			"File":                    func() error { _, err := c.File(); return err },
+			"PeerCred":                func() error { _, err := c.PeerCred(); return err },
+			"PeerGroups":              func() error { _, err := c.PeerGroups(); return err },
+			"SetDeadline":             func() error { return c.SetDeadline(time.Time{}) },
+			"SetReadDeadline":         func() error { return c.SetReadDeadline(time.Time{}) },
+			"SetWriteDeadline":        func() error { return c.SetWriteDeadline(time.Time{}) },
+			"SetReadBuffer":           func() error { return c.SetReadBuffer(1 << 16) },
+			"SetWriteBuffer":          func() error { return c.SetWriteBuffer(1 << 16) },
+			"Close":                   c.Close,
+			"CloseRead":               c.CloseRead,
+			"CloseWrite":              c.CloseWrite,
+			"InputPort.Read":          func() error { _, err := in.Read(b); return err },
+			"InputPort.WriteTo":       func() error { _, err := in.WriteTo(io.Discard); return err },
+			"InputPort.SetDeadline":   func() error { return in.SetReadDeadline(time.Time{}) },
+			"InputPort.Close":         in.Close,
+			"OutputPort.Write":        func() error { _, err := out.Write(b); return err },
+			"OutputPort.ReadFrom":     func() error { _, err := out.ReadFrom(bytes.NewReader(b)); return err },
+			"OutputPort.SetDeadline":  func() error { return out.SetWriteDeadline(time.Time{}) },
+			"OutputPort.Close":        out.Close,
+			"Close as a net.Conn":     func() error { return net.Conn(c).Close() },
+			"io.Copy to a Conn":       func() error { _, err := io.Copy(c, bytes.NewReader(b)); return err },
+			"io.Copy from an InPort":  func() error { _, err := io.Copy(io.Discard, in); return err },
+			"io.Copy between the two": func() error { _, err := io.Copy(c, c); return err },
+		}
+		for call, do := range calls {
+			var opErr *net.OpError
+			if err := do(); !errors.Is(err, os.ErrInvalid) || !errors.As(err, &opErr) {
+				t.Errorf("%s of a %s Conn: got %v, want an OpError with os.ErrInvalid", call, name, err)
+			}
+		}
+		c.CloseOn(t.Context())
+		if local, remote := c.LocalAddr(), c.RemoteAddr(); local != nil || remote != nil {
+			t.Errorf("addresses of a %s Conn: got %v and %v, want nil", name, local, remote)
 		}
 	}
 }
@@ -957,6 +992,74 @@ func TestCloseOnAnewWithTheSameContextLeavesOneThing(t *testing.T) {
 	}
 	if n := ctx.entries(); n != 1 {
 		t.Errorf("1000 calls of CloseOn left %d entries on the context, want 1", n)
+	}
+}
+
+func TestCloseOnReplacesTheCustodian(t *testing.T) {
+	c, peer := sockettest.Pair(t)
+	first, second := newLedger(), newLedger()
+	c.CloseOn(first)
+	c.CloseOn(second)
+	if n := first.entries(); n != 0 {
+		t.Errorf("CloseOn with another context left %d entries on the first, want 0", n)
+	}
+	if n := second.entries(); n != 1 {
+		t.Errorf("CloseOn left %d entries on its context, want 1", n)
+	}
+	mustConverse(t, c, peer)
+}
+
+func TestEndOfAReplacedCustodianLeavesTheConnOpen(t *testing.T) {
+	c, peer := sockettest.Pair(t)
+	first, cancel := context.WithCancel(t.Context())
+	c.CloseOn(first)
+	c.CloseOn(newLedger())
+	cancel()
+	mustConverse(t, c, peer)
+}
+
+func TestCloseOnBackgroundReleasesTheConn(t *testing.T) {
+	c, peer := sockettest.Pair(t)
+	ctx := newLedger()
+	c.CloseOn(ctx)
+	c.CloseOn(context.Background())
+	if n := ctx.entries(); n != 0 {
+		t.Errorf("CloseOn(context.Background()) left %d entries on the custodian, want 0", n)
+	}
+	mustConverse(t, c, peer)
+}
+
+// TestCloseOnReplacedAsTheOldContextEnds replaces a custodian while its context ends. If
+// CloseOn finds the connection open, the old context must not close it any more.
+func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
+	rounds := 10000
+	if testing.Short() {
+		rounds = 500
+	}
+	next := newLedger()
+	for range rounds {
+		c, peer, err := unixsock.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, cancel := context.WithCancel(t.Context())
+		c.CloseOn(old)
+		go cancel()
+		c.CloseOn(next)
+		if next.entries() == 1 { // it was open
+			<-old.Done()
+			for range 3 {
+				runtime.Gosched()
+			}
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatalf("Write after a CloseOn that replaced an ended context: got %v, want no error", err)
+			}
+		}
+		c.Close()
+		peer.Close()
+		if n := next.entries(); n != 0 {
+			t.Fatalf("a closed Conn left %d entries on its custodian, want 0", n)
+		}
 	}
 }
 

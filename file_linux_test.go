@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -449,5 +451,105 @@ func TestFilesComeAmongCredentials(t *testing.T) {
 			closeFiles(w)
 			wantAllClosed(t, r)
 		})
+	}
+}
+
+func TestOwnerLetsAnotherUserConnect(t *testing.T) {
+	path := filepath.Join(publicDir(t), "s")
+	other := sockettest.StartHelper(t, asNobody(t), "connect")
+	for _, test := range []struct {
+		name     string
+		uid, gid int
+		perm     fs.FileMode
+		want     string
+	}{
+		{"group", -1, nobody, 0o660, "connected"},
+		{"user", nobody, -1, 0o600, "connected"},
+		{"group without permission", -1, nobody, 0o600, "permission denied"},
+		{"no change", -1, -1, 0o660, "permission denied"},
+	} {
+		l := sockettest.ListenAt(t, path, unixsock.Owner(test.uid, test.gid), unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
+		info := lstat(t, path)
+		stat := info.Sys().(*syscall.Stat_t)
+		if uid, gid := int(stat.Uid), int(stat.Gid); uid != max(test.uid, 0) || gid != max(test.gid, 0) || info.Mode().Perm() != test.perm {
+			t.Errorf("Owner(%d, %d), Mode(%#o): the file has %d:%d, %#o", test.uid, test.gid, test.perm, uid, gid, info.Mode().Perm())
+		}
+		other.Tell(path)
+		if got := other.Hear(); got != test.want {
+			t.Errorf("%s: another user's connect: got %q, want %q", test.name, got, test.want)
+		}
+		l.Close()
+	}
+}
+
+// TestOwnerIsRightBeforeAConnect has another user connect all the time. It must not succeed
+// before Listen has set the owner, nor at any time with the owner of this process.
+func TestOwnerIsRightBeforeAConnect(t *testing.T) {
+	dir := publicDir(t)
+	other := sockettest.StartHelper(t, asNobody(t), "watch owner", filepath.Join(dir, "s"))
+	other.Expect("watching")
+	for range 200 {
+		l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o600), unixsock.Owner(1, 1), unixsock.UnlinkOnClose())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+	}
+	other.Tell("stop")
+	other.Expect("never connected")
+}
+
+func TestOwnerWithoutPrivilegeLeavesNothing(t *testing.T) {
+	dir := publicDir(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	other := sockettest.StartHelper(t, asNobody(t), "listen as owner", filepath.Join(dir, "s"))
+	if got, want := other.Hear(), "cannot set the owner to 0:-1"; !strings.Contains(got, want) || !strings.HasPrefix(got, "permission: true") {
+		t.Errorf("Owner(0, -1) of another user: got %q, want ErrPermission and %q in it", got, want)
+	}
+	wantOnly(t, dir)
+}
+
+func TestOwnerOfAnAbstractNameIsAnError(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	l, err := unixsock.Listen(ownName(t, 80, ""), unixsock.Owner(0, 0))
+	if l != nil || err == nil || !strings.Contains(err.Error(), "abstract name has no owner") {
+		t.Errorf("Owner of an abstract name: got %v, %v, want an error that says so", l, err)
+	}
+}
+
+func TestPeerGroups(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give a process other groups")
+	}
+	path := filepath.Join(publicDir(t), "s")
+	l := sockettest.ListenAt(t, path, unixsock.Mode(0o666))
+	for _, n := range []int{0, 1, 60} {
+		groups := make([]uint32, n)
+		want := make([]int, n)
+		for i := range groups {
+			groups[i], want[i] = uint32(1000+i), 1000+i
+		}
+		asOther := asNobody(t)
+		h := sockettest.StartHelper(t, func(cmd *exec.Cmd) {
+			asOther(cmd)
+			cmd.SysProcAttr.Credential.Groups = groups
+		}, "connect")
+		h.Tell(path)
+		h.Expect("connected")
+		c := sockettest.Accept(t, l)
+		got, err := c.PeerGroups()
+		if errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		}
+		slices.Sort(got)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("PeerGroups of a process with %d groups: got %v, %v, want %v", n, got, err, want)
+		}
+		c.Close()
+		if groups, err := c.PeerGroups(); groups != nil || !errors.Is(err, net.ErrClosed) {
+			t.Errorf("PeerGroups of a closed Conn: got %v, %v, want net.ErrClosed", groups, err)
+		}
 	}
 }

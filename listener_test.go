@@ -918,3 +918,142 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	sockettest.WaitGoroutines(t, beforeGoroutines)
 	sockettest.WaitDescriptors(t, beforeFiles-1)
 }
+
+func TestNilAndZeroListenersReturnErrors(t *testing.T) {
+	for name, l := range map[string]*unixsock.Listener{"nil": nil, "zero": new(unixsock.Listener)} {
+		for call, do := range map[string]func() error{
+			"Accept":        func() error { _, err := l.Accept(); return err },
+			"AcceptContext": func() error { _, err := l.AcceptContext(t.Context()); return err },
+			"SetDeadline":   func() error { return l.SetDeadline(time.Time{}) },
+			"SyscallConn":   func() error { _, err := l.SyscallConn(); return err },
+			"File":          func() error { _, err := l.File(); return err },
+			"Close":         l.Close,
+		} {
+			var opErr *net.OpError
+			if err := do(); !errors.Is(err, os.ErrInvalid) || !errors.As(err, &opErr) {
+				t.Errorf("%s of a %s Listener: got %v, want an OpError with os.ErrInvalid", call, name, err)
+			}
+		}
+		l.CloseOn(t.Context())
+		l.SetUnlinkOnClose(true)
+		if addr := l.Addr(); addr != nil {
+			t.Errorf("address of a %s Listener: got %v, want nil", name, addr)
+		}
+		if _, ok := <-l.Ready(); ok {
+			t.Errorf("Ready of a %s Listener: got a value, want a closed channel", name)
+		}
+		if _, ok := <-l.AcceptEvt(t.Context()); ok {
+			t.Errorf("AcceptEvt of a %s Listener: got a value, want a closed channel", name)
+		}
+	}
+}
+
+func TestCloseOnBackgroundReleasesTheListener(t *testing.T) {
+	l := sockettest.Listen(t)
+	ctx := newLedger()
+	l.CloseOn(ctx)
+	l.CloseOn(context.Background())
+	if n := ctx.entries(); n != 0 {
+		t.Errorf("CloseOn(context.Background()) left %d entries on the custodian, want 0", n)
+	}
+	sockettest.Exchange(t, l.Addr().String(), l)
+}
+
+// TestListenersCloseOnReplacedAsTheOldContextEnds is TestCloseOnReplacedAsTheOldContextEnds
+// for a Listener.
+func TestListenersCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
+	rounds := 10000
+	if testing.Short() {
+		rounds = 500
+	}
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	next := newLedger()
+	for range rounds {
+		l, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, cancel := context.WithCancel(t.Context())
+		l.CloseOn(old)
+		go cancel()
+		l.CloseOn(next)
+		if next.entries() == 1 { // it was open
+			<-old.Done()
+			runtime.Gosched()
+			if err := l.SetDeadline(time.Time{}); err != nil {
+				t.Fatalf("SetDeadline after a CloseOn that replaced an ended context: got %v, want no error", err)
+			}
+		}
+		l.Close()
+		if n := next.entries(); n != 0 {
+			t.Fatalf("a closed Listener left %d entries on its custodian, want 0", n)
+		}
+	}
+}
+
+// adopt returns a Listener for a copy of l's descriptor, as a successor has it.
+func adopt(t testing.TB, l *unixsock.Listener) *unixsock.Listener {
+	t.Helper()
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	adopted, err := unixsock.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { adopted.Close() })
+	return adopted
+}
+
+func TestSetUnlinkOnCloseDecidesAtClose(t *testing.T) {
+	for _, adopted := range []bool{false, true} {
+		for _, unlink := range []bool{false, true} {
+			l := sockettest.Listen(t)
+			path := l.Addr().String()
+			if adopted {
+				next := adopt(t, l)
+				l.Close()
+				l = next
+			}
+			l.SetUnlinkOnClose(!unlink)
+			l.SetUnlinkOnClose(unlink)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if exists := sockettest.IsSocketFile(path); exists == unlink {
+				t.Errorf("Close after SetUnlinkOnClose(%v), adopted %v: the file exists: %v, want %v", unlink, adopted, exists, !unlink)
+			}
+		}
+	}
+}
+
+func TestHandoverKeepsTheFileUntilTheSuccessorCloses(t *testing.T) {
+	old := sockettest.Listen(t, unixsock.UnlinkOnClose())
+	path := old.Addr().String()
+	successor := adopt(t, old)
+	old.SetUnlinkOnClose(false)
+	successor.SetUnlinkOnClose(true)
+	old.Close()
+	sockettest.Exchange(t, path, successor)
+	successor.Close()
+	if sockettest.IsSocketFile(path) {
+		t.Error("Close of the successor: the file exists, want it removed")
+	}
+}
+
+func TestSetUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
+	l := sockettest.Listen(t)
+	path := l.Addr().String()
+	adopted := adopt(t, l)
+	l.SetUnlinkOnClose(true)
+	adopted.SetUnlinkOnClose(true)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	other := sockettest.ListenAt(t, path)
+	l.Close()
+	adopted.Close()
+	sockettest.Exchange(t, path, other)
+}

@@ -648,3 +648,54 @@ func TestReadyServesASelectLoop(t *testing.T) {
 		t.Error("something waits still")
 	}
 }
+
+// TestKeptReadyServesManyReceives receives much more often than the channel has room for.
+func TestKeptReadyServesManyReceives(t *testing.T) {
+	const goroutines, receives = 5, 200
+	l := sockettest.Listen(t)
+	kept := l.Ready()
+	sockettest.Connect(t, l.Addr().String())
+	var receivers sync.WaitGroup
+	for range goroutines {
+		receivers.Go(func() {
+			for range receives {
+				<-kept
+			}
+		})
+	}
+	sockettest.Returns(t, "1000 receives from a kept channel while a connection is pending", receivers.Wait)
+}
+
+func TestKeptReadyIsExactAfterAnAcceptThroughSyscallConn(t *testing.T) {
+	l := sockettest.Listen(t)
+	kept := l.Ready()
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	accept := func(fd uintptr) {
+		nfd, _, err := unix.Accept(int(fd))
+		if err != nil {
+			t.Errorf("accept(2) in a callback: got %v, want a connection", err)
+			return
+		}
+		unix.Close(nfd)
+	}
+	for name, call := range map[string]func() error{
+		"Control": func() error { return raw.Control(accept) },
+		"Read":    func() error { return raw.Read(func(fd uintptr) bool { accept(fd); return true }) },
+	} {
+		for range 100 {
+			sockettest.Connect(t, l.Addr().String()).Close()
+			sockettest.Receive(t, "Ready", kept)
+			if err := call(); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-kept:
+				t.Fatalf("a kept channel after an accept(2) in a callback of %s: ready, want not ready", name)
+			default:
+			}
+		}
+	}
+}

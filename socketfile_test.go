@@ -933,3 +933,35 @@ func TestProductionOptionsWorkThroughTCPUnit(t *testing.T) {
 	}
 	wantOnly(t, dir)
 }
+
+// helpWatchOwner connects to a path until it is told to stop, and prints whether it ever
+// could.
+func helpWatchOwner(args []string) error {
+	stop := make(chan struct{})
+	fmt.Println("watching")
+	go func() {
+		var line string
+		fmt.Scanln(&line)
+		close(stop)
+	}()
+	for {
+		select {
+		case <-stop:
+			fmt.Println("never connected")
+			return nil
+		default:
+		}
+		if c, err := unixsock.Connect(args[0]); err == nil {
+			c.Close()
+			fmt.Println("connected")
+			return nil
+		}
+	}
+}
+
+// helpListenAsOwner listens with root as the owner and prints the error.
+func helpListenAsOwner(args []string) error {
+	_, err := unixsock.Listen(args[0], unixsock.Owner(0, -1))
+	fmt.Printf("permission: %v, %v\n", errors.Is(err, fs.ErrPermission), err)
+	return nil
+}

@@ -29,6 +29,8 @@ func TestMain(m *testing.M) {
 		"race":                     helpRace,
 		"hold lock":                helpHoldLock,
 		"watch mode":               helpWatchMode,
+		"watch owner":              helpWatchOwner,
+		"listen as owner":          helpListenAsOwner,
 		"watch open":               helpWatchOpen,
 		"connect":                  helpConnect,
 		"serve":                    helpServe,
