@@ -61,8 +61,8 @@ func mustEnd(t testing.TB, c *unixsock.Conn) {
 	}
 }
 
-// inHand connects to l and waits until an event of l has accepted ahead.
-func inHand(t testing.TB, l *unixsock.Listener) (client *unixsock.Conn) {
+// acceptAhead connects to l and waits until an event of l has accepted the connection ahead.
+func acceptAhead(t testing.TB, l *unixsock.Listener) (client *unixsock.Conn) {
 	t.Helper()
 	client = sockettest.Connect(t, l.Addr().String())
 	sockettest.WaitFor(t, "no event accepts ahead", func() bool { return !sockettest.Pending(t, l) })
@@ -78,7 +78,7 @@ func TestAcceptEvtGivesAConnection(t *testing.T) {
 	}
 }
 
-func TestAcceptEvtGivesToOneWhoWaitsAlready(t *testing.T) {
+func TestAcceptEvtDeliversToAWaitingReceiver(t *testing.T) {
 	l := sockettest.Listen(t)
 	evt := l.AcceptEvt(t.Context())
 	got := make(chan unixsock.Accepted)
@@ -168,7 +168,7 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 	sockettest.Returns(t, "the servers", servers.Wait)
 }
 
-func TestAbandonedEventStarvesNobody(t *testing.T) {
+func TestAbandonedEventBlocksNoOtherReceiver(t *testing.T) {
 	accept := func(t *testing.T, l *unixsock.Listener) *unixsock.Conn { return sockettest.Accept(t, l) }
 	event := func(t *testing.T, l *unixsock.Listener) *unixsock.Conn {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -195,7 +195,7 @@ func TestAbandonedEventStarvesNobody(t *testing.T) {
 			l := sockettest.Listen(t)
 			abandon(t, l)
 			for range 3 {
-				client := inHand(t, l)
+				client := acceptAhead(t, l)
 				sockettest.Returns(t, who, func() { mustTalk(t, client, take(t, l)) })
 			}
 		})
@@ -249,7 +249,7 @@ func TestAtMostOneConnectionIsAcceptedAhead(t *testing.T) {
 		l.AcceptEvt(ctx)
 	}
 	l.Ready()
-	inHand(t, l)
+	acceptAhead(t, l)
 	sockettest.Receive(t, "Ready", l.Ready())
 	// The backlog is empty again: it holds what it would without an event.
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 3 {
@@ -325,7 +325,7 @@ func TestSameContextGivesTheSameChannel(t *testing.T) {
 	}
 }
 
-func TestAskingForAnEventAnewLeavesNothingBehind(t *testing.T) {
+func TestAcceptEvtOfTheSameContextLeavesNothingBehind(t *testing.T) {
 	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -345,7 +345,7 @@ func TestAskingForAnEventAnewLeavesNothingBehind(t *testing.T) {
 	mustReceive(t, evt)
 }
 
-func TestEventsThatAreOverLeaveNothingBehind(t *testing.T) {
+func TestEndedEventsLeaveNothingBehind(t *testing.T) {
 	l := sockettest.Listen(t)
 	l.AcceptEvt(t.Context()) // starts the watcher, which stays until Close
 	goroutines, heap := runtime.NumGoroutine(), sockettest.HeapInUse()
@@ -399,7 +399,7 @@ func TestMoreEventsThanASelectTakesAreServed(t *testing.T) {
 		defer cancelOwn()
 		last = l.AcceptEvt(own)
 	}
-	inHand(t, l)
+	acceptAhead(t, l)
 	mustReceive(t, last)
 }
 
@@ -421,7 +421,7 @@ func TestEndOfTheContextClosesTheEvent(t *testing.T) {
 	mustBeOver(t, l.AcceptEvt(ctx))
 }
 
-func TestContextThatIsDoneGivesAnEventThatIsOver(t *testing.T) {
+func TestAcceptEvtOfADoneContextIsClosed(t *testing.T) {
 	l := sockettest.Listen(t)
 	sockettest.Connect(t, l.Addr().String())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -485,7 +485,7 @@ func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 	}
 }
 
-func TestEventAskedForAnewIsOverAsSoonAsItsContextIs(t *testing.T) {
+func TestAcceptEvtOfAnEndedContextIsClosedAtOnce(t *testing.T) {
 	rounds := 10000
 	if testing.Short() || sockettest.Race {
 		rounds = 1000
@@ -570,7 +570,7 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 	}
 }
 
-func TestNothingIsDeliveredOfWhatConnectsOnceTheContextIsDone(t *testing.T) {
+func TestConnectionAfterTheContextIsDoneIsNotDelivered(t *testing.T) {
 	rounds := 2000
 	if testing.Short() {
 		rounds = 100
@@ -594,7 +594,7 @@ func TestNothingIsDeliveredOfWhatConnectsOnceTheContextIsDone(t *testing.T) {
 	}
 }
 
-func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
+func TestConnectionAcceptedAheadOutlivesItsEvent(t *testing.T) {
 	for _, who := range []string{"Accept", "another event", "an event made before", "Ready"} {
 		t.Run(who, func(t *testing.T) {
 			l := sockettest.Listen(t)
@@ -606,7 +606,7 @@ func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
 				defer cancelOther()
 				other = l.AcceptEvt(otherCtx)
 			}
-			client := inHand(t, l)
+			client := acceptAhead(t, l)
 			cancel()
 			mustBeOver(t, evt)
 			switch who {
@@ -629,7 +629,7 @@ func TestConnectionInHandOutlivesItsEvent(t *testing.T) {
 	}
 }
 
-func TestConnectionInHandGoesToAnAcceptThatWaits(t *testing.T) {
+func TestConnectionAcceptedAheadGoesToAWaitingAccept(t *testing.T) {
 	l := sockettest.Listen(t)
 	for range 300 {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -694,10 +694,10 @@ func TestDeliveredConnectionClosedEarlierLeavesNothingOnItsContext(t *testing.T)
 	sockettest.WaitGoroutines(t, goroutines)
 }
 
-func TestCloseClosesTheEventAndTheConnectionInHand(t *testing.T) {
+func TestCloseClosesTheEventAndTheConnectionAcceptedAhead(t *testing.T) {
 	l := sockettest.Listen(t)
 	evts := []<-chan unixsock.Accepted{l.AcceptEvt(t.Context()), l.AcceptEvt(context.Background())}
-	client := inHand(t, l)
+	client := acceptAhead(t, l)
 	l.Close()
 	for _, evt := range evts {
 		mustBeOver(t, evt)
@@ -715,7 +715,7 @@ func TestCloseLeavesWhatAnEventDelivered(t *testing.T) {
 	mustTalk(t, client, server)
 }
 
-func TestCloseWakesAllWhoWaitForTheEvent(t *testing.T) {
+func TestCloseWakesEveryReceiverOfTheEvent(t *testing.T) {
 	l := sockettest.Listen(t)
 	var wg sync.WaitGroup
 	for range 5 {
@@ -740,7 +740,7 @@ func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {
 		defer cancel()
 		l.AcceptEvt(ctx)
 		l.AcceptEvt(ownContext{Context: ctx})
-		inHand(t, l).Close()
+		acceptAhead(t, l).Close()
 		l.Close()
 	}
 	sockettest.WaitGoroutines(t, goroutines)
@@ -756,7 +756,7 @@ func skipUnlessPendingIsKept(t *testing.T) {
 	}
 }
 
-func TestErrorOfAcceptIsDeliveredOnceAReceive(t *testing.T) {
+func TestAcceptEvtDeliversOneErrorPerReceive(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -784,7 +784,7 @@ func TestErrorOfAcceptIsDeliveredOnceAReceive(t *testing.T) {
 	mustTalk(t, sockettest.Connect(t, l.Addr().String()), mustReceive(t, evt))
 }
 
-func TestErrorOnOfferIsNoneOfAnAccept(t *testing.T) {
+func TestOfferedErrorIsNotAnAccepts(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -801,7 +801,7 @@ func TestErrorOnOfferIsNoneOfAnAccept(t *testing.T) {
 	mustTalk(t, client, sockettest.Accept(t, l))
 }
 
-func TestNothingSpinsForWantOfDescriptors(t *testing.T) {
+func TestNothingSpinsWithoutDescriptors(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -837,7 +837,7 @@ func TestEventWithNothingToAcceptGivesNoError(t *testing.T) {
 	idles(t)
 }
 
-func TestEventThatIsOverLeavesNoGoroutineBesideAnAcceptThatWaits(t *testing.T) {
+func TestEndedEventLeavesNoGoroutineBesideAWaitingAccept(t *testing.T) {
 	l := sockettest.Listen(t)
 	l.AcceptEvt(t.Context()) // starts the watcher, which stays until Close
 	ctx, cancel := context.WithCancel(t.Context())
@@ -857,10 +857,10 @@ func TestEventThatIsOverLeavesNoGoroutineBesideAnAcceptThatWaits(t *testing.T) {
 	sockettest.WaitGoroutines(t, goroutines-1)
 }
 
-func TestConnectionInHandKeepsToItsPeer(t *testing.T) {
+func TestConnectionAcceptedAheadKeepsItsPeer(t *testing.T) {
 	l := sockettest.Listen(t)
 	evt := l.AcceptEvt(t.Context())
-	client := inHand(t, l)
+	client := acceptAhead(t, l)
 	if _, err := client.Write([]byte("last words")); err != nil {
 		t.Fatal(err)
 	}

@@ -260,7 +260,7 @@ func TestClosesInEveryOrder(t *testing.T) {
 	}
 }
 
-func TestReaderThatWaitsHearsOfTheClose(t *testing.T) {
+func TestCloseEndsAWaitingRead(t *testing.T) {
 	for _, way := range closes {
 		if way.half&sockettest.ReadHalf == 0 {
 			continue
@@ -284,7 +284,7 @@ func TestReaderThatWaitsHearsOfTheClose(t *testing.T) {
 	}
 }
 
-func TestWriterThatWaitsHearsOfTheClose(t *testing.T) {
+func TestCloseEndsAWaitingWrite(t *testing.T) {
 	for _, way := range closes {
 		if way.half&sockettest.WriteHalf == 0 {
 			continue
@@ -309,7 +309,7 @@ func TestWriterThatWaitsHearsOfTheClose(t *testing.T) {
 	}
 }
 
-func TestWriteThatACloseEndsSaysHowMuchWentOut(t *testing.T) {
+func TestWriteEndedByCloseReturnsTheExactCount(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	var n int
 	result := waiting(t, func() (err error) {
@@ -324,7 +324,7 @@ func TestWriteThatACloseEndsSaysHowMuchWentOut(t *testing.T) {
 	}
 }
 
-func TestOtherHalfWaitsOnThroughAClose(t *testing.T) {
+func TestOtherHalfKeepsWaitingThroughAClose(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	result := waiting(t, readOne(c))
 	if err := c.CloseWrite(); err != nil {
@@ -359,7 +359,7 @@ func TestOtherHalfWaitsOnThroughAClose(t *testing.T) {
 	}
 }
 
-func TestCloseWakesAllWhoWait(t *testing.T) {
+func TestCloseWakesEveryWaitingCall(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	fillBuffer(t, c)
 	// Of many readers one waits in the poller, the others for their turn.
@@ -471,7 +471,7 @@ func TestDeadlinePastEndsItsHalfOnly(t *testing.T) {
 	}
 }
 
-func TestDeadlineEndsThoseWhoWait(t *testing.T) {
+func TestDeadlineEndsWaitingCalls(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	fillBuffer(t, c)
 	reader, writer := waiting(t, readOne(c)), waiting(t, writeOne(c))
@@ -741,7 +741,7 @@ func watchStrangers(t *testing.T, quit *atomic.Bool) {
 	}
 }
 
-func TestNoCallLandsOnADescriptorThatIsSomeoneElses(t *testing.T) {
+func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	l := sockettest.Listen(t, unixsock.Backlog(100))
 	var quit atomic.Bool
@@ -1394,7 +1394,7 @@ const firstWrite = 64 << 10
 
 // The first write that has to wait is where the poller comes in: what others
 // write must not come in between.
-func TestWritesDoNotMixAsTheFirstComesToWait(t *testing.T) {
+func TestWritesDoNotMixWhenTheFirstHasToWait(t *testing.T) {
 	rounds := 500
 	if testing.Short() || sockettest.Race {
 		rounds = 50
@@ -1431,7 +1431,7 @@ func TestWritesDoNotMixAsTheFirstComesToWait(t *testing.T) {
 
 // Whatever comes first to a new connection, and whatever comes in between,
 // everything ends, and no descriptor is left.
-func TestPollerComesInAmongClosesAndDeadlines(t *testing.T) {
+func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 	rounds := 3000
 	if testing.Short() || sockettest.Race {
 		rounds = 300
@@ -1477,7 +1477,7 @@ func TestPollerComesInAmongClosesAndDeadlines(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-func TestConnectionThatNobodyCanReachIsClosed(t *testing.T) {
+func TestUnreachableConnectionIsClosed(t *testing.T) {
 	for what, use := range map[string]func(t *testing.T, c, peer *unixsock.Conn){
 		"new": func(*testing.T, *unixsock.Conn, *unixsock.Conn) {},
 		"with the poller": func(t *testing.T, c, peer *unixsock.Conn) {
@@ -1520,7 +1520,7 @@ func TestConnectionThatNobodyCanReachIsClosed(t *testing.T) {
 
 // A half that is closed while the poller comes in must not keep who waits in it:
 // on Linux no event would tell, of a socket that is half full, that it is closed.
-func TestHalfClosedAsTheFirstComesToWaitEndsTheWait(t *testing.T) {
+func TestClosingAHalfEndsTheFirstWait(t *testing.T) {
 	rounds := 5000
 	if testing.Short() || sockettest.Race {
 		rounds = 500

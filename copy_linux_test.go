@@ -97,7 +97,7 @@ func TestKernelMovesTheBytesOfALimitedReader(t *testing.T) {
 	}
 }
 
-func TestPacketsAreNotRunTogetherByTheKernel(t *testing.T) {
+func TestKernelCopyDoesNotJoinPackets(t *testing.T) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)

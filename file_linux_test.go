@@ -175,7 +175,7 @@ func TestReplaceStaleLeavesAListenerWithAFullBacklog(t *testing.T) {
 	}
 }
 
-func TestReplaceStaleWhereOthersMayNotAsk(t *testing.T) {
+func TestReplaceStaleWithoutPermissionLeavesTheFile(t *testing.T) {
 	path := filepath.Join(publicDir(t), "s")
 	if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
 		t.Fatal(err)
@@ -188,8 +188,8 @@ func TestReplaceStaleWhereOthersMayNotAsk(t *testing.T) {
 	sockettest.Exchange(t, path, l)
 }
 
-// TestALockOfAnotherUserStopsNobody is what the lock's time limit is for.
-func TestALockOfAnotherUserStopsNobody(t *testing.T) {
+// TestALockOfAnotherUserDoesNotStopListen is what the lock's time limit is for.
+func TestALockOfAnotherUserDoesNotStopListen(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	mustListenAgainstALock(t, publicDir(t), asNobody(t), nobody)
 }
@@ -360,7 +360,7 @@ func TestPeerCredOfAServerOfAnotherUser(t *testing.T) {
 	}
 }
 
-func TestAdoptedNamesAreWhole(t *testing.T) {
+func TestAdoptedNamesAreComplete(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	for _, name := range []string{
 		"\x00a\x00b\x00", "\x00@", "\x00", "\x00" + t.Name() + "\x00\x00",

@@ -634,7 +634,7 @@ func TestAConnCanBePassed(t *testing.T) {
 	mustConverse(t, c1, mustFileConn(t, files[0]))
 }
 
-func TestFewerFilesAskedForThanCome(t *testing.T) {
+func TestReadFilesWithMoreThanMaxClosesAll(t *testing.T) {
 	for _, test := range []struct{ come, max int }{{1, 0}, {3, 0}, {3, 1}, {3, 2}, {253, 0}, {253, 100}, {253, 252}} {
 		t.Run(fmt.Sprintf("%d of %d", test.max, test.come), func(t *testing.T) {
 			sockettest.CheckDescriptors(t)
@@ -1016,7 +1016,7 @@ func TestADeadlineAmidWriteFiles(t *testing.T) {
 	}
 }
 
-func TestClosingAHalfWakesThoseWithFiles(t *testing.T) {
+func TestClosingAHalfWakesReadFilesAndWriteFiles(t *testing.T) {
 	for name, closeHalves := range map[string]func(reader, writer *unixsock.Conn){
 		"half":  func(reader, writer *unixsock.Conn) { reader.CloseRead(); writer.CloseWrite() },
 		"whole": func(reader, writer *unixsock.Conn) { reader.Close(); writer.Close() },
@@ -1085,7 +1085,7 @@ func TestWriteFilesToAPeerThatIsGone(t *testing.T) {
 	wantAllClosed(t, r)
 }
 
-func TestWantOfDescriptorsLeavesNoFileOpen(t *testing.T) {
+func TestReadFilesWithoutDescriptorsLeavesNoneOpen(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}

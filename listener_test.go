@@ -25,7 +25,7 @@ import (
 
 // Linux lets one more connection wait than the backlog says.
 
-func TestBacklogIs4UnlessTold(t *testing.T) {
+func TestBacklogDefaultIs4(t *testing.T) {
 	l := sockettest.Listen(t)
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 5 {
 		t.Errorf("%d connects succeeded, want 5", n)
@@ -39,7 +39,7 @@ func TestBacklogOf0IsAllowed(t *testing.T) {
 	}
 }
 
-func TestBacklogIsWhatTheLastOptionSays(t *testing.T) {
+func TestLastBacklogOptionApplies(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.Backlog(9), unixsock.Backlog(2))
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 3 {
 		t.Errorf("%d connects succeeded, want 3", n)
@@ -98,7 +98,7 @@ func TestEachAcceptGetsOneConnection(t *testing.T) {
 	}
 }
 
-func TestConnectionsAtOnceWakeAllWhoAccept(t *testing.T) {
+func TestConcurrentConnectionsWakeEveryAccept(t *testing.T) {
 	const n = 20
 	l := sockettest.Listen(t, unixsock.Backlog(n))
 	errs := sockettest.Accepting(t, n, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
@@ -196,7 +196,7 @@ func TestAcceptContextHasNoHoldOnceAccepted(t *testing.T) {
 	}
 }
 
-func TestDeadlineEndsAllWhoAccept(t *testing.T) {
+func TestDeadlineEndsEveryAccept(t *testing.T) {
 	l := sockettest.Listen(t)
 	errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 	if err := l.SetDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
@@ -211,7 +211,7 @@ func TestDeadlineEndsAllWhoAccept(t *testing.T) {
 	}
 }
 
-func TestDeadlineMovedEarlierEndsAllWhoAccept(t *testing.T) {
+func TestDeadlineMovedEarlierEndsEveryAccept(t *testing.T) {
 	for what, earlier := range map[string]time.Duration{"to come": 10 * time.Millisecond, "past": -time.Hour} {
 		t.Run(what, func(t *testing.T) {
 			l := sockettest.Listen(t)
@@ -227,7 +227,7 @@ func TestDeadlineMovedEarlierEndsAllWhoAccept(t *testing.T) {
 	}
 }
 
-func TestDeadlineMovedAwayEndsNobody(t *testing.T) {
+func TestDeadlineMovedLaterEndsNoAccept(t *testing.T) {
 	for what, later := range map[string]time.Time{"later": time.Now().Add(time.Hour), "zero": {}} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel() // it waits, most of the time
@@ -282,7 +282,7 @@ func TestDeadlineLeavesReadyAndAcceptEvtAlone(t *testing.T) {
 	a.Conn.Close()
 }
 
-func TestCloseWakesAllWhoAccept(t *testing.T) {
+func TestCloseWakesEveryAccept(t *testing.T) {
 	for what, prepare := range map[string]func(*unixsock.Listener){
 		"alone":     func(*unixsock.Listener) {},
 		"Ready":     func(l *unixsock.Listener) { l.Ready() },
@@ -356,7 +356,7 @@ func TestSecondCloseInACallbackReturns(t *testing.T) {
 	sockettest.Returns(t, "the first Close", closing.Wait)
 }
 
-func TestClosedListenerSaysSo(t *testing.T) {
+func TestClosedListenerReturnsErrClosed(t *testing.T) {
 	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
@@ -383,7 +383,7 @@ func TestClosedListenerSaysSo(t *testing.T) {
 	}
 }
 
-func TestListenerThatNeverListenedSaysSo(t *testing.T) {
+func TestAcceptOfASocketThatDoesNotListenFails(t *testing.T) {
 	var l unixsock.Listener
 	_, acceptErr := l.Accept()
 	_, rawErr := l.SyscallConn()
@@ -599,7 +599,7 @@ func TestListenLeavesNoDescriptorAfterClose(t *testing.T) {
 	sockettest.WaitDescriptors(t, before)
 }
 
-func TestWantOfDescriptorsIsNoNewsWhileNoConnectionWaits(t *testing.T) {
+func TestAcceptWithoutDescriptorsWaitsWhileNoneIsPending(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -632,7 +632,7 @@ func TestAcceptReportsEMFILEOfAPendingConnection(t *testing.T) {
 	}
 }
 
-func TestWantOfDescriptorsLosesNoConnection(t *testing.T) {
+func TestAcceptWithoutDescriptorsLosesNoConnection(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -680,9 +680,9 @@ func TestAbandonedListenerWithoutWatcherIsCollected(t *testing.T) {
 	})
 }
 
-// TestAnyOrderOfEndsWakesAllWhoWait waits in all the ways there are, and ends
+// TestAnyOrderOfEndsWakesEveryWaitingCall waits in all the ways there are, and ends
 // the waits in all the ways there are, at once and in random order.
-func TestAnyOrderOfEndsWakesAllWhoWait(t *testing.T) {
+func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 	rounds := 10000
 	switch {
 	case testing.Short():

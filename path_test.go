@@ -290,7 +290,7 @@ func TestDotsAndLinksAreLeftToTheKernel(t *testing.T) {
 	sockettest.Exchange(t, dir+"/far/./s", l)
 }
 
-func TestAtSignMeansNothing(t *testing.T) {
+func TestAtSignHasNoSpecialMeaning(t *testing.T) {
 	dir := realDir(t)
 	t.Chdir(dir)
 	for _, path := range []string{"@", "@x", dir + "/@y"} {
@@ -478,7 +478,7 @@ func TestEveryByteMayBeInAPath(t *testing.T) {
 	}
 }
 
-func TestWorkingDirectoryIsTheKernelsNotTheShells(t *testing.T) {
+func TestWorkingDirectoryIsTheKernelsNotPWD(t *testing.T) {
 	onLinux(t)
 	dir := realDir(t)
 	t.Chdir(dir)

@@ -86,7 +86,7 @@ func isElsewhere(t *testing.T) bool {
 	return true
 }
 
-func TestReadyIsOneChannelAndGivesTheListener(t *testing.T) {
+func TestReadyIsOneChannelAndYieldsTheListener(t *testing.T) {
 	l := sockettest.Listen(t)
 	ready := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
@@ -121,7 +121,7 @@ func TestReadyIsLevelTriggered(t *testing.T) {
 	sockettest.Returns(t, "everyone receives, again and again", wg.Wait)
 }
 
-func TestReadyAskedAnewSucceedsHoweverManyReceive(t *testing.T) {
+func TestReadyServesAnyNumberOfReceives(t *testing.T) {
 	l := sockettest.Listen(t)
 	ready := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
@@ -140,7 +140,7 @@ func TestReadyAskedAnewSucceedsHoweverManyReceive(t *testing.T) {
 	}
 }
 
-func TestReadyKeptIsLevelTriggered(t *testing.T) {
+func TestKeptReadyIsLevelTriggered(t *testing.T) {
 	l := sockettest.Listen(t)
 	ready := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
@@ -223,7 +223,7 @@ func TestReadyIsExactWhenPolled(t *testing.T) {
 	}
 }
 
-func TestReadyKeptHearsOfAConnectByAnyPath(t *testing.T) {
+func TestKeptReadyReportsAConnectByAnyPath(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	l := sockettest.ListenAt(t, filepath.Join(dir, "s"))
 	if err := os.Symlink("s", filepath.Join(dir, "link")); err != nil {
@@ -240,7 +240,7 @@ func TestReadyKeptHearsOfAConnectByAnyPath(t *testing.T) {
 	}
 }
 
-func TestReadyKeptHearsOfAConnectToAFileThatWasRenamed(t *testing.T) {
+func TestKeptReadyReportsAConnectToARenamedFile(t *testing.T) {
 	path := filepath.Join(sockettest.ShortDir(t), "s")
 	old := sockettest.ListenAt(t, path)
 	old.Ready()
@@ -260,7 +260,7 @@ func TestReadyKeptHearsOfAConnectToAFileThatWasRenamed(t *testing.T) {
 	}
 }
 
-func TestReadyHearsOfAnAcceptByAnotherListenerOfTheSocket(t *testing.T) {
+func TestReadyFollowsAnAcceptByAnotherListenerOfTheSocket(t *testing.T) {
 	l := sockettest.Listen(t)
 	f, err := l.File()
 	if err != nil {
@@ -333,7 +333,7 @@ func TestReadyStaysWhileAnotherConnectionWaits(t *testing.T) {
 	}
 }
 
-func TestReadySucceedsNeverWhileNoneWaits(t *testing.T) {
+func TestReadyNeverSucceedsWhileNoneIsPending(t *testing.T) {
 	l := sockettest.Listen(t)
 	kept := l.Ready()
 	var wg sync.WaitGroup
@@ -352,7 +352,7 @@ func TestReadySucceedsNeverWhileNoneWaits(t *testing.T) {
 	wg.Wait()
 }
 
-func TestReadyWhenPolledStandsOthersWhoReceive(t *testing.T) {
+func TestPolledReadyToleratesOtherReceivers(t *testing.T) {
 	const others = 50
 	l := sockettest.Listen(t)
 	kept := l.Ready()
@@ -385,7 +385,7 @@ func TestReadyWhenPolledStandsOthersWhoReceive(t *testing.T) {
 
 const pathVar = "UNIXSOCK_TEST_PATH"
 
-func TestReadyHearsOfAConnectByAnotherProcess(t *testing.T) {
+func TestReadyReportsAConnectByAnotherProcess(t *testing.T) {
 	if path := os.Getenv(pathVar); path != "" {
 		if sockettest.InChild(t, nil) {
 			sockettest.Connect(t, path)
@@ -407,7 +407,7 @@ func TestReadyHearsOfAConnectByAnotherProcess(t *testing.T) {
 	}
 }
 
-func TestReadyHearsOfAnAcceptByAnotherProcess(t *testing.T) {
+func TestReadyFollowsAnAcceptByAnotherProcess(t *testing.T) {
 	if isElsewhere(t) {
 		return
 	}
@@ -425,7 +425,7 @@ func TestReadyHearsOfAnAcceptByAnotherProcess(t *testing.T) {
 	}
 }
 
-func TestReadyKeptHearsSoonOfAnAcceptByAnotherProcess(t *testing.T) {
+func TestKeptReadyFollowsAnAcceptByAnotherProcessWithin50ms(t *testing.T) {
 	if isElsewhere(t) {
 		return
 	}
@@ -483,7 +483,7 @@ func TestReadyReportsWhatAnEventHasAccepted(t *testing.T) {
 	}
 }
 
-func TestReadyAskedAnewIsExactAfterAnEventWasReceived(t *testing.T) {
+func TestReadyIsExactAfterAReceiveFromAnEvent(t *testing.T) {
 	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -519,7 +519,7 @@ func TestCloseClosesReady(t *testing.T) {
 	}
 }
 
-func TestCloseWakesAllWhoWaitForReady(t *testing.T) {
+func TestCloseWakesEveryReceiverOfReady(t *testing.T) {
 	l := sockettest.Listen(t)
 	var wg sync.WaitGroup
 	for range 10 {
@@ -534,7 +534,7 @@ func TestCloseWakesAllWhoWaitForReady(t *testing.T) {
 	sockettest.Returns(t, "the receivers of Ready", wg.Wait)
 }
 
-func TestReadyOfAListenerClosedBeforeIsClosed(t *testing.T) {
+func TestReadyOfAClosedListenerIsClosed(t *testing.T) {
 	l := sockettest.Listen(t)
 	l.Close()
 	select {
@@ -582,7 +582,7 @@ func TestReadyTakesNoDescriptorAndLeavesNoGoroutine(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-func TestReadyBurnsNoProcessorWhileAConnectionWaits(t *testing.T) {
+func TestReadyUsesNoProcessorWhileAConnectionIsPending(t *testing.T) {
 	l := sockettest.Listen(t)
 	kept := l.Ready()
 	l.AcceptEvt(t.Context())

@@ -107,7 +107,7 @@ func TestModeIsExactUnderEveryUmask(t *testing.T) {
 	}
 }
 
-func TestWithoutModeTheUmaskRules(t *testing.T) {
+func TestWithoutModeTheUmaskApplies(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -118,7 +118,7 @@ func TestWithoutModeTheUmaskRules(t *testing.T) {
 	}
 }
 
-func TestModeLeavesFilesOfOthersAlone(t *testing.T) {
+func TestModeLeavesOtherFilesUnchanged(t *testing.T) {
 	const umask = 0o022
 	if !sockettest.InChild(t, nil) {
 		return
@@ -708,9 +708,9 @@ func helpHoldLock(args []string) error {
 	return nil
 }
 
-func TestAForeignLockStopsNobody(t *testing.T) {
+func TestAForeignLockDoesNotStopListen(t *testing.T) {
 	if runtime.GOOS == "linux" && os.Getuid() == 0 {
-		t.Skip("TestALockOfAnotherUserStopsNobody does it as another user")
+		t.Skip("TestALockOfAnotherUserDoesNotStopListen does it as another user")
 	}
 	sockettest.CheckDescriptors(t)
 	mustListenAgainstALock(t, sockettest.ShortDir(t), nil, os.Getuid())
@@ -737,7 +737,7 @@ func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid
 	wantOnly(t, dir)
 }
 
-func TestReplaceStaleForWantOfDescriptorsSaysSo(t *testing.T) {
+func TestReplaceStaleWithoutDescriptorsIsEMFILE(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}

@@ -42,7 +42,7 @@ func unitPair(t testing.TB) (client, server net.Conn) {
 	return client, server
 }
 
-func TestUnitServesHTTPAtBothEnds(t *testing.T) {
+func TestTCPUnitServesHTTPAtBothEnds(t *testing.T) {
 	unit := unixsock.NewTCPUnit(sockettest.ShortDir(t) + "/s")
 	l, err := unit.Listen("tcp", ":80")
 	if err != nil {
@@ -91,7 +91,7 @@ func TestUnitServesHTTPAtBothEnds(t *testing.T) {
 	}
 }
 
-func TestUnitsConnectionsCanBeHijacked(t *testing.T) {
+func TestTCPUnitsConnectionsCanBeHijacked(t *testing.T) {
 	unit := unixsock.NewTCPUnit(sockettest.ShortDir(t) + "/s")
 	l, err := unit.Listen("tcp", ":80")
 	if err != nil {
@@ -125,7 +125,7 @@ func TestUnitsConnectionsCanBeHijacked(t *testing.T) {
 	wantEOF(t, c, "raw bytes")
 }
 
-func TestUnitsAddressesLookLikeTCPs(t *testing.T) {
+func TestTCPUnitsAddressesLookLikeTCPs(t *testing.T) {
 	unit := unixsock.NewTCPUnit(sockettest.ShortDir(t) + "/s")
 	l, err := unit.Listen("tcp", "")
 	if err != nil {
@@ -149,7 +149,7 @@ func TestUnitsAddressesLookLikeTCPs(t *testing.T) {
 	}
 }
 
-func TestUnitsConnectionsStayFullOnes(t *testing.T) {
+func TestTCPUnitsConnectionsKeepTheirMethods(t *testing.T) {
 	client, server := unitPair(t)
 	for what, c := range map[string]net.Conn{"dialed": client, "accepted": server} {
 		full, ok := c.(interface {
@@ -176,7 +176,7 @@ func TestUnitsConnectionsStayFullOnes(t *testing.T) {
 	wantEOF(t, server, "")
 }
 
-func TestUnitsConnectionsReadFromAndWriteTo(t *testing.T) {
+func TestTCPUnitsConnectionsReadFromAndWriteTo(t *testing.T) {
 	client, server := unitPair(t)
 	for what, ends := range map[string][2]net.Conn{"dialed": {client, server}, "accepted": {server, client}} {
 		from, ok := ends[0].(io.ReaderFrom)
@@ -198,7 +198,7 @@ func TestUnitsConnectionsReadFromAndWriteTo(t *testing.T) {
 	}
 }
 
-func TestUnitsBacklogIs511UnlessToldOtherwise(t *testing.T) {
+func TestTCPUnitsDefaultBacklogIs511(t *testing.T) {
 	sockettest.SkipUnlessBacklogsWait(t)
 	if limit, err := os.ReadFile("/proc/sys/net/core/somaxconn"); err == nil && len(strings.TrimSpace(string(limit))) < 4 {
 		t.Skipf("the system caps it at %s", limit)
@@ -234,7 +234,7 @@ func dialNow(t testing.TB, path string) error {
 	return err
 }
 
-func TestUnitsErrorsAreThoseOfListenAndConnect(t *testing.T) {
+func TestTCPUnitsErrorsAreThoseOfListenAndConnect(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	if c, err := unixsock.NewTCPUnit(dir+"/absent").Dial("tcp", ""); c != nil || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Dial: %v, %v; want ErrNotExist", c, err)

@@ -52,7 +52,7 @@ func TestConnectReachesTheListener(t *testing.T) {
 	}
 }
 
-func TestConnectSaysWhyNot(t *testing.T) {
+func TestConnectErrorsNameTheReason(t *testing.T) {
 	dir := realDir(t)
 	t.Chdir(dir)
 	if err := os.WriteFile("file", nil, 0o600); err != nil {
@@ -136,7 +136,7 @@ func TestConnectThatFailsLeavesNoDescriptor(t *testing.T) {
 	}
 }
 
-func TestConnectReportsWantOfDescriptors(t *testing.T) {
+func TestConnectWithoutDescriptorsIsEMFILE(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -221,7 +221,7 @@ func TestThousandConnectsAgainstABacklogOf4AreServed(t *testing.T) {
 	sockettest.WaitDescriptors(t, before)
 }
 
-func TestConnectThatWaitsEndsWithItsContext(t *testing.T) {
+func TestWaitingConnectEndsWithItsContext(t *testing.T) {
 	l := sockettest.FullListener(t)
 	before := sockettest.CountDescriptors(t)
 	cancelled, cancel := context.WithCancel(t.Context())
@@ -266,7 +266,7 @@ func TestConnectWithAContextThatIsDoneDoesNotConnect(t *testing.T) {
 	}
 }
 
-func TestConnectThatWaitsHearsThatTheListenerIsGone(t *testing.T) {
+func TestWaitingConnectFailsWhenTheListenerIsGone(t *testing.T) {
 	l := sockettest.FullListener(t)
 	result := sockettest.Connecting(t, t.Context(), l.Addr().String())
 	l.Close()
@@ -275,7 +275,7 @@ func TestConnectThatWaitsHearsThatTheListenerIsGone(t *testing.T) {
 	}
 }
 
-func TestConnectThatWaitsKeepsToItsDirectory(t *testing.T) {
+func TestWaitingConnectKeepsItsDirectory(t *testing.T) {
 	sockettest.SkipUnlessBacklogsWait(t)
 	t.Chdir(realDir(t))
 	l := sockettest.ListenAt(t, "s", unixsock.Backlog(0))
@@ -293,7 +293,7 @@ func TestConnectThatWaitsKeepsToItsDirectory(t *testing.T) {
 	}
 }
 
-func TestConnectsThatWaitBurnNoProcessorAndHoldNoThread(t *testing.T) {
+func TestWaitingConnectsUseLittleProcessorAndHoldNoThread(t *testing.T) {
 	for what, n := range map[string]int{"one": 1, "many": 500} {
 		t.Run(what, func(t *testing.T) {
 			l := sockettest.FullListener(t)

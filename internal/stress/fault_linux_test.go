@@ -24,8 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFilesystemThatIsFullOrReadOnlyIsSaidSo listens where no file can be made.
-func TestFilesystemThatIsFullOrReadOnlyIsSaidSo(t *testing.T) {
+// TestFullOrReadOnlyFilesystemIsAnError listens where no file can be made.
+func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root may mount")
 	}
@@ -255,8 +255,8 @@ func neverRestart(s syscall.Signal) bool {
 	return errno == 0
 }
 
-// TestSignalsReachNoCaller does everything in a storm of signals.
-func TestSignalsReachNoCaller(t *testing.T) {
+// TestSignalsInterruptNoCall does everything in a storm of signals.
+func TestSignalsInterruptNoCall(t *testing.T) {
 	if !sockettest.InChild(t, sockettest.WithRounds) {
 		return
 	}

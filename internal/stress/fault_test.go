@@ -172,10 +172,10 @@ const (
 	talksEach = 8
 )
 
-// TestPeersThatAreKilledCutAConversationOff kills processes in the middle of
+// TestKilledPeersEndTheConversation kills processes in the middle of
 // conversations. What was read of each is a prefix of what was written, and it
 // ended with one of the errors that say so.
-func TestPeersThatAreKilledCutAConversationOff(t *testing.T) {
+func TestKilledPeersEndTheConversation(t *testing.T) {
 	if os.Getenv(sockettest.ChildVar) == t.Name() {
 		if err := talkUntilKilled(os.Getenv(faultRoleVar), os.Getenv(faultPathVar)); err != nil {
 			t.Fatal(err)
@@ -393,10 +393,10 @@ var writers = map[string]func(c *unixsock.Conn, from *textReader) (int64, error)
 	},
 }
 
-// TestWhatEndsAWriteLeavesAnExactCount ends, at some moment, what writes to a
+// TestInterruptedWriteReturnsAnExactCount ends, at some moment, what writes to a
 // peer that reads slowly. The error says what did, and the count what the peer
 // gets.
-func TestWhatEndsAWriteLeavesAnExactCount(t *testing.T) {
+func TestInterruptedWriteReturnsAnExactCount(t *testing.T) {
 	for name, write := range writers {
 		for _, f := range faults {
 			t.Run(name+"/"+f.name, func(t *testing.T) {
@@ -546,10 +546,10 @@ func writeTo(to io.Writer, c *unixsock.Conn) error {
 	return io.EOF
 }
 
-// TestWhatEndsAReadLosesNothing ends, at some moment, what reads from a peer
+// TestInterruptedReadLosesNothing ends, at some moment, what reads from a peer
 // that writes now and then. The error says what did; and after a deadline, the
 // rest is read.
-func TestWhatEndsAReadLosesNothing(t *testing.T) {
+func TestInterruptedReadLosesNothing(t *testing.T) {
 	for name, read := range readers {
 		for _, f := range faults {
 			t.Run(name+"/"+f.name, func(t *testing.T) {
@@ -633,9 +633,9 @@ func endRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, f faul
 	}
 }
 
-// TestConnectThatIsCancelledAsRoomComesIsAllOrNothing ends a Connect that waits
+// TestConnectCancelledAsRoomComesIsAllOrNothing ends a Connect that waits
 // at about the moment when there is room: it has connected, or nobody comes.
-func TestConnectThatIsCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
+func TestConnectCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
 	l := sockettest.FullListener(t)
 	sockettest.Accept(t, l).Close()
 	connected, cancelled := 0, 0
@@ -665,10 +665,10 @@ func TestConnectThatIsCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
 	t.Logf("%d connected, %d did not", connected, cancelled)
 }
 
-// TestDescriptorsThatRunOutCostNobody lets the descriptors run out, and come
+// TestRunningOutOfDescriptorsLosesNoConnection lets the descriptors run out, and come
 // back, while clients wait: the listener and its events tell of it, burn nothing,
 // and go on, and each client is served.
-func TestDescriptorsThatRunOutCostNobody(t *testing.T) {
+func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
@@ -788,9 +788,9 @@ func TestListenerOutlivesItsFile(t *testing.T) {
 	sockettest.Exchange(t, path, other)
 }
 
-// TestConnectThatWaitsGoesToTheFileThatIsThereThen replaces the listener that is
+// TestWaitingConnectUsesTheFileThatIsThereThen replaces the listener that is
 // waited for.
-func TestConnectThatWaitsGoesToTheFileThatIsThereThen(t *testing.T) {
+func TestWaitingConnectUsesTheFileThatIsThereThen(t *testing.T) {
 	l := sockettest.FullListener(t)
 	path := l.Addr().String()
 	result := sockettest.Connecting(t, t.Context(), path)
@@ -804,8 +804,8 @@ func TestConnectThatWaitsGoesToTheFileThatIsThereThen(t *testing.T) {
 	sockettest.Accept(t, spare)
 }
 
-// TestFolderThatMayNotBeUsedIsErrPermission takes the rights to a folder away.
-func TestFolderThatMayNotBeUsedIsErrPermission(t *testing.T) {
+// TestDirectoryWithoutPermissionIsErrPermission takes the rights to a folder away.
+func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
