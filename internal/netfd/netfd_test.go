@@ -1,0 +1,154 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package netfd
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
+)
+
+// newPair returns two connected FDs, neither of which is registered.
+func newPair(t *testing.T) (f, peer *FD) {
+	t.Helper()
+	for {
+		fd1, fd2, err := sys.Socketpair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, peer := New(fd1), New(fd2)
+		t.Cleanup(func() { f.Close(); peer.Close() })
+		if !isRegistered(f) { // the first FD of a process is registered at once
+			return f, peer
+		}
+	}
+}
+
+func isRegistered(f *FD) bool { return f.file.Load() != nil }
+
+// talk sends a byte from one FD to the other.
+func talk(t *testing.T, from, to *FD) {
+	t.Helper()
+	if n, err := from.Write([]byte("x")); n != 1 || err != nil {
+		t.Fatalf("Write: got %d, %v, want 1", n, err)
+	}
+	if n, err := to.Read(make([]byte, 8)); n != 1 || err != nil {
+		t.Fatalf("Read: got %d, %v, want 1", n, err)
+	}
+}
+
+func TestConnectionThatNeverWaitsStaysDirect(t *testing.T) {
+	f, peer := newPair(t)
+	talk(t, f, peer)
+	talk(t, peer, f)
+	if err := f.Control(sys.ShutdownWrite); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := peer.Read(make([]byte, 8)); n != 0 || err != io.EOF {
+		t.Errorf("Read at the end: got %d, %v, want EOF", n, err)
+	}
+	if isRegistered(f) || isRegistered(peer) {
+		t.Error("after calls that did not wait, an FD is registered, want none")
+	}
+}
+
+func TestCallThatWaitsRegisters(t *testing.T) {
+	for name, wait := range map[string]func(f, peer *FD) error{
+		"Read": func(f, peer *FD) error {
+			time.AfterFunc(time.Millisecond, func() { peer.Write([]byte("x")) })
+			_, err := f.Read(make([]byte, 1))
+			return err
+		},
+		"Write": func(f, peer *FD) error {
+			go io.Copy(io.Discard, peer)
+			_, err := f.Write(make([]byte, 8<<20))
+			return err
+		},
+		"large Read": func(f, peer *FD) error {
+			peer.Write([]byte("x"))
+			_, err := f.Read(make([]byte, maxDirect+1))
+			return err
+		},
+	} {
+		f, peer := newPair(t)
+		if err := wait(f, peer); err != nil || !isRegistered(f) {
+			t.Errorf("%s: got %v, registered %v, want no error and registered", name, err, isRegistered(f))
+		}
+	}
+}
+
+func TestRefusedRegistrationClosesTheDescriptor(t *testing.T) {
+	f, peer := newPair(t)
+	// os.NewFile registers no descriptor in blocking mode.
+	if err := syscall.SetNonblock(f.fd, false); err != nil {
+		t.Fatal(err)
+	}
+	if file, err := f.File(); file != nil || !errors.Is(err, os.ErrNoDeadline) {
+		t.Errorf("File of a refused descriptor: got %v, %v, want ErrNoDeadline", file, err)
+	}
+	if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("Read of the peer: got %d, %v, want EOF", n, err)
+	}
+	if _, err := f.Read(make([]byte, 1)); err != net.ErrClosed {
+		t.Errorf("Read after a refused registration: got %v, want net.ErrClosed", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Errorf("Close after a refused registration: got %v, want no error", err)
+	}
+}
+
+func TestClosedFDReturnsErrors(t *testing.T) {
+	for name, register := range map[string]bool{"direct": false, "registered": true} {
+		f, _ := newPair(t)
+		if register {
+			if _, err := f.File(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for call, do := range map[string]func() error{
+			"Read":    func() error { _, err := f.Read(make([]byte, 1)); return err },
+			"Write":   func() error { _, err := f.Write(make([]byte, 1)); return err },
+			"Control": func() error { return f.Control(func(int) error { return nil }) },
+		} {
+			if err := MapErr(do()); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("%s of a closed %s FD: got %v, want net.ErrClosed", call, name, err)
+			}
+		}
+	}
+}
+
+func TestNilFDReturnsErrInvalid(t *testing.T) {
+	var f *FD
+	_, readErr := f.Read(make([]byte, 1))
+	_, writeErr := f.Write(make([]byte, 1))
+	_, fileErr := f.File()
+	_, rawErr := f.SyscallConn()
+	for call, err := range map[string]error{
+		"Read": readErr, "Write": writeErr, "File": fileErr, "SyscallConn": rawErr,
+		"Close": f.Close(), "Control": f.Control(nil),
+	} {
+		if err != os.ErrInvalid {
+			t.Errorf("%s of a nil FD: got %v, want os.ErrInvalid", call, err)
+		}
+	}
+}
+
+func TestDirectCallsAllocateNothing(t *testing.T) {
+	f, peer := newPair(t)
+	b := make([]byte, 64)
+	if n := testing.AllocsPerRun(100, func() {
+		f.Write(b)
+		peer.Read(b)
+	}); n != 0 {
+		t.Errorf("a Write and a Read that do not wait: %v allocations, want 0", n)
+	}
+}

@@ -1,0 +1,312 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sockfile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
+)
+
+// newDir returns a new directory whose path is short enough for socket files.
+func newDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "us")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// newSocket returns a socket of the given type that is bound to name. It is closed at the
+// end of the test.
+func newSocket(t *testing.T, socketType int, name string) (fd int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, socketType, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// newListener returns a listening stream socket at name.
+func newListener(t *testing.T, name string) (fd int) {
+	t.Helper()
+	fd = newSocket(t, unix.SOCK_STREAM, name)
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// leaveStale leaves the file of a closed stream socket at name.
+func leaveStale(t *testing.T, name string) {
+	t.Helper()
+	unix.Close(newSocket(t, unix.SOCK_STREAM, name))
+}
+
+// replace listens at name with ReplaceStale.
+func replace(t *testing.T, name string) (*File, error) {
+	t.Helper()
+	fd, err := sys.Socket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	o := Options{ReplaceStale: true}
+	return o.Listen(fd, name, 4)
+}
+
+func TestReplaceStaleKeepsWhatIsInUse(t *testing.T) {
+	for name, create := range map[string]func(t *testing.T, name string){
+		"live stream listener": func(t *testing.T, name string) { newListener(t, name) },
+		"full backlog": func(t *testing.T, name string) {
+			newListener(t, name)
+			for range 10 {
+				fd, err := sys.Socket()
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { unix.Close(fd) })
+				if sys.Connect(fd, name) != nil {
+					return
+				}
+			}
+		},
+		"live datagram socket": func(t *testing.T, name string) { newSocket(t, unix.SOCK_DGRAM, name) },
+		"live seqpacket listener": func(t *testing.T, name string) {
+			if err := unix.Listen(newSocket(t, unix.SOCK_SEQPACKET, name), 4); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"regular file": func(t *testing.T, name string) {
+			if err := os.WriteFile(name, []byte("precious"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"directory": func(t *testing.T, name string) {
+			if err := os.Mkdir(name, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"link to a stale socket": func(t *testing.T, name string) {
+			leaveStale(t, name+"2")
+			if err := os.Symlink(name+"2", name); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"dangling link": func(t *testing.T, name string) {
+			if err := os.Symlink("nowhere", name); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(newDir(t), "s")
+			create(t, path)
+			before, err := os.Lstat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if file, err := replace(t, path); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("Listen: got %v, %v, want EADDRINUSE", file, err)
+			}
+			if !unchanged(path, before) {
+				t.Error("Listen has replaced the file, want it kept")
+			}
+		})
+	}
+}
+
+func TestReplaceStaleReplacesADeadSocket(t *testing.T) {
+	for name, socketType := range map[string]int{"stream": unix.SOCK_STREAM, "datagram": unix.SOCK_DGRAM} {
+		path := filepath.Join(newDir(t), "s")
+		unix.Close(newSocket(t, socketType, path))
+		if file, err := replace(t, path); file == nil || err != nil {
+			t.Errorf("Listen at the file of a closed %s socket: got %v, %v, want no error", name, file, err)
+		}
+	}
+}
+
+func TestReplaceStaleHasOneWinner(t *testing.T) {
+	rounds := 200
+	if testing.Short() {
+		rounds = 20
+	}
+	path := filepath.Join(newDir(t), "s")
+	for range rounds {
+		leaveStale(t, path)
+		var racers sync.WaitGroup
+		winners := make(chan *File, 20)
+		for range cap(winners) {
+			fd, err := sys.Socket()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(fd)
+			racers.Go(func() {
+				o := Options{ReplaceStale: true}
+				switch file, err := o.Listen(fd, path, 64); {
+				case err == nil:
+					winners <- file
+				case !errors.Is(err, syscall.EADDRINUSE):
+					t.Errorf("Listen of a loser: got %v, want EADDRINUSE", err)
+				}
+			})
+		}
+		racers.Wait()
+		if n := len(winners); n != 1 {
+			t.Fatalf("20 racers for a stale file: %d winners, want 1", n)
+		}
+		if winner := <-winners; !winner.exists() {
+			t.Fatal("the winner's file is gone")
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestReplaceStaleProceedsWithoutTheLock(t *testing.T) {
+	dir := newDir(t)
+	unlock, err := sys.LockDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	path := filepath.Join(dir, "s")
+	leaveStale(t, path)
+	start := time.Now()
+	if file, err := replace(t, path); file == nil || err != nil {
+		t.Errorf("Listen while another holds the lock: got %v, %v, want no error", file, err)
+	}
+	if took := time.Since(start); took < time.Second {
+		t.Errorf("Listen while another holds the lock took %v, want at least a second", took)
+	}
+	if file, err := replace(t, path); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("Listen at a live socket without the lock: got %v, %v, want EADDRINUSE", file, err)
+	}
+}
+
+// TestUnchangedNoticesAReusedInode replaces a file until the new one has its inode.
+func TestUnchangedNoticesAReusedInode(t *testing.T) {
+	path := filepath.Join(newDir(t), "s")
+	leaveStale(t, path)
+	info, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !unchanged(path, info) {
+		t.Error("a file compared with itself: changed, want unchanged")
+	}
+	past := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(path, past, past); err != nil { // as the old file with this inode
+		t.Fatal(err)
+	}
+	if unchanged(path, info) {
+		t.Error("a file with the same inode and another time: unchanged, want changed")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if unchanged(path, info) {
+		t.Error("a file that is gone: unchanged, want changed")
+	}
+}
+
+func TestChangesOfAReplacedFileFail(t *testing.T) {
+	path := filepath.Join(newDir(t), "s")
+	leaveStale(t, path)
+	file, err := Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	newSocket(t, unix.SOCK_STREAM, path+"2")
+	if err := os.Rename(path+"2", path); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Lstat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sys.Chmod(path, file.info, 0o777); err == nil {
+		t.Error("Chmod of a file that was replaced: got no error, want one")
+	}
+	if err := sys.Chown(path, file.info, -1, -1); err == nil {
+		t.Error("Chown of a file that was replaced: got no error, want one")
+	}
+	if after, err := os.Lstat(path); err != nil || after.Mode() != before.Mode() {
+		t.Errorf("the file that replaced it: got %v, %v, want the mode %v", after, err, before.Mode())
+	}
+	if err := file.Remove(); err != nil {
+		t.Errorf("Remove of a file that was replaced: got %v, want no error", err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the file that replaced it: got %v, want it kept", err)
+	}
+}
+
+func TestChmodDoesNotFollowALink(t *testing.T) {
+	dir := newDir(t)
+	path, link := filepath.Join(dir, "s"), filepath.Join(dir, "link")
+	leaveStale(t, path)
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sys.Chmod(link, info, 0o777); err == nil {
+		t.Error("Chmod of a link: got no error, want one")
+	}
+}
+
+func TestCheckRefusesOptions(t *testing.T) {
+	mode := func(m fs.FileMode) *fs.FileMode { return &m }
+	tooLarge := -2 // where an int is too small for it
+	if strconv.IntSize == 64 {
+		largest := uint64(maxID)
+		tooLarge = int(largest + 1)
+	}
+	for name, test := range map[string]struct {
+		options Options
+		path    string
+		ok      bool
+	}{
+		"none":                     {Options{}, "/s", true},
+		"mode":                     {Options{Mode: mode(0o777)}, "/s", true},
+		"mode with other bits":     {Options{Mode: mode(fs.ModeSticky | 0o600)}, "/s", false},
+		"mode of an abstract name": {Options{Mode: mode(0o600)}, "\x00s", false},
+		"no owner":                 {Options{Owner: &Owner{-1, -1}}, "/s", true},
+		"owner below -1":           {Options{Owner: &Owner{-2, 0}}, "/s", false},
+		"group above the maximum":  {Options{Owner: &Owner{0, tooLarge}}, "/s", false},
+		"owner of an abstract":     {Options{Owner: &Owner{0, 0}}, "\x00s", false},
+	} {
+		if err := test.options.Check(test.path); (err == nil) != test.ok {
+			t.Errorf("%s: got %v, want an error: %v", name, err, !test.ok)
+		}
+	}
+}
+
+func TestNilFileDoesNothing(t *testing.T) {
+	var f *File
+	if err := f.Remove(); err != nil {
+		t.Errorf("Remove of a nil File: got %v, want no error", err)
+	}
+}
