@@ -270,7 +270,7 @@ func (l *Listener) syncFD(fd int) {
 func (l *Listener) acceptAhead(fd int) (drained bool) {
 	e := &l.events
 	e.pending.Err = nil // an error that no goroutine received may have passed
-	if len(l.liveEvts(1)) == 0 {
+	if len(e.byDone) == 0 {
 		return false
 	}
 	for range maxServed {
@@ -321,11 +321,11 @@ func (l *Listener) delivered(evt *acceptEvt) {
 	l.events.pending = Accepted{}
 }
 
-// liveEvts returns at most n of the events whose context is not done, in random order. mu
-// is held.
-func (l *Listener) liveEvts(n int) (evts []*acceptEvt) {
+// liveEvts returns at most maxOffers of the events whose context is not done, in random
+// order. mu is held.
+func (l *Listener) liveEvts() (evts []*acceptEvt) {
 	for _, evt := range l.events.byDone {
-		if len(evts) == n {
+		if len(evts) == maxOffers {
 			break
 		}
 		if !evt.ended() {
@@ -443,7 +443,7 @@ type offer struct {
 
 // startOffer offers what is pending, if there are events. mu is held.
 func (l *Listener) startOffer() {
-	evts := l.liveEvts(maxOffers)
+	evts := l.liveEvts()
 	if len(evts) == 0 {
 		return
 	}

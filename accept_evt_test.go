@@ -557,7 +557,7 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 						mustBeOver(t, evt)
 					}
 				}
-				most := max(10, rounds/1000)
+				most := max(10, rounds/100)
 				if others >= manyEvents {
 					most = max(20, rounds/50)
 				}

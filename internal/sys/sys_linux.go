@@ -64,14 +64,15 @@ func PeerCred(fd int) (pid, uid, gid int, err error) {
 
 // PeerGroups returns the peer's supplementary groups.
 func PeerGroups(fd int) ([]int, error) {
+	const maxGroups = 65536 // Linux's NGROUPS_MAX
 	groups := make([]uint32, 32)
 	for {
 		size := uint32(4 * len(groups))
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
 		switch {
-		case errno == unix.ERANGE && int(size) > 4*len(groups):
-			groups = make([]uint32, size/4)
+		case errno == unix.ERANGE && len(groups) < maxGroups:
+			groups = make([]uint32, 2*len(groups)) // not all kernels report the size
 			continue
 		case errno == unix.ENOPROTOOPT: // older than Linux 4.13
 			return nil, errors.ErrUnsupported

@@ -156,7 +156,7 @@ func TestAcceptOutOfDescriptorsWithoutAConnectionWouldBlock(t *testing.T) {
 		return
 	}
 	lfd, _ := listener(t, 4)
-	sockettest.ExhaustDescriptors(t)
+	defer sockettest.ExhaustDescriptors(t)()
 	for range 3 {
 		if fd, _, err := sys.Accept(lfd); err != sys.ErrWouldBlock {
 			t.Errorf("Accept: got %d, %v, want ErrWouldBlock", fd, err)
@@ -170,7 +170,7 @@ func TestAcceptOutOfDescriptorsWithAConnectionFails(t *testing.T) {
 	}
 	lfd, path := listener(t, 4)
 	connect(t, path)
-	sockettest.ExhaustDescriptors(t)
+	defer sockettest.ExhaustDescriptors(t)()
 	if fd, _, err := sys.Accept(lfd); !errors.Is(err, unix.EMFILE) {
 		t.Errorf("Accept: got %d, %v, want EMFILE", fd, err)
 	}
@@ -211,7 +211,7 @@ func TestAcceptOutOfDescriptorsReportsEachDrop(t *testing.T) {
 	for range 2 {
 		connect(t, path)
 	}
-	sockettest.ExhaustDescriptors(t)
+	defer sockettest.ExhaustDescriptors(t)()
 	for range 2 {
 		if fd, _, err := sys.Accept(lfd); !errors.Is(err, unix.EMFILE) {
 			t.Fatalf("Accept: got %d, %v, want EMFILE", fd, err)
@@ -227,7 +227,7 @@ func TestProbeReportsThatItHasNoSocket(t *testing.T) {
 		return
 	}
 	_, path := listener(t, 4)
-	sockettest.ExhaustDescriptors(t)
+	defer sockettest.ExhaustDescriptors(t)()
 	for _, kind := range []sys.Kind{sys.Datagram, sys.Stream} {
 		if answer, err := sys.Probe(kind, path); answer != nil || !errors.Is(err, unix.EMFILE) {
 			t.Errorf("Probe(%d): got the answer %v and the error %v, want nil and EMFILE", kind, answer, err)
@@ -462,7 +462,7 @@ func TestReceiveRightsOutOfDescriptorsFails(t *testing.T) {
 	if _, err := sys.SendRights(fd, []byte("x"), []int{fd}); err != nil {
 		t.Fatal(err)
 	}
-	sockettest.ExhaustDescriptors(t)
+	defer sockettest.ExhaustDescriptors(t)()
 	n, got, err := sys.ReceiveRights(peer, make([]byte, 1))
 	if n != 1 || len(got) != 0 || err == nil {
 		t.Errorf("ReceiveRights: got %d bytes, the descriptors %v, %v; want 1, none, an error", n, got, err)
