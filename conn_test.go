@@ -38,7 +38,7 @@ func fdOf(t testing.TB, c *unixsock.Conn) (fd int) {
 	return fd
 }
 
-// isOpen reports whether fd is a descriptor. It tells something of a Conn only
+// isOpen reports whether fd is a descriptor. The answer concerns a Conn only
 // while nothing else in the process opens any.
 func isOpen(fd int) bool {
 	_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
@@ -403,7 +403,7 @@ func TestCloseOfAHalfWinsAgainstDeadlinesToCome(t *testing.T) {
 			if err := closeHalf(); err != nil {
 				t.Fatal(err)
 			}
-			err := sockettest.Receive(t, "one who waits in a closed half", result)
+			err := sockettest.Receive(t, "the call that waits in a closed half", result)
 			quit.Store(true)
 			wg.Wait()
 			if !errors.Is(err, net.ErrClosed) {
@@ -1063,7 +1063,7 @@ func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 	}
 }
 
-// peerCredOf returns who is at the other end of c. The test is skipped if the
+// peerCredOf returns the credentials of c's peer. The test is skipped if the
 // platform cannot tell.
 func peerCredOf(t testing.TB, c *unixsock.Conn) unixsock.Cred {
 	t.Helper()
@@ -1169,8 +1169,8 @@ func TestPeerCredAfterClose(t *testing.T) {
 	}
 }
 
-// helpConnect connects to each path that it is told, and stays connected until
-// it is told the next.
+// helpConnect connects to each path that it reads, and stays connected until it
+// reads the next one.
 func helpConnect([]string) error {
 	var path string
 	for {
@@ -1429,7 +1429,7 @@ func TestWritesDoNotMixWhenTheFirstHasToWait(t *testing.T) {
 	}
 }
 
-// Whatever comes first to a new connection, and whatever comes in between,
+// Whichever call is the first on a new connection, and whichever calls come in between,
 // everything ends, and no descriptor is left.
 func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 	rounds := 3000
@@ -1486,7 +1486,7 @@ func TestUnreachableConnectionIsClosed(t *testing.T) {
 			}
 		},
 		"in use": func(t *testing.T, c, peer *unixsock.Conn) { mustTalk(t, c, peer) },
-		"under a custodian that nobody can reach": func(_ *testing.T, c, _ *unixsock.Conn) {
+		"under an unreachable custodian": func(_ *testing.T, c, _ *unixsock.Conn) {
 			ctx, cancel := context.WithCancel(context.Background())
 			c.CloseOn(ctx)
 			runtime.KeepAlive(cancel)
@@ -1518,7 +1518,7 @@ func TestUnreachableConnectionIsClosed(t *testing.T) {
 	}
 }
 
-// A half that is closed while the poller comes in must not keep who waits in it:
+// A half that is closed during the registration must not keep a call waiting in it:
 // on Linux no event would tell, of a socket that is half full, that it is closed.
 func TestClosingAHalfEndsTheFirstWait(t *testing.T) {
 	rounds := 5000

@@ -637,7 +637,7 @@ func TestCopyUsesReadAndWriteOfOtherTypes(t *testing.T) {
 	}
 }
 
-// peekedConn gives out first what somebody has read before.
+// peekedConn first returns bytes that were read before.
 type peekedConn struct {
 	*net.UnixConn
 	head []byte

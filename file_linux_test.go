@@ -171,7 +171,7 @@ func TestReplaceStaleLeavesAListenerWithAFullBacklog(t *testing.T) {
 		sockettest.Accept(t, l)
 	}
 	if polled(t, l, l.Ready()) {
-		t.Error("the listener has heard of it")
+		t.Error("the listener has a connection of ReplaceStale, want none")
 	}
 }
 
@@ -255,7 +255,7 @@ func TestReplaceStaleLocksTheDirectoryOfTheFile(t *testing.T) {
 	}()
 	select {
 	case err := <-done:
-		t.Errorf("Listen did not wait for who holds the lock of the directory; error %v", err)
+		t.Errorf("Listen did not wait for the holder of the directory's lock; error %v", err)
 		done <- err
 	case <-time.After(300 * time.Millisecond):
 	}

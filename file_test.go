@@ -262,11 +262,11 @@ func TestAdoptedListenerIsAnEvent(t *testing.T) {
 	l := mustFileListener(t, mustFile(t, original))
 	ready := l.Ready()
 	if polled(t, l, l.Ready()) {
-		t.Error("ready, and nobody has connected")
+		t.Error("Ready without a connection: ready, want not ready")
 	}
 	client := sockettest.Connect(t, original.Addr().String())
 	if !polled(t, l, l.Ready()) {
-		t.Error("not ready, and somebody has connected")
+		t.Error("Ready with a connection pending: not ready, want ready")
 	}
 	accepted := sockettest.Receive(t, "an accept event", l.AcceptEvt(t.Context()))
 	if accepted.Err != nil {
@@ -430,7 +430,7 @@ func TestFileAfterClose(t *testing.T) {
 }
 
 // TestFileLeavesDeadlinesAlive is about the method Fd, which may put a
-// descriptor into blocking mode, for all who share its description.
+// descriptor into blocking mode, for every descriptor that shares its description.
 func TestFileLeavesDeadlinesAlive(t *testing.T) {
 	c, _ := newPairT(t)
 	l := sockettest.Listen(t)
@@ -559,7 +559,7 @@ func wantAllClosed(t testing.TB, r []*os.File) {
 	for i, f := range r {
 		f.SetReadDeadline(time.Now().Add(sockettest.Timeout))
 		if _, err := f.Read(make([]byte, 1)); err != io.EOF {
-			t.Errorf("pipe %d: error %v, want EOF: somebody has its other end", i, err)
+			t.Errorf("pipe %d: error %v, want EOF: its other end is open", i, err)
 		}
 	}
 }
@@ -1039,7 +1039,7 @@ func TestClosingAHalfWakesReadFilesAndWriteFiles(t *testing.T) {
 			time.Sleep(10 * time.Millisecond) // for both to wait, as a rule
 			closeHalves(reader, writer)
 			for range 2 {
-				if err := sockettest.Receive(t, "who waits", woken); !errors.Is(err, net.ErrClosed) {
+				if err := sockettest.Receive(t, "the waiting call", woken); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("error %v, want net.ErrClosed", err)
 				}
 			}

@@ -174,7 +174,7 @@ func TestAcceptContextThatIsDoneAcceptsNothing(t *testing.T) {
 		t.Errorf("got %v, %v", c, err)
 	}
 	if !sockettest.Pending(t, l) {
-		t.Error("the connection waits no more")
+		t.Error("the connection is not pending any more")
 	}
 }
 
@@ -781,7 +781,7 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 
 type stormKey struct{}
 
-// TestStormOfClientsIsServedExactlyOnce has many clients, and everyone who can
+// TestStormOfClientsIsServedExactlyOnce has many clients, and every goroutine that can
 // accept at work at once, while events come and go.
 func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	clients, atOnce := 3000, 300

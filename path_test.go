@@ -414,7 +414,7 @@ func TestAbstractNamesThatDifferInANULDiffer(t *testing.T) {
 		c := sockettest.Connect(t, name)
 		for j, l := range listeners {
 			if got, want := sockettest.Pending(t, l), i == j; got != want {
-				t.Errorf("after a connect to %q, one waits at %q: %v", name, names[j], got)
+				t.Errorf("after a connect to %q, a connection is pending at %q: %v", name, names[j], got)
 			}
 		}
 		s := sockettest.Accept(t, listeners[i])
@@ -429,7 +429,7 @@ func TestAbstractNamesThatDifferInANULDiffer(t *testing.T) {
 
 func TestEachLengthOfAbstractNameWorks(t *testing.T) {
 	onLinux(t)
-	// The names are of NULs alone, the hardest to tell apart: "\x00" is one.
+	// The names are of NULs alone, the hardest to distinguish: "\x00" is one.
 	var listeners []*unixsock.Listener
 	for n := 1; n <= unixsock.MaxPathLen; n++ {
 		listeners = append(listeners, sockettest.ListenAt(t, strings.Repeat("\x00", n)))

@@ -34,7 +34,7 @@ func polled(t testing.TB, l *unixsock.Listener, ready <-chan *unixsock.Listener)
 }
 
 // dialNet connects as a program without this package does, which therefore
-// tells it nothing. The connection is closed with the test.
+// it does not notice. The connection is closed with the test.
 func dialNet(t testing.TB, path string) {
 	t.Helper()
 	c, err := net.Dial("unix", path)
@@ -80,7 +80,7 @@ func isElsewhere(t *testing.T) bool {
 	}
 	defer l.Close()
 	if !sockettest.Pending(t, l) {
-		t.Fatal("no connection waits for another process")
+		t.Fatal("no connection is pending for another process")
 	}
 	sockettest.Accept(t, l).Close()
 	return true
@@ -154,7 +154,7 @@ func TestKeptReadyIsLevelTriggered(t *testing.T) {
 		sockettest.Accept(t, l)
 	}
 	if polled(t, l, ready) {
-		t.Error("it is ready when nothing waits")
+		t.Error("Ready without a connection: ready, want not ready")
 	}
 }
 
@@ -278,7 +278,7 @@ func TestReadyFollowsAnAcceptByAnotherListenerOfTheSocket(t *testing.T) {
 		sockettest.Receive(t, "the kept channel", kept)
 		sockettest.Accept(t, twin).Close()
 		if i%2 == 0 && polled(t, l, l.Ready()) {
-			t.Fatal("asked for again, it is ready after the accept")
+			t.Fatal("Ready() after the accept: ready, want not ready")
 		}
 		for start := time.Now(); polled(t, l, kept); time.Sleep(time.Millisecond) {
 			if time.Since(start) > time.Second { // the contract says 50 ms
@@ -329,7 +329,7 @@ func TestReadyStaysWhileAnotherConnectionWaits(t *testing.T) {
 		sockettest.Accept(t, l)
 	}
 	if polled(t, l, kept) || polled(t, l, l.Ready()) {
-		t.Error("ready when none waits")
+		t.Error("Ready without a connection: ready, want not ready")
 	}
 }
 
@@ -402,7 +402,7 @@ func TestReadyReportsAConnectByAnotherProcess(t *testing.T) {
 	if !polled(t, l, l.Ready()) {
 		t.Error("select on Ready(): not ready, want ready")
 	}
-	if got := sockettest.Receive(t, "who waited on the channel that was kept", woken); got != l {
+	if got := sockettest.Receive(t, "a receive from the kept channel", woken); got != l {
 		t.Errorf("got %v", got)
 	}
 }
@@ -603,7 +603,7 @@ func idles(t testing.TB) {
 	}
 }
 
-// TestReadyServesASelectLoop is the loop that Ready is made for: nobody is lost
+// TestReadyServesASelectLoop is the loop that Ready is made for: no client is lost
 // when it stops.
 func TestReadyServesASelectLoop(t *testing.T) {
 	const n = 500
@@ -645,7 +645,7 @@ func TestReadyServesASelectLoop(t *testing.T) {
 	cancel()
 	sockettest.Returns(t, "the servers", wg.Wait)
 	if sockettest.Pending(t, l) || polled(t, l, l.Ready()) {
-		t.Error("something waits still")
+		t.Error("a connection is still pending")
 	}
 }
 

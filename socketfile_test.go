@@ -48,7 +48,7 @@ func lstat(t testing.TB, path string) fs.FileInfo {
 	return info
 }
 
-// wantInUse makes sure that nobody can replace what is at path, and that this
+// wantInUse makes sure that ReplaceStale does not replace the file at path, and that this
 // leaves it as it is.
 func wantInUse(t testing.TB, path string) {
 	t.Helper()
@@ -234,7 +234,7 @@ func helpWatchOpen(args []string) error {
 }
 
 // helpWatchMode looks at the files of the listeners, from before they are made
-// until each has the bits asked for. Of each it tells all bits that it saw, and
+// until each has the bits asked for. Of each it prints all bits that it saw, and
 // whether it saw others before those asked for.
 func helpWatchMode(args []string) error {
 	perm, err := strconv.ParseUint(args[1], 8, 32)
@@ -337,7 +337,7 @@ func TestReplaceStaleLeavesALiveListener(t *testing.T) {
 	l := sockettest.Listen(t)
 	wantInUse(t, l.Addr().String())
 	if sockettest.DistinguishesBoundFromDead(t) && polled(t, l, l.Ready()) {
-		t.Error("the listener has heard of it")
+		t.Error("the listener has a connection of ReplaceStale, want none")
 	}
 	sockettest.Exchange(t, l.Addr().String(), l)
 }
@@ -514,7 +514,7 @@ func wantOnly(t testing.TB, dir string, want ...string) {
 	}
 }
 
-// helpRace takes part in races. It is told a path and when to listen there, in
+// helpRace takes part in races. It reads a path and the time to listen there, in
 // nanoseconds since 1970, and says whether it has won. The winner answers with
 // its pid until the next line comes, and leaves its file.
 func helpRace([]string) error {
@@ -569,7 +569,7 @@ func askPid(t testing.TB, path string) int {
 	return pid
 }
 
-// raceTogether tells all racers to listen at the same moment.
+// raceTogether has all racers listen at the same moment.
 func raceTogether(racers []*sockettest.Helper, path string) {
 	at := time.Now().Add(3 * time.Millisecond).UnixNano()
 	for _, r := range racers {
@@ -664,7 +664,7 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 			}
 			wantInUse(t, path)
 		} else {
-			// Who told the others that the path is in use was killed.
+			// The racer because of which the others found the path in use was killed.
 			l := sockettest.ListenAt(t, path, unixsock.ReplaceStale())
 			sockettest.Exchange(t, path, l)
 			l.Close()
@@ -934,7 +934,7 @@ func TestProductionOptionsWorkThroughTCPUnit(t *testing.T) {
 	wantOnly(t, dir)
 }
 
-// helpWatchOwner connects to a path until it is told to stop, and prints whether it ever
+// helpWatchOwner connects to a path until it reads a line, and prints whether it ever
 // could.
 func helpWatchOwner(args []string) error {
 	stop := make(chan struct{})

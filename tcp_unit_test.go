@@ -211,7 +211,7 @@ func TestTCPUnitsDefaultBacklogIs511(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
-		// Linux lets one more wait than it is told.
+		// Linux queues one more than the backlog.
 		for i := range want + 1 {
 			if err := dialNow(t, path); err != nil {
 				t.Fatalf("backlog %d: connection %d: %v", want, i, err)

@@ -123,7 +123,7 @@ func TestConnectThatFailsLeavesNoDescriptor(t *testing.T) {
 	before := sockettest.CountDescriptors(t)
 	for range 20 {
 		if _, err := unixsock.Connect(dead); err == nil {
-			t.Fatal("connected to nobody")
+			t.Fatal("connected without a listener")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		if _, err := unixsock.ConnectContext(ctx, full); err == nil {
@@ -270,7 +270,7 @@ func TestWaitingConnectFailsWhenTheListenerIsGone(t *testing.T) {
 	l := sockettest.FullListener(t)
 	result := sockettest.Connecting(t, t.Context(), l.Addr().String())
 	l.Close()
-	if d := sockettest.Receive(t, "a Connect to nobody", result); !errors.Is(d.Err, syscall.ECONNREFUSED) {
+	if d := sockettest.Receive(t, "a Connect without a listener", result); !errors.Is(d.Err, syscall.ECONNREFUSED) {
 		t.Errorf("got %v, want ECONNREFUSED", d.Err)
 	}
 }

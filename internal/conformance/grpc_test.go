@@ -23,7 +23,7 @@ import (
 // echoServer is a gRPC service that returns what it is sent.
 type echoServer struct {
 	pb.UnimplementedTestServiceServer
-	level  chan credentials.SecurityLevel // told of by EmptyCall
+	level  chan credentials.SecurityLevel // reported by EmptyCall
 	waited chan error                     // how HalfDuplexCall's context ended
 }
 

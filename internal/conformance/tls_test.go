@@ -101,7 +101,7 @@ func TestTLSReadMeetsDeadline(t *testing.T) {
 	})
 }
 
-// Close of a tls.Conn wants to write an alert, and wakes who reads.
+// Close of a tls.Conn wants to write an alert, and wakes readers.
 func TestTLSCloseWakesReaders(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		server, client := tlsPair(t, n)

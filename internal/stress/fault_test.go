@@ -28,7 +28,7 @@ import (
 )
 
 // A text has no end, and is one that each side of a conversation knows: the byte at
-// every offset can be told from its neighbours and from that of other streams.
+// every offset can be distinguished from its neighbours and from that of other streams.
 type text byte
 
 func (s text) at(offset int64) byte {
@@ -142,8 +142,8 @@ func hear(c *unixsock.Conn, to *textChecker, r *rand.Rand) error {
 	}
 }
 
-// converse talks and hears until both have ended, and calls begun, which may be
-// nil, when it first hears something. It returns how many bytes it heard, and an
+// converse sends and receives until both have ended, and calls begun, which may be
+// nil, when it first receives something. It returns how many bytes it received, and an
 // end that is none of those that there may be.
 func converse(c *unixsock.Conn, says, hears text, begun func()) (int64, error) {
 	defer c.Close()
@@ -228,7 +228,7 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 					err = nil // killed before it could be met
 				}
 				if err != nil {
-					t.Errorf("conversation %d with one who %s: %v", i, role, err)
+					t.Errorf("conversation %d with a peer that %s: %v", i, role, err)
 				}
 			})
 		}
@@ -238,19 +238,19 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 		err := cmd.Wait()
 		close(dead)
 		if l != nil {
-			l.Close() // who was not met yet will not be
+			l.Close() // pending connections are not served
 		}
 		talks.Wait()
 		os.RemoveAll(filepath.Dir(path))
 		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
-			t.Fatalf("one who %s was not killed, but ended: %v\n%s", role, err, out.Bytes())
+			t.Fatalf("a peer that %s was not killed, but ended: %v\n%s", role, err, out.Bytes())
 		}
 	}
 	sockettest.WaitGoroutines(t, goroutines)
 	sockettest.WaitDescriptors(t, descriptors)
 	t.Logf("%d processes were killed in %d conversations, of which %d bytes had been read", n, met.Load(), heard.Load())
 	if heard.Load() == 0 {
-		t.Error("nobody had said anything")
+		t.Error("no conversation had begun")
 	}
 }
 
@@ -387,7 +387,7 @@ var writers = map[string]func(c *unixsock.Conn, from *textReader) (int64, error)
 		}
 		n, err = c.ReadFrom(f)
 		if err == nil {
-			err = errors.New("4 MiB went into a socket that nobody empties")
+			err = errors.New("4 MiB went into a socket without a reader")
 		}
 		return n, err
 	},
@@ -634,7 +634,7 @@ func endRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, f faul
 }
 
 // TestConnectCancelledAsRoomComesIsAllOrNothing ends a Connect that waits
-// at about the moment when there is room: it has connected, or nobody comes.
+// at about the moment when there is room: it has connected, or no connection arrives.
 func TestConnectCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
 	l := sockettest.FullListener(t)
 	sockettest.Accept(t, l).Close()
@@ -652,7 +652,7 @@ func TestConnectCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
 		d := sockettest.Receive(t, "a Connect", result)
 		cancel()
 		if sockettest.Pending(t, l) != (d.Err == nil) {
-			t.Fatalf("the Connect returned %v, and that one waits is %v", d.Err, sockettest.Pending(t, l))
+			t.Fatalf("the Connect returned %v, and a connection is pending: %v", d.Err, sockettest.Pending(t, l))
 		}
 		if d.Err == nil {
 			connected++
@@ -756,13 +756,13 @@ func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 			c.Close()
 		}
 		if showsReady(l.Ready()) {
-			t.Fatal("ready, and nobody waits")
+			t.Fatal("ready without a pending connection, want not ready")
 		}
 	}
 }
 
 // TestListenerOutlivesItsFile removes the socket file, and puts another in its
-// place: who came before is served, and who comes then goes to the other.
+// place: earlier clients are served, and later ones go to the other.
 func TestListenerOutlivesItsFile(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	path := l.Addr().String()
@@ -774,13 +774,13 @@ func TestListenerOutlivesItsFile(t *testing.T) {
 		t.Errorf("Connect where no file is: %v", err)
 	}
 	if !showsReady(l.Ready()) {
-		t.Error("not ready, and one waits")
+		t.Error("not ready with a pending connection, want ready")
 	}
 	other := sockettest.ListenAt(t, path)
 	sockettest.Exchange(t, path, other)
 	sockettest.Accept(t, l)
 	if showsReady(l.Ready()) {
-		t.Error("ready, and nobody waits")
+		t.Error("ready without a pending connection, want not ready")
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
@@ -814,7 +814,7 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 		if err := os.Chown(dir, 65534, 65534); err != nil {
 			t.Skip(err)
 		}
-		// The last of this: the folder is removed by who it belongs to.
+		// The last of this: the directory is removed by its owner.
 		if err := syscall.Setuid(65534); err != nil {
 			t.Skip(err)
 		}

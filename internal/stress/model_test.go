@@ -27,15 +27,15 @@ import (
 // modelSteps is how many operations one run of the model plays.
 const modelSteps = 150
 
-// modelBacklog leaves room for all who may wait, and modelWaiting is how many
-// may: a connect in the model never waits.
+// modelBacklog leaves room for all clients that may be pending, and modelWaiting is
+// their maximum: a connect in the model never waits.
 const (
 	modelBacklog = 32
 	modelWaiting = 8
 )
 
 // A model plays operations on a Listener, one after the other, and knows what
-// each must show: who waits, in the order of connecting; which events live; and
+// each must show: which clients are pending, in the order of connecting; which events live; and
 // of each connection made, which halves are closed and what is on its way.
 //
 // Each client sends a byte that is its own as soon as it has connected, so that
@@ -45,7 +45,7 @@ type model struct {
 	r    *rand.Rand
 	l    *unixsock.Listener
 	path string
-	log  []string // the last steps, for who reads of a failure
+	log  []string // the last steps, for the message of a failure
 
 	clients int                // how many there were
 	dialed  map[byte]*modelEnd // by id, until accepted
@@ -81,7 +81,7 @@ type modelEnd struct {
 	closed sockettest.Half
 }
 
-// TestModel plays operations by chance. What it checks after each is told where
+// TestModel plays operations by chance. What it checks after each is documented where
 // it is played, below.
 func TestModel(t *testing.T) {
 	byChance(t, 100, func(t *testing.T, r *rand.Rand) {
@@ -194,7 +194,7 @@ func (m *model) connected(id byte, c net.Conn) {
 	}
 }
 
-// accepted says that c was accepted: it must be the one who has waited longest.
+// accepted records that c was accepted: it must be the one that has been pending longest.
 func (m *model) accepted(c *unixsock.Conn, err error) *modelPair {
 	m.t.Helper()
 	if err != nil {
@@ -222,7 +222,7 @@ func (m *model) accepted(c *unixsock.Conn, err error) *modelPair {
 	return p
 }
 
-// accept accepts one who waits, at once; or hears that none waits.
+// accept accepts a pending client at once, or finds that none is pending.
 func (m *model) accept() {
 	if len(m.waiting) > 0 {
 		if m.chance(50) {
@@ -240,7 +240,7 @@ func (m *model) accept() {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Millisecond)
 	defer cancel()
 	if _, err := m.l.AcceptContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		m.t.Fatalf("%v, and none waits", err)
+		m.t.Fatalf("Accept: got %v while no client is pending", err)
 	}
 }
 
@@ -365,7 +365,7 @@ func (m *model) pollEvent() {
 }
 
 // cancelEvent ends an event: its channel is closed, its connections are closed,
-// and none who waits is lost.
+// and no pending client is lost.
 func (m *model) cancelEvent() {
 	e := m.anEvent()
 	if e == nil {
@@ -375,7 +375,7 @@ func (m *model) cancelEvent() {
 	a, ok := <-e.ch
 	if ok {
 		// An offer was on its way, which is rare; its context closes it, so that
-		// it cannot say who it is.
+		// it cannot send its ID.
 		if m.late++; a.Err != nil || len(m.waiting) == 0 || m.late > 2 {
 			m.t.Fatalf("late delivery %d, an error %v, and %v wait", m.late, a.Err, m.waiting)
 		}
@@ -490,7 +490,7 @@ func (m *model) acceptWaits() {
 		time.Sleep(time.Duration(m.r.IntN(300)) * time.Microsecond)
 	}
 	m.connect()
-	got := sockettest.Receive(m.t, "the accept of who has come", results)
+	got := sockettest.Receive(m.t, "the accept of the new client", results)
 	m.accepted(got.Conn, got.Err)
 	m.exact = m.kept != nil
 }
@@ -507,7 +507,7 @@ func (m *model) receiverWaits() {
 		time.Sleep(time.Duration(m.r.IntN(300)) * time.Microsecond)
 	}
 	m.connect()
-	m.delivered(e, sockettest.Receive(m.t, "the event of who has come", results), true)
+	m.delivered(e, sockettest.Receive(m.t, "the event for the new client", results), true)
 }
 
 // acceptCancelled ends an accept that waits, perhaps while a client connects.
@@ -613,7 +613,7 @@ func (m *model) write(p *modelPair, i int) {
 		}
 	case to.closed&sockettest.ReadHalf != 0:
 		if n != 0 || !isGone(err) {
-			m.t.Fatalf("wrote %d, %v to one who does not read", n, err)
+			m.t.Fatalf("Write to a peer that does not read: got %d, %v", n, err)
 		}
 	case n != len(b) || err != nil:
 		m.t.Fatalf("wrote %d of %d bytes, %v", n, len(b), err)
@@ -693,7 +693,7 @@ func (m *model) closedEnd(p *modelPair, i int, what sockettest.Half) {
 	}
 }
 
-// closeListener closes the listener: all its channels are closed, who waits is
+// closeListener closes the listener: all its channels are closed, each waiting call is
 // turned away, and what was accepted stays.
 func (m *model) closeListener() {
 	if err := m.l.Close(); err != nil {
@@ -720,7 +720,7 @@ func (m *model) closeListener() {
 	for id, e := range m.dialed {
 		e.conn.SetReadDeadline(time.Now().Add(sockettest.Timeout))
 		if n, err := e.conn.Read(make([]byte, 1)); n != 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
-			m.t.Fatalf("client %d, who waited, read %d, %v", id, n, err)
+			m.t.Fatalf("pending client %d: read %d, %v", id, n, err)
 		}
 	}
 }
@@ -779,7 +779,7 @@ func TestModelOfManyAtOnce(t *testing.T) {
 		}
 		comers.Wait()
 		if showsReady(l.Ready()) {
-			t.Error("ready, and nobody waits")
+			t.Error("ready without a pending connection, want not ready")
 		}
 		stop()
 		if err := l.Close(); err != nil {
@@ -805,7 +805,7 @@ func TestModelOfManyAtOnce(t *testing.T) {
 	})
 }
 
-// A crowd is many clients, and many who take them.
+// A crowd is many clients, and many goroutines that accept them.
 type crowd struct {
 	t *testing.T
 	l *unixsock.Listener
@@ -973,7 +973,7 @@ func (m *crowd) bySharedEvent(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// byAbandonedEvents makes events that nobody receives from.
+// byAbandonedEvents makes events without a receiver.
 func (m *crowd) byAbandonedEvents(ctx context.Context, r *rand.Rand) {
 	for ctx.Err() == nil {
 		short, cancel := context.WithCancel(ctx)

@@ -225,11 +225,11 @@ func TestConnectionsOneAfterTheOther(t *testing.T) {
 	took := time.Since(begin)
 	t.Logf("%d connections in %v, %v each; heap %+d KiB", n, took.Round(time.Millisecond), took/time.Duration(n), (sockettest.HeapInUse()-heap)>>10)
 	cancel()
-	sockettest.WaitGoroutines(t, goroutines+2) // the watcher, and who waits for ctx
+	sockettest.WaitGoroutines(t, goroutines+2) // the watcher, and the one that waits for ctx
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// askID connects to path, says id and hears the answer.
+// askID connects to path, sends id and reads the answer.
 func askID(path string, id uint64) error {
 	c, err := unixsock.Connect(path)
 	if err != nil {
@@ -250,7 +250,7 @@ func askID(path string, id uint64) error {
 	return nil
 }
 
-// answerID answers one who asks, and returns what he said.
+// answerID answers one client, and returns its id.
 func answerID(c *unixsock.Conn) (id uint64, err error) {
 	defer c.Close()
 	var b [8]byte
