@@ -126,7 +126,7 @@ func (l *Listener) Ready() <-chan *Listener {
 // connection that is closed at once.
 //
 // At most one connection is accepted before its receiver is known. Within the listener it
-// blocks nobody: Ready reports it, and the next Accept, AcceptContext or receive from
+// blocks no caller: Ready reports it, and the next Accept, AcceptContext or receive from
 // another event gets it, also after ctx is done. But another process, or another Listener
 // of the same socket, cannot have it until this listener is closed. A server process that
 // shares its socket with others, and may stop receiving, uses [Listener.Ready] and
