@@ -261,7 +261,9 @@ func (l *Listener) syncFD(fd int) {
 	}
 	pending := e.pending.Conn != nil || !drained && sys.Readable(fd)
 	l.fillReady(pending)
-	l.setTicker(pending || e.pending.Err != nil)
+	// A connection that is on offer to all events stays so without a tick.
+	offered := e.offer != nil && e.pending.Err == nil && len(e.byDone) <= maxOffers
+	l.setTicker((pending || e.pending.Err != nil) && (e.ready != nil || !offered))
 }
 
 // acceptAhead accepts connections for the events until no receiver waits for the one that
@@ -487,10 +489,10 @@ func (l *Listener) endOffer() {
 // after the cancel while the goroutine is between its look at the context and its wait. Such
 // a connection is closed at once, by its context.
 func (o *offer) send(pending Accepted, evts []*acceptEvt) *acceptEvt {
-	if slices.ContainsFunc(evts, (*acceptEvt).ended) {
-		return nil
-	}
 	if len(evts) == 1 {
+		if evts[0].ended() {
+			return nil
+		}
 		select {
 		case evts[0].ch <- pending:
 			return evts[0]
@@ -505,6 +507,9 @@ func (o *offer) send(pending Accepted, evts []*acceptEvt) *acceptEvt {
 	}
 	for _, evt := range evts {
 		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(evt.done)})
+	}
+	if slices.ContainsFunc(evts, (*acceptEvt).ended) { // as late as possible
+		return nil
 	}
 	if i, _, _ := reflect.Select(cases); 1 <= i && i <= len(evts) {
 		return evts[i-1]
