@@ -305,7 +305,8 @@ func (c *Conn) setDeadline(h half, t time.Time) error {
 }
 
 // SyscallConn returns access to the descriptor, for what this package does not
-// offer. It fails once the Conn, or the half that it reads or writes, is closed.
+// offer. It fails once the Conn, or the half that it reads or writes, is closed. A
+// callback must not call Close, which waits for it to return.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	if c.netfd() == nil {
 		return nil, c.opError("raw", os.ErrInvalid)

@@ -169,6 +169,9 @@ func TestClosedInputIsEPIPEForThePeer(t *testing.T) {
 		if err := closeIt(c); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
+		if what != "Close" && !sockettest.ReportsClosedInput(t) {
+			continue
+		}
 		_, err := peer.Write([]byte("!"))
 		wantOpError(t, what, err, "write", syscall.EPIPE)
 	}
@@ -969,6 +972,9 @@ func TestNilAndZeroConnsReturnErrors(t *testing.T) {
 // What is unread counts against the peer's buffer; poll does not tell the peer
 // that its output is shut down.
 func TestCloseReadEndsTheWaitOfAPeerThatWrites(t *testing.T) {
+	if !sockettest.ReportsClosedInput(t) {
+		t.Skip("the kernel does not report a closed input to the peer")
+	}
 	a, b := sockettest.Pair(t)
 	wrote := make(chan error, 1)
 	go func() {
@@ -984,7 +990,7 @@ func TestCloseReadEndsTheWaitOfAPeerThatWrites(t *testing.T) {
 	}
 }
 
-func TestCloseOnAnewWithTheSameContextLeavesOneThing(t *testing.T) {
+func TestCloseOnOfTheSameContextLeavesOneEntry(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	ctx := newLedger()
 	for range 1000 {

@@ -95,9 +95,10 @@ func Connect(path string) (*Conn, error) {
 //
 // On Linux it waits while the listener's backlog is full, until ctx is done; then
 // errors.Is finds ctx.Err() in the error. No kernel event reports room in a backlog,
-// so ConnectContext tries again at intervals of up to some milliseconds. Goroutines
-// that wait for the same path take turns, and all waiting goroutines of a process
-// together use only a small share of one core. Once connected, ctx has no effect on
+// so ConnectContext tries again at intervals of up to some milliseconds, longer where
+// system calls are slow or goroutines wait for many paths. Goroutines that wait for the
+// same path take turns, and all waiting goroutines of a process together use only a
+// small share of one core. Once connected, ctx has no effect on
 // the Conn. On macOS and the BSDs a full backlog is ECONNREFUSED, as if no process
 // listened.
 //
@@ -142,17 +143,13 @@ func dialError(name string, err error) error {
 // number.
 const (
 	minRetry = 100 * time.Microsecond
-	maxRetry = 10 * time.Millisecond
+	maxRetry = 20 * time.Millisecond
 
-	// An interval is at least retryShare times as long as an attempt takes, as measured
-	// in the process. So attempts take 2 % of a core, and the timers and wakeups around
-	// them, which are slow where system calls are slow, have several times that before
-	// the waiting goroutines reach 20 %.
-	retryShare = 50
-
-	// maxCost bounds the measured duration of an attempt: a goroutine may be preempted
-	// during the measurement.
-	maxCost = 2 * time.Millisecond
+	// For one name, an interval is at least retryShare times as long as an attempt takes,
+	// as measured in the process. So attempts take 1 % of a core. The timers and
+	// wakeups around them, which are slow where system calls are slow, take several times
+	// as much; about ten times on gVisor.
+	retryShare = 100
 )
 
 // waitForBacklog connects fd to name, whose backlog was full.
@@ -172,8 +169,7 @@ func waitForBacklog(ctx context.Context, fd int, name string) error {
 		if err := sys.Connect(fd, name); err != sys.ErrWouldBlock {
 			return err
 		}
-		cost := min(time.Since(start), maxCost)
-		d := max(pause, time.Duration(waiting.names())*retryShare*cost)
+		d := max(pause, waiting.interval(time.Since(start)))
 		timer.Reset(d/2 + rand.N(d)) // so that processes do not keep in step
 		select {
 		case <-timer.C:
@@ -189,6 +185,7 @@ var waiting queues
 type queues struct {
 	mu     sync.Mutex
 	byName map[string]*queue
+	cost   time.Duration // of an attempt, as measured
 }
 
 // A queue is the goroutines that wait to connect to one name.
@@ -220,9 +217,15 @@ func (qs *queues) leave(name string, q *queue) {
 	}
 }
 
-// names returns the number of names that goroutines wait for.
-func (qs *queues) names() int {
+// interval returns the minimum time between two attempts for one name, given how long
+// the last attempt took. The measured cost falls at once, but at most doubles with each
+// attempt: the goroutine may have been preempted during this one.
+func (qs *queues) interval(took time.Duration) time.Duration {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	return len(qs.byName)
+	if qs.cost > 0 {
+		took = min(took, 2*qs.cost)
+	}
+	qs.cost = took
+	return time.Duration(len(qs.byName)) * retryShare * took
 }

@@ -140,6 +140,18 @@ func connectErr(t testing.TB, socketType int, path string) error {
 	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 }
 
+// ReportsClosedInput reports whether a write fails with EPIPE once the peer has shut down
+// its input. On macOS, FreeBSD and OpenBSD it does not.
+func ReportsClosedInput(t testing.TB) bool {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	check(t, err)
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	check(t, unix.Shutdown(fds[1], unix.SHUT_RD))
+	return unix.Sendto(fds[0], []byte("x"), unix.MSG_DONTWAIT, nil) == unix.EPIPE
+}
+
 // AppendingFile returns a new file that is open for appending.
 func AppendingFile(t testing.TB) *os.File {
 	t.Helper()
