@@ -38,7 +38,7 @@ var (
 
 func TestMain(m *testing.M) { sockettest.Main(m, nil) }
 
-// byChance runs f n times, each with a seed of its own, which is its name.
+// byChance runs f n times, each time with a different seed, which is the subtest's name.
 func byChance(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
 	t.Helper()
 	first := rand.Uint64() >> 1
@@ -56,9 +56,8 @@ func byChance(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
 	}
 }
 
-// TestTenThousandConnectionsAreOpenAtOnce opens them between two processes, each
-// of which may have some 20,000 descriptors on most systems, and one would not
-// be enough for both ends.
+// TestTenThousandConnectionsAreOpenAtOnce opens them between two processes: on most
+// systems a process may have some 20,000 descriptors, too few for both ends.
 func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 	const pathVar = "UNIXSOCK_TEST_STRESS_PATH"
 	n := 10000
@@ -74,7 +73,7 @@ func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 		syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)
 		if uint64(limit.Cur) < room {
 			n = int(limit.Cur) - 100
-			t.Logf("%d descriptors are allowed, so there are %d connections", limit.Cur, n)
+			t.Logf("the limit is %d descriptors: the test uses %d connections", limit.Cur, n)
 		}
 	}
 	if os.Getenv(sockettest.ChildVar) == t.Name() {
@@ -91,39 +90,39 @@ func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 		cmd.Env = append(cmd.Env, pathVar+"="+l.Addr().String())
 	})
 	if err := sockettest.Receive(t, "the server", served); err != nil {
-		t.Fatal(err)
+		t.Fatalf("server: %v", err)
 	}
-	t.Logf("%d connections were open at once; it took %v", n, time.Since(begin).Round(time.Millisecond))
+	t.Logf("opened and used %d connections at once in %v", n, time.Since(begin).Round(time.Millisecond))
 	l.Close()
 	sockettest.WaitGoroutines(t, goroutines)
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// openMany connects n times, and then has each answered.
+// openMany opens n connections, asks a question on each, and then reads the answers.
 func openMany(t *testing.T, path string, n int) {
 	conns := make([]*unixsock.Conn, n)
 	for i := range conns {
 		c, err := unixsock.Connect(path)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Connect %d: %v", i, err)
 		}
 		defer c.Close()
 		if err := binary.Write(c, binary.BigEndian, uint32(i)); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Write to connection %d: %v", i, err)
 		}
 		conns[i] = c
 	}
-	// The answers come when all are open.
+	// The server answers once all connections are open.
 	for i, c := range conns {
 		var answer uint32
 		if err := binary.Read(c, binary.BigEndian, &answer); err != nil || answer != ^uint32(i) {
-			t.Fatalf("connection %d was answered %x, %v", i, answer, err)
+			t.Fatalf("Read of the answer on connection %d: got %x, %v; want %x", i, answer, err, ^uint32(i))
 		}
 	}
 }
 
-// serveMany accepts n connections, with a goroutine in each that waits for its
-// question; answers them all; and waits for their end.
+// serveMany accepts n connections, each served by a goroutine that reads the question.
+// Once all are open, it answers them, and waits until the peers have closed them.
 func serveMany(l *unixsock.Listener, n int) error {
 	var wg sync.WaitGroup
 	all := make(chan struct{})
@@ -160,7 +159,7 @@ func serveMany(l *unixsock.Listener, n int) error {
 	return nil
 }
 
-// acceptors are the ways to take the next connection.
+// acceptors are the ways to accept a connection.
 var acceptors = []func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error){
 	func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error) {
 		c, err := l.Accept()
@@ -185,8 +184,9 @@ var acceptors = []func(ctx context.Context, l *unixsock.Listener) (*unixsock.Con
 	},
 }
 
-// TestConnectionsOneAfterTheOther serves very many, and has nothing left of them.
-func TestConnectionsOneAfterTheOther(t *testing.T) {
+// TestConnectionsLeaveNothingBehind serves many connections, one after the other, and
+// checks that each client is served once, and that no goroutine or descriptor is left.
+func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	n := sockettest.Times(20000)
 	l := sockettest.Listen(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -210,26 +210,26 @@ func TestConnectionsOneAfterTheOther(t *testing.T) {
 	for i := range n {
 		c, err := acceptors[i*len(acceptors)/n](ctx, l)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("accept %d: %v", i, err)
 		}
 		id, err := answerID(c)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("answer to client %d: %v", id, err)
 		}
 		if id > uint64(n) || seen[id] {
-			t.Fatalf("client %d came twice", id)
+			t.Fatalf("accept %d: got client %d, want a new one of %d", i, id, n)
 		}
 		seen[id] = true
 	}
 	wg.Wait()
 	took := time.Since(begin)
-	t.Logf("%d connections in %v, %v each; heap %+d KiB", n, took.Round(time.Millisecond), took/time.Duration(n), (sockettest.HeapInUse()-heap)>>10)
+	t.Logf("served %d connections in %v, %v each; heap %+d KiB", n, took.Round(time.Millisecond), took/time.Duration(n), (sockettest.HeapInUse()-heap)>>10)
 	cancel()
 	sockettest.WaitGoroutines(t, goroutines+2) // the watcher, and the one that waits for ctx
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// askID connects to path, sends id and reads the answer.
+// askID connects to path, sends id, and checks the answer.
 func askID(path string, id uint64) error {
 	c, err := unixsock.Connect(path)
 	if err != nil {
@@ -245,7 +245,7 @@ func askID(path string, id uint64) error {
 		return err
 	}
 	if got := binary.BigEndian.Uint64(b[:]); got != ^id {
-		return fmt.Errorf("answered %x", got)
+		return fmt.Errorf("answer to %x: got %x, want %x", id, got, ^id)
 	}
 	return nil
 }
@@ -263,9 +263,10 @@ func answerID(c *unixsock.Conn) (id uint64, err error) {
 	return id, err
 }
 
-// TestTwoHundredGoroutinesShareAConn has them do all that a Conn can, at once.
-// Each byte that they say they wrote arrives, each that arrives was read by one
-// or is left, and every error is one that a deadline or a close explains.
+// TestTwoHundredGoroutinesShareAConn lets goroutines call all methods of a Conn
+// concurrently. The number of bytes written, as returned by the calls, is the number that
+// arrives at the peer; no more bytes are read than the peer sent; and each error is that
+// of a deadline or a close.
 func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	const many = 200
@@ -275,7 +276,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 	for range sockettest.Times(5) {
 		c, peer, err := unixsock.Pair()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Pair: %v", err)
 		}
 		var wrote, read, arrived, sent atomic.Int64
 		var peers, users sync.WaitGroup
@@ -288,7 +289,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 				}
 				if err != nil {
 					if !isEnd(err) {
-						t.Errorf("the peer's read: %v", err)
+						t.Errorf("ReadFiles of the peer: %v, want EOF or a closed connection", err)
 					}
 					return
 				}
@@ -301,7 +302,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 				sent.Add(int64(n))
 				if err != nil {
 					if !isEnd(err) {
-						t.Errorf("the peer's write: %v", err)
+						t.Errorf("Write of the peer: %v, want a closed connection", err)
 					}
 					return
 				}
@@ -312,7 +313,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 			users.Go(func() {
 				for !stop.Load() {
 					if err := use(custodian, c, i%20, &wrote, &read); err != nil && !isEnd(err) {
-						t.Errorf("use %d: %v", i%20, err)
+						t.Errorf("use %d of the Conn: %v, want the error of a deadline or a close", i%20, err)
 						return
 					}
 				}
@@ -320,19 +321,19 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 		sockettest.WaitFor(t, "nothing is written, or nothing read", func() bool { return wrote.Load() > 0 && read.Load() > 0 })
-		// In one half, then in the other, and in all the rest.
+		// Close the output, then the input and the whole, from several goroutines.
 		c.SetWriteDeadline(time.Time{})
 		if err := c.CloseWrite(); err != nil {
-			t.Error(err)
+			t.Errorf("CloseWrite: %v", err)
 		}
 		time.Sleep(rand.N(5 * time.Millisecond))
 		for range 10 {
 			users.Go(func() {
 				if err := c.CloseRead(); err != nil {
-					t.Error(err)
+					t.Errorf("CloseRead: %v", err)
 				}
 				if err := c.Close(); err != nil {
-					t.Error(err)
+					t.Errorf("Close: %v", err)
 				}
 			})
 		}
@@ -341,22 +342,22 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 		peers.Wait()
 		peer.Close()
 		if wrote.Load() != arrived.Load() {
-			t.Errorf("%d bytes were written, %d arrived", wrote.Load(), arrived.Load())
+			t.Errorf("writes returned %d bytes, want %d, the number that arrived", wrote.Load(), arrived.Load())
 		}
 		if read.Load() > sent.Load() {
-			t.Errorf("%d bytes were read of %d", read.Load(), sent.Load())
+			t.Errorf("reads returned %d bytes, want at most %d, the number that the peer sent", read.Load(), sent.Load())
 		}
 		if t.Failed() {
 			return
 		}
 		totalWrote, totalRead = totalWrote+wrote.Load(), totalRead+read.Load()
 	}
-	t.Logf("%d bytes were written, %d were read", totalWrote, totalRead)
+	t.Logf("wrote %d bytes, read %d", totalWrote, totalRead)
 	sockettest.WaitGoroutines(t, goroutines)
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// use does one of the things that can be done with c.
+// use makes one of the calls that c offers.
 func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *atomic.Int64) error {
 	b := make([]byte, 1+rand.IntN(5000))
 	var n int
@@ -398,6 +399,8 @@ func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *ato
 	case 18:
 		if rand.IntN(100) == 0 {
 			c.CloseOn(custodian)
+		} else {
+			c.CloseOn(context.Background())
 		}
 		c.LocalAddr()
 		c.RemoteAddr()
@@ -410,11 +413,11 @@ func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *ato
 	return err
 }
 
-// TestSoak does what servers and clients do, for long, and prints what they cost:
-// descriptors, goroutines and heap are flat at its end.
+// TestSoak runs servers and clients for a long time, and logs what they use. At the end,
+// no descriptor or goroutine is left, and the heap has not grown.
 func TestSoak(t *testing.T) {
 	if *soak == 0 {
-		t.Skip("it runs for as long as -soak says")
+		t.Skip("runs for the time that -soak sets; the default is 0")
 	}
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	l := sockettest.Listen(t)
@@ -424,7 +427,7 @@ func TestSoak(t *testing.T) {
 	for i := range 2 * len(acceptors) {
 		servers.Go(func() {
 			for ctx.Err() == nil {
-				// Its custodian lives as long as the exchange may take.
+				// The custodian lives longer than an exchange takes.
 				short, cancel := context.WithTimeout(ctx, time.Second)
 				c, err := acceptors[i%len(acceptors)](short, l)
 				if err == nil {
@@ -434,7 +437,7 @@ func TestSoak(t *testing.T) {
 				}
 				cancel()
 				if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) && !isEnd(err) {
-					t.Error(err)
+					t.Errorf("server %d: %v", i, err)
 					stop()
 				}
 			}
@@ -448,9 +451,9 @@ func TestSoak(t *testing.T) {
 				case err == nil:
 					asked.Add(1)
 				case err == io.EOF || isGone(err):
-					cancelled.Add(1) // its custodian was done
+					cancelled.Add(1) // the custodian ended
 				case ctx.Err() == nil:
-					t.Error(err)
+					t.Errorf("client: %v", err)
 					stop()
 				}
 			}
@@ -481,7 +484,7 @@ func TestSoak(t *testing.T) {
 	var first, last int64
 	show := func(at time.Duration) {
 		last = sockettest.HeapInUse()
-		t.Logf("%8v  %10d served  %6d cut off  %5d descriptors  %5d goroutines  %7d KiB of heap", at.Round(time.Second),
+		t.Logf("%8v  %10d served  %6d disconnected  %5d descriptors  %5d goroutines  %7d KiB of heap", at.Round(time.Second),
 			served.Load(), cancelled.Load(), sockettest.CountDescriptors(t), runtime.NumGoroutine(), last>>10)
 	}
 	begin := time.Now()
@@ -503,10 +506,10 @@ func TestSoak(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 	show(time.Since(begin))
 	if last > first+1<<20 {
-		t.Errorf("the heap grew from %d to %d KiB", first>>10, last>>10)
+		t.Errorf("heap in use: got %d KiB, want at most 1024 more than %d", last>>10, first>>10)
 	}
 	if asked.Load() != served.Load() {
-		// A client that hung up while it was answered is served and no more.
-		t.Logf("%d served, %d answered", served.Load(), asked.Load())
+		// A client that is disconnected while its answer is written counts as served.
+		t.Logf("served %d clients, %d got the answer", served.Load(), asked.Load())
 	}
 }
