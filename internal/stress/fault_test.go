@@ -27,8 +27,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A text has no end, and is one that each side of a conversation knows: the byte at
-// every offset can be distinguished from its neighbours and from that of other streams.
+// A text is an endless sequence of bytes that both ends of a connection know. The byte at
+// an offset differs from its neighbours, and from the same offset of other texts, so
+// that a byte that is lost, repeated or out of place is noticed.
 type text byte
 
 func (s text) at(offset int64) byte {
@@ -44,7 +45,7 @@ func (s text) fill(b []byte, offset int64) {
 	}
 }
 
-// A textReader reads s from the offset on, without end, or up to one.
+// A textReader reads s from offset on, without end.
 type textReader struct {
 	s      text
 	offset int64
@@ -57,20 +58,21 @@ func (r *textReader) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A textChecker is written s, and fails at the first byte that is not next.
+// A textChecker is a writer that expects s, and fails at the first byte that is not the
+// next one.
 type textChecker struct {
 	s      text
 	offset int64
-	begun  func() // called with the first bytes; may be nil
+	begun  func() // called at the first byte; may be nil
 }
 
-var errNotTheText = errors.New("not what was written")
+var errNotTheText = errors.New("bytes differ from those written")
 
 func (w *textChecker) Write(b []byte) (int, error) {
 	want := make([]byte, len(b))
 	w.s.fill(want, w.offset)
 	if !bytes.Equal(b, want) {
-		return 0, fmt.Errorf("%w: %d bytes at %d", errNotTheText, len(b), w.offset)
+		return 0, fmt.Errorf("%w: %d bytes at offset %d", errNotTheText, len(b), w.offset)
 	}
 	if w.offset == 0 && len(b) > 0 && w.begun != nil {
 		w.begun()
@@ -79,13 +81,13 @@ func (w *textChecker) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// isEnd reports whether err is one of those that may end a conversation.
+// isEnd reports whether err is one of the errors that may end a conversation.
 func isEnd(err error) bool {
 	return errors.Is(err, io.EOF) || isGone(err) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed)
 }
 
-// talk writes s to c, in every way that there is, until that fails.
-func talk(c *unixsock.Conn, s text, r *rand.Rand) error {
+// send writes s to c, in random ways, until a write fails.
+func send(c *unixsock.Conn, s text, r *rand.Rand) error {
 	file, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -112,8 +114,8 @@ func talk(c *unixsock.Conn, s text, r *rand.Rand) error {
 	}
 }
 
-// hear reads from c, in every way that there is, until that fails.
-func hear(c *unixsock.Conn, to *textChecker, r *rand.Rand) error {
+// receive reads from c, in random ways, until a read fails.
+func receive(c *unixsock.Conn, to *textChecker, r *rand.Rand) error {
 	for {
 		b := make([]byte, 1+r.IntN(20000))
 		var n int
@@ -130,9 +132,7 @@ func hear(c *unixsock.Conn, to *textChecker, r *rand.Rand) error {
 		default:
 			n, err = c.Read(b)
 		}
-		for _, f := range files {
-			f.Close()
-		}
+		closeAll(files)
 		if _, wrong := to.Write(b[:n]); wrong != nil {
 			return wrong
 		}
@@ -142,23 +142,30 @@ func hear(c *unixsock.Conn, to *textChecker, r *rand.Rand) error {
 	}
 }
 
-// converse sends and receives until both have ended, and calls begun, which may be
-// nil, when it first receives something. It returns how many bytes it received, and an
-// end that is none of those that there may be.
-func converse(c *unixsock.Conn, says, hears text, begun func()) (int64, error) {
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// converse sends and receives until both have ended, and calls begun, which may be nil,
+// at the first byte that it receives. It returns how many bytes it received, and the
+// error that ended a direction, if isEnd does not explain it.
+func converse(c *unixsock.Conn, out, in text, begun func()) (int64, error) {
 	defer c.Close()
 	var wg sync.WaitGroup
-	var talked, heard error
-	to := &textChecker{s: hears, begun: begun}
-	wg.Go(func() { talked = talk(c, says, rand.New(rand.NewPCG(rand.Uint64(), 0))) })
+	var sendErr, receiveErr error
+	to := &textChecker{s: in, begun: begun}
+	wg.Go(func() { sendErr = send(c, out, rand.New(rand.NewPCG(rand.Uint64(), 0))) })
 	wg.Go(func() {
-		heard = hear(c, to, rand.New(rand.NewPCG(rand.Uint64(), 0)))
+		receiveErr = receive(c, to, rand.New(rand.NewPCG(rand.Uint64(), 0)))
 		c.CloseWrite() // the peer is gone
 	})
 	wg.Wait()
-	for _, err := range []error{talked, heard} {
+	for _, err := range []error{sendErr, receiveErr} {
+		// The deadline is the time limit of the test.
 		if !isEnd(err) || errors.Is(err, os.ErrDeadlineExceeded) {
-			return to.offset, err // the deadline is for tests that hang
+			return to.offset, err
 		}
 	}
 	return to.offset, nil
@@ -168,16 +175,16 @@ const (
 	faultPathVar = "UNIXSOCK_TEST_FAULT_PATH"
 	faultRoleVar = "UNIXSOCK_TEST_FAULT_ROLE"
 
-	// talksEach is how many conversations a process has that is killed.
-	talksEach = 8
+	// conversations is the number of connections to a process that is killed.
+	conversations = 8
 )
 
-// TestKilledPeersEndTheConversation kills processes in the middle of
-// conversations. What was read of each is a prefix of what was written, and it
-// ended with one of the errors that say so.
+// TestKilledPeersEndTheConversation kills processes during conversations. The bytes read
+// are a prefix of those written, and the conversation ends with EOF or with the error of a
+// peer that is gone.
 func TestKilledPeersEndTheConversation(t *testing.T) {
 	if os.Getenv(sockettest.ChildVar) == t.Name() {
-		if err := talkUntilKilled(os.Getenv(faultRoleVar), os.Getenv(faultPathVar)); err != nil {
+		if err := converseUntilKilled(os.Getenv(faultRoleVar), os.Getenv(faultPathVar)); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -188,14 +195,14 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 	}
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	n, name := sockettest.Times(100), t.Name()
-	var met, heard atomic.Int64
+	var met, received atomic.Int64
 	for round := range n {
 		path := filepath.Join(sockettest.ShortDir(t), "s")
 		role := []string{"connects", "listens"}[rand.IntN(2)]
 		var l *unixsock.Listener
 		if role == "connects" {
 			if l, err = unixsock.Listen(path); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Listen: %v", err)
 			}
 		}
 		cmd := exec.Command(exe, "-test.run=^"+name+"$", "-test.count=1", "-test.timeout=1m")
@@ -204,14 +211,14 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("start of a child process: %v", err)
 		}
-		var talks sync.WaitGroup
-		begun, dead := make(chan struct{}, 2*talksEach), make(chan struct{})
+		var running sync.WaitGroup
+		begun, dead := make(chan struct{}, 2*conversations), make(chan struct{})
 		begin := func() { begun <- struct{}{} }
-		early := round%2 == 0 // before anything need have been said
-		for i := range talksEach {
-			talks.Go(func() {
+		early := round%2 == 0 // kill before the first byte has to be there
+		for i := range conversations {
+			running.Go(func() {
 				c, err := meet(dead, l, path)
 				if early || err != nil {
 					begin()
@@ -222,13 +229,13 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 					var n int64
 					n, err = converse(c, 0, 1, begin)
 					met.Add(1)
-					heard.Add(n)
+					received.Add(n)
 				case l == nil && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)),
 					l != nil && errors.Is(err, net.ErrClosed):
-					err = nil // killed before it could be met
+					err = nil // killed before there was a connection
 				}
 				if err != nil {
-					t.Errorf("conversation %d with a peer that %s: %v", i, role, err)
+					t.Errorf("conversation %d with a killed peer that %s: %v, want EOF or the error of a peer that is gone", i, role, err)
 				}
 			})
 		}
@@ -240,29 +247,29 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 		if l != nil {
 			l.Close() // pending connections are not served
 		}
-		talks.Wait()
+		running.Wait()
 		os.RemoveAll(filepath.Dir(path))
 		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
-			t.Fatalf("a peer that %s was not killed, but ended: %v\n%s", role, err, out.Bytes())
+			t.Fatalf("kill of a peer that %s: it ended with %v, want SIGKILL\n%s", role, err, out.Bytes())
 		}
 	}
 	sockettest.WaitGoroutines(t, goroutines)
 	sockettest.WaitDescriptors(t, descriptors)
-	t.Logf("%d processes were killed in %d conversations, of which %d bytes had been read", n, met.Load(), heard.Load())
-	if heard.Load() == 0 {
-		t.Error("no conversation had begun")
+	t.Logf("killed %d processes during %d conversations, after %d bytes", n, met.Load(), received.Load())
+	if received.Load() == 0 {
+		t.Error("conversations with killed peers: received 0 bytes, want some")
 	}
 }
 
-// meet accepts from l, or if that is nil connects to path, once it is there; but
-// no longer than until dead is closed.
+// meet accepts a connection from l. If l is nil, it connects to path as soon as a
+// listener is there, and gives up once dead is closed.
 func meet(dead <-chan struct{}, l *unixsock.Listener, path string) (*unixsock.Conn, error) {
 	if l != nil {
 		return l.AcceptContext(context.Background())
 	}
 	for {
 		c, err := unixsock.Connect(path)
-		// Before listen, too, a connect is refused.
+		// Between bind and listen, a connect is refused, too.
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return c, err
 		}
@@ -274,8 +281,8 @@ func meet(dead <-chan struct{}, l *unixsock.Listener, path string) (*unixsock.Co
 	}
 }
 
-// talkUntilKilled is what the process does that is killed.
-func talkUntilKilled(role, path string) error {
+// converseUntilKilled is the main function of a process that is killed.
+func converseUntilKilled(role, path string) error {
 	var l *unixsock.Listener
 	if role == "listens" {
 		var err error
@@ -283,33 +290,42 @@ func talkUntilKilled(role, path string) error {
 			return err
 		}
 	}
-	errs := make(chan error, talksEach)
-	for range talksEach {
+	errs := make(chan error, conversations)
+	for range conversations {
 		go func() {
 			c, err := meet(nil, l, path)
 			if err != nil {
 				errs <- err
 				return
 			}
-			// The other side ends none; so it is this one's end that is awaited.
+			// The other process ends no conversation before the kill.
 			_, err = converse(c, 1, 0, nil)
-			errs <- fmt.Errorf("a conversation ended early: %v", err)
+			errs <- fmt.Errorf("conversation ended before the kill: %v", err)
 		}()
 	}
 	return <-errs
 }
 
-// A fault is a way to end what a half of a Conn does.
+// A fault is an event that ends a blocked read or write.
 type fault struct {
 	name string
-	do   func(c *unixsock.Conn, h sockettest.Half)
-	want error // nil: what comes when the peer has gone
+	do   func(c *unixsock.Conn, h sockettest.Half) // nil: the peer closes
+	want error                                     // nil: the error of a peer that is gone
+}
+
+// inflict causes f at h, the half of c that is in use.
+func (f fault) inflict(c, peer *unixsock.Conn, h sockettest.Half) {
+	if f.do != nil {
+		f.do(c, h)
+	} else {
+		peer.Close()
+	}
 }
 
 var faults = []fault{
 	{"deadline now", func(c *unixsock.Conn, h sockettest.Half) { h.SetDeadline(c, time.Now()) }, os.ErrDeadlineExceeded},
-	{"deadline to come", func(c *unixsock.Conn, h sockettest.Half) { h.SetDeadline(c, time.Now().Add(rand.N(time.Millisecond))) }, os.ErrDeadlineExceeded},
-	{"deadline of both", func(c *unixsock.Conn, h sockettest.Half) { c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
+	{"deadline in the future", func(c *unixsock.Conn, h sockettest.Half) { h.SetDeadline(c, time.Now().Add(rand.N(time.Millisecond))) }, os.ErrDeadlineExceeded},
+	{"deadline of both halves", func(c *unixsock.Conn, h sockettest.Half) { c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
 	{"close of the half", func(c *unixsock.Conn, h sockettest.Half) { h.Close(c) }, net.ErrClosed},
 	{"close of the port", func(c *unixsock.Conn, h sockettest.Half) {
 		if in, out := c.Ports(); h == sockettest.ReadHalf {
@@ -319,7 +335,7 @@ var faults = []fault{
 		}
 	}, net.ErrClosed},
 	{"close", func(c *unixsock.Conn, h sockettest.Half) { c.Close() }, net.ErrClosed},
-	{"close of the other half, then of this", func(c *unixsock.Conn, h sockettest.Half) {
+	{"close of the other half, then of this one", func(c *unixsock.Conn, h sockettest.Half) {
 		(sockettest.BothHalves &^ h).Close(c)
 		h.Close(c)
 	}, net.ErrClosed},
@@ -331,7 +347,37 @@ var faults = []fault{
 	{"the peer's close", nil, nil},
 }
 
-// writers are the ways to write the text, on and on.
+// result is what a write returned.
+type result struct {
+	n   int64
+	err error
+}
+
+// eachFault runs a test for each way to read or write, and each fault.
+func eachFault[W any](t *testing.T, ways map[string]W, test func(*testing.T, W, fault)) {
+	for name, way := range ways {
+		for _, f := range faults {
+			t.Run(name+"/"+f.name, func(t *testing.T) {
+				for range sockettest.Times(4) {
+					test(t, way, f)
+				}
+			})
+		}
+	}
+}
+
+// pair returns the ends of a connection made by unixsock.Pair.
+func pair(t *testing.T) (c, peer *unixsock.Conn) {
+	t.Helper()
+	c, peer, err := unixsock.Pair()
+	if err != nil {
+		t.Fatalf("Pair: %v", err)
+	}
+	t.Cleanup(func() { c.Close(); peer.Close() })
+	return c, peer
+}
+
+// writers are the ways to write the text until an error ends it.
 var writers = map[string]func(c *unixsock.Conn, from *textReader) (int64, error){
 	"Write": func(c *unixsock.Conn, from *textReader) (n int64, err error) {
 		b := make([]byte, 1+rand.IntN(1<<20))
@@ -393,33 +439,18 @@ var writers = map[string]func(c *unixsock.Conn, from *textReader) (int64, error)
 	},
 }
 
-// TestInterruptedWriteReturnsAnExactCount ends, at some moment, what writes to a
-// peer that reads slowly. The error says what did, and the count what the peer
-// gets.
-func TestInterruptedWriteReturnsAnExactCount(t *testing.T) {
-	for name, write := range writers {
-		for _, f := range faults {
-			t.Run(name+"/"+f.name, func(t *testing.T) {
-				for range sockettest.Times(4) {
-					endWrite(t, write, f)
-				}
-			})
-		}
-	}
-}
+// TestInterruptedWriteReturnsAnExactCount interrupts a write, at a random moment, to a
+// peer that reads slowly. The error is that of the fault, and the count is the number of
+// bytes that the peer receives.
+func TestInterruptedWriteReturnsAnExactCount(t *testing.T) { eachFault(t, writers, interruptWrite) }
 
-func endWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64, error), f fault) {
-	c, peer, err := unixsock.Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	defer peer.Close()
+func interruptWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64, error), f fault) {
+	c, peer := pair(t)
 	var s text
 	got := make(chan error, 1)
 	read := &textChecker{s: s}
-	// The peer reads little, then nothing until all is over, so that a file of a
-	// few MiB is enough to fill what is between.
+	// The peer reads a little, then nothing until the write has ended, so that a file of
+	// a few MiB fills the socket's buffer.
 	proceed := make(chan struct{})
 	go func() {
 		b := make([]byte, 16<<10)
@@ -441,32 +472,24 @@ func endWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64, erro
 		_, err := io.CopyBuffer(struct{ io.Writer }{read}, struct{ io.Reader }{peer}, b)
 		got <- err
 	}()
-	type result struct {
-		n   int64
-		err error
-	}
 	ended := make(chan result, 1)
 	go func() {
 		n, err := write(c, &textReader{s: s})
 		ended <- result{n, err}
 	}()
 	time.Sleep(rand.N(2 * time.Millisecond))
-	if f.do != nil {
-		f.do(c, sockettest.WriteHalf)
-	} else {
-		peer.Close()
-	}
+	f.inflict(c, peer, sockettest.WriteHalf)
 	r := sockettest.Receive(t, "the end of a write", ended)
 	switch {
 	case f.want != nil && !errors.Is(r.err, f.want):
-		t.Fatalf("ended with %v, want %v", r.err, f.want)
+		t.Fatalf("write, interrupted: got %v, want %v", r.err, f.want)
 	case f.want == nil && !isGone(r.err):
-		t.Fatalf("ended with %v, and the peer is gone", r.err)
+		t.Fatalf("write to a peer that has closed: got %v, want EPIPE or ECONNRESET", r.err)
 	}
 	if f.want == os.ErrDeadlineExceeded {
-		// It goes on where it was.
+		// The next write continues where this one ended.
 		if err := c.SetWriteDeadline(time.Time{}); err != nil {
-			t.Fatal(err)
+			t.Fatalf("SetWriteDeadline: %v", err)
 		}
 		go func() {
 			n, err := c.Write([]byte{s.at(r.n)})
@@ -477,25 +500,23 @@ func endWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64, erro
 	close(proceed)
 	if f.want == os.ErrDeadlineExceeded {
 		if r = sockettest.Receive(t, "a write after a deadline", ended); r.err != nil {
-			t.Fatal(r.err)
+			t.Fatalf("write after an expired deadline: %v", r.err)
 		}
 	}
-	err = sockettest.Receive(t, "the end at the peer", got)
+	err := sockettest.Receive(t, "the last read of the peer", got)
 	switch {
-	case errors.Is(err, errNotTheText):
-		t.Fatal(err)
-	case f.do == nil:
+	case f.do == nil && !errors.Is(err, errNotTheText):
 		if read.offset > r.n {
-			t.Fatalf("%d bytes were read, %d written", read.offset, r.n)
+			t.Fatalf("write: returned %d bytes, want at least %d, which the peer has read", r.n, read.offset)
 		}
 	case err != nil && !errors.Is(err, syscall.ECONNRESET):
-		t.Fatal(err)
+		t.Fatalf("read of the peer: %v", err)
 	case read.offset != r.n:
-		t.Fatalf("%d bytes were read, and the count is %d", read.offset, r.n)
+		t.Fatalf("write: returned %d bytes, want %d, which the peer has read", r.n, read.offset)
 	}
 }
 
-// readers are the ways to read the text, on and on.
+// readers are the ways to read the text until an error ends it.
 var readers = map[string]func(c *unixsock.Conn, to *textChecker) error{
 	"Read": func(c *unixsock.Conn, to *textChecker) error {
 		b := make([]byte, 1+rand.IntN(100<<10))
@@ -510,9 +531,7 @@ var readers = map[string]func(c *unixsock.Conn, to *textChecker) error{
 		b := make([]byte, 1+rand.IntN(100<<10))
 		for {
 			n, files, err := c.ReadFiles(b, 1)
-			for _, f := range files {
-				f.Close()
-			}
+			closeAll(files)
 			if _, wrong := to.Write(b[:n]); wrong != nil || err != nil {
 				return errors.Join(wrong, err)
 			}
@@ -538,7 +557,7 @@ var readers = map[string]func(c *unixsock.Conn, to *textChecker) error{
 	},
 }
 
-// writeTo is c.WriteTo, and io.EOF at the end of c, which is no error there.
+// writeTo is c.WriteTo, but returns io.EOF at the end of c, as the other ways to read do.
 func writeTo(to io.Writer, c *unixsock.Conn) error {
 	if _, err := c.WriteTo(to); err != nil {
 		return err
@@ -546,34 +565,15 @@ func writeTo(to io.Writer, c *unixsock.Conn) error {
 	return io.EOF
 }
 
-// TestInterruptedReadLosesNothing ends, at some moment, what reads from a peer
-// that writes now and then. The error says what did; and after a deadline, the
-// rest is read.
-func TestInterruptedReadLosesNothing(t *testing.T) {
-	for name, read := range readers {
-		for _, f := range faults {
-			t.Run(name+"/"+f.name, func(t *testing.T) {
-				for range sockettest.Times(4) {
-					endRead(t, read, f)
-				}
-			})
-		}
-	}
-}
+// TestInterruptedReadLosesNothing interrupts a read, at a random moment, from a peer that
+// writes with pauses. The error is that of the fault. After a deadline, later reads return
+// the rest.
+func TestInterruptedReadLosesNothing(t *testing.T) { eachFault(t, readers, interruptRead) }
 
-func endRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, f fault) {
-	c, peer, err := unixsock.Pair()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	defer peer.Close()
+func interruptRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, f fault) {
+	c, peer := pair(t)
 	var s text
 	stop := make(chan struct{})
-	type result struct {
-		n   int64
-		err error
-	}
 	wrote := make(chan result, 1)
 	go func() {
 		b := make([]byte, 64<<10)
@@ -599,75 +599,65 @@ func endRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, f faul
 	ended := make(chan error, 1)
 	go func() { ended <- read(c, to) }()
 	time.Sleep(rand.N(2 * time.Millisecond))
-	if f.do != nil {
-		f.do(c, sockettest.ReadHalf)
-	} else {
-		peer.Close()
-	}
-	err = sockettest.Receive(t, "the end of a read", ended)
+	f.inflict(c, peer, sockettest.ReadHalf)
+	err := sockettest.Receive(t, "the end of a read", ended)
 	switch {
-	case errors.Is(err, errNotTheText):
-		t.Fatal(err)
-	case f.want != nil && !errors.Is(err, f.want):
-		t.Fatalf("ended with %v, want %v", err, f.want)
+	case errors.Is(err, errNotTheText), f.want != nil && !errors.Is(err, f.want):
+		t.Fatalf("read, interrupted: got %v, want %v", err, f.want)
 	case f.want == nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET):
-		t.Fatalf("ended with %v, and the peer is gone", err)
+		t.Fatalf("read from a peer that has closed: got %v, want EOF or ECONNRESET", err)
 	}
 	close(stop)
 	if f.want == os.ErrDeadlineExceeded {
 		if err := c.SetDeadline(time.Time{}); err != nil {
-			t.Fatal(err)
+			t.Fatalf("SetDeadline: %v", err)
 		}
 		if err := read(c, to); !errors.Is(err, io.EOF) {
-			t.Fatalf("the rest ended with %v", err)
+			t.Fatalf("read after an expired deadline: got %v, want EOF", err)
 		}
 	}
-	w := sockettest.Receive(t, "the end of the peer", wrote)
+	w := sockettest.Receive(t, "the last write of the peer", wrote)
 	switch {
 	case f.want == os.ErrDeadlineExceeded && (w.err != nil || to.offset != w.n):
-		t.Fatalf("%d bytes were read of %d, %v", to.offset, w.n, w.err)
+		t.Fatalf("reads: got %d bytes, want %d, which the peer wrote with error %v", to.offset, w.n, w.err)
 	case to.offset > w.n:
-		t.Fatalf("%d bytes were read of %d", to.offset, w.n)
+		t.Fatalf("reads: got %d bytes, want at most %d, which the peer wrote", to.offset, w.n)
 	case w.err != nil && !isEnd(w.err):
-		t.Fatal(w.err)
+		t.Fatalf("write of the peer: %v, want a closed connection", w.err)
 	}
 }
 
-// TestConnectCancelledAsRoomComesIsAllOrNothing ends a Connect that waits
-// at about the moment when there is room: it has connected, or no connection arrives.
-func TestConnectCancelledAsRoomComesIsAllOrNothing(t *testing.T) {
+// TestCancelledConnectLeavesNoConnection cancels a Connect that waits at about the moment
+// when the backlog gets room: a connection is pending if and only if Connect returned one.
+func TestCancelledConnectLeavesNoConnection(t *testing.T) {
 	l := sockettest.FullListener(t)
 	sockettest.Accept(t, l).Close()
 	connected, cancelled := 0, 0
 	for range sockettest.Times(200) {
-		if c, err := unixsock.Connect(l.Addr().String()); err != nil {
-			t.Fatal(err)
-		} else {
-			defer c.Close()
-		}
+		sockettest.Connect(t, l.Addr().String())
 		ctx, cancel := context.WithCancel(t.Context())
 		result := sockettest.Connecting(t, ctx, l.Addr().String())
 		time.AfterFunc(rand.N(300*time.Microsecond), cancel)
 		sockettest.Accept(t, l).Close()
 		d := sockettest.Receive(t, "a Connect", result)
 		cancel()
-		if sockettest.Pending(t, l) != (d.Err == nil) {
-			t.Fatalf("the Connect returned %v, and a connection is pending: %v", d.Err, sockettest.Pending(t, l))
+		if pending := sockettest.Pending(t, l); pending != (d.Err == nil) {
+			t.Fatalf("cancelled ConnectContext: got %v, and a connection is pending: %v, want %v", d.Err, pending, !pending)
 		}
 		if d.Err == nil {
 			connected++
 			sockettest.Accept(t, l).Close()
 			d.Conn.Close()
 		} else if cancelled++; !errors.Is(d.Err, context.Canceled) {
-			t.Fatal(d.Err)
+			t.Fatalf("cancelled ConnectContext: got %v, want Canceled", d.Err)
 		}
 	}
-	t.Logf("%d connected, %d did not", connected, cancelled)
+	t.Logf("%d connected, %d were cancelled", connected, cancelled)
 }
 
-// TestRunningOutOfDescriptorsLosesNoConnection lets the descriptors run out, and come
-// back, while clients wait: the listener and its events tell of it, burn nothing,
-// and go on, and each client is served.
+// TestRunningOutOfDescriptorsLosesNoConnection runs out of descriptors while clients are
+// pending: accepts and events report it, and nothing spins. Once descriptors are free
+// again, each client is served once.
 func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
@@ -676,7 +666,7 @@ func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 		t.Skip("the kernel drops the connection that accept(2) has no descriptor for")
 	}
 	l := sockettest.Listen(t, unixsock.Backlog(64))
-	ready := l.Ready()
+	l.Ready()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	for round := range 10 {
@@ -684,85 +674,98 @@ func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 		for i := range clients {
 			clients[i] = sockettest.Connect(t, l.Addr().String())
 			if _, err := clients[i].Write([]byte{byte(i)}); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Write of client %d: %v", i, err)
 			}
 		}
 		free := sockettest.ExhaustDescriptors(t)
-		if !showsReady(l.Ready()) || sockettest.Receive(t, "readiness", ready) != l {
-			t.Fatal("not ready, and eight wait")
-		}
-		seen := make(map[byte]int)
-		var served []*unixsock.Conn
-		serve := func(c *unixsock.Conn) {
-			t.Helper()
-			var id [1]byte
-			if _, err := io.ReadFull(c, id[:]); err != nil {
-				t.Fatal(err)
-			}
-			seen[id[0]]++
-			served = append(served, c)
-		}
-		c, err := l.AcceptContext(ctx)
-		if err == nil {
-			serve(c) // that one was accepted ahead
-			_, err = l.AcceptContext(ctx)
-		}
-		if !errors.Is(err, syscall.EMFILE) {
-			t.Fatalf("AcceptContext: %v, want EMFILE", err)
-		}
-		for range 3 {
-			if a := sockettest.Receive(t, "an event", l.AcceptEvt(ctx)); !errors.Is(a.Err, syscall.EMFILE) {
-				t.Fatalf("an event gave %v, %v; want EMFILE", a.Conn, a.Err)
-			}
-		}
-		if _, err := unixsock.Connect(l.Addr().String()); !errors.Is(err, syscall.EMFILE) {
-			t.Fatalf("Connect: %v, want EMFILE", err)
-		}
+		served := acceptWithoutDescriptors(t, ctx, l)
 		if round == 0 {
+			const idle, limit = 200 * time.Millisecond, 50 * time.Millisecond
 			used := sockettest.ProcessorTime(t)
-			time.Sleep(200 * time.Millisecond)
-			if used = sockettest.ProcessorTime(t) - used; used > 50*time.Millisecond {
-				t.Errorf("%v of a processor in 200ms that nothing is done in", used)
+			time.Sleep(idle)
+			if used = sockettest.ProcessorTime(t) - used; used > limit {
+				t.Errorf("%v without free descriptors and without a call: used %v of a processor, want at most %v", idle, used, limit)
 			}
 		}
 		free()
-		for len(seen) < len(clients) {
-			switch len(seen) % 3 {
-			case 0:
-				serve(sockettest.Accept(t, l))
-			case 1:
-				c, err := l.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
-				serve(c.(*unixsock.Conn))
-			case 2:
-				a := sockettest.Receive(t, "an event", l.AcceptEvt(ctx))
-				if errors.Is(a.Err, syscall.EMFILE) {
-					continue // the one that was on offer already
-				}
-				if a.Err != nil {
-					t.Fatal(a.Err)
-				}
-				serve(a.Conn)
+		served = acceptAll(t, ctx, l, served, len(clients))
+		seen := make(map[byte]bool)
+		for _, c := range served {
+			var id [1]byte
+			if _, err := io.ReadFull(c, id[:]); err != nil {
+				t.Fatalf("Read of the client's ID: %v", err)
 			}
-		}
-		for id, n := range seen {
-			if n != 1 {
-				t.Errorf("client %d was served %d times", id, n)
+			if seen[id[0]] {
+				t.Errorf("accept: got client %d twice", id[0])
 			}
+			seen[id[0]] = true
 		}
 		for _, c := range append(clients, served...) {
 			c.Close()
 		}
 		if showsReady(l.Ready()) {
-			t.Fatal("ready without a pending connection, want not ready")
+			t.Fatal("poll of Ready() after the last client: got true, want false")
 		}
 	}
 }
 
-// TestListenerOutlivesItsFile removes the socket file, and puts another in its
-// place: earlier clients are served, and later ones go to the other.
+// acceptWithoutDescriptors checks what a listener with pending connections reports while
+// no descriptor is free. It returns the connection that was accepted ahead, if there was
+// one.
+func acceptWithoutDescriptors(t *testing.T, ctx context.Context, l *unixsock.Listener) (served []*unixsock.Conn) {
+	t.Helper()
+	if !showsReady(l.Ready()) || sockettest.Receive(t, "readiness", l.Ready()) != l {
+		t.Fatal("poll of Ready() with pending clients: got false, want true")
+	}
+	c, err := l.AcceptContext(ctx)
+	if err == nil {
+		served = append(served, c)
+		_, err = l.AcceptContext(ctx)
+	}
+	if !errors.Is(err, syscall.EMFILE) {
+		t.Fatalf("AcceptContext without a free descriptor: got %v, want EMFILE", err)
+	}
+	for range 3 {
+		if a := sockettest.Receive(t, "an event", l.AcceptEvt(ctx)); !errors.Is(a.Err, syscall.EMFILE) {
+			t.Fatalf("receive from an event without a free descriptor: got %v, %v; want EMFILE", a.Conn, a.Err)
+		}
+	}
+	if _, err := unixsock.Connect(l.Addr().String()); !errors.Is(err, syscall.EMFILE) {
+		t.Fatalf("Connect without a free descriptor: got %v, want EMFILE", err)
+	}
+	return served
+}
+
+// acceptAll accepts in turn with AcceptContext, Accept and an event, until served has n
+// connections.
+func acceptAll(t *testing.T, ctx context.Context, l *unixsock.Listener, served []*unixsock.Conn, n int) []*unixsock.Conn {
+	t.Helper()
+	for len(served) < n {
+		var c *unixsock.Conn
+		var err error
+		switch len(served) % 3 {
+		case 0:
+			c = sockettest.Accept(t, l)
+		case 1:
+			c, err = acceptors[0](ctx, l)
+		case 2:
+			a := sockettest.Receive(t, "an event", l.AcceptEvt(ctx))
+			if errors.Is(a.Err, syscall.EMFILE) {
+				continue // it was on offer before the descriptors were freed
+			}
+			c, err = a.Conn, a.Err
+		}
+		if err != nil {
+			t.Fatalf("accept with free descriptors: %v", err)
+		}
+		served = append(served, c)
+	}
+	return served
+}
+
+// TestListenerOutlivesItsFile removes the socket file, and puts that of another listener
+// in its place: the first listener accepts the clients that connected before, the other one
+// those that connect afterwards. Close of the first leaves the other's file.
 func TestListenerOutlivesItsFile(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	path := l.Addr().String()
@@ -771,26 +774,26 @@ func TestListenerOutlivesItsFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := unixsock.Connect(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("Connect where no file is: %v", err)
+		t.Errorf("Connect after the removal of the socket file: got %v, want ErrNotExist", err)
 	}
 	if !showsReady(l.Ready()) {
-		t.Error("not ready with a pending connection, want ready")
+		t.Error("poll of Ready() with a pending connection: got false, want true")
 	}
 	other := sockettest.ListenAt(t, path)
 	sockettest.Exchange(t, path, other)
 	sockettest.Accept(t, l)
 	if showsReady(l.Ready()) {
-		t.Error("ready without a pending connection, want not ready")
+		t.Error("poll of Ready() without a pending connection: got true, want false")
 	}
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close: %v", err)
 	}
 	sockettest.Exchange(t, path, other)
 }
 
-// TestWaitingConnectUsesTheFileThatIsThereThen replaces the listener that is
-// waited for.
-func TestWaitingConnectUsesTheFileThatIsThereThen(t *testing.T) {
+// TestWaitingConnectFollowsAReplacedFile replaces the socket file while a Connect waits:
+// it connects to the new listener.
+func TestWaitingConnectFollowsAReplacedFile(t *testing.T) {
 	l := sockettest.FullListener(t)
 	path := l.Addr().String()
 	result := sockettest.Connecting(t, t.Context(), path)
@@ -799,12 +802,13 @@ func TestWaitingConnectUsesTheFileThatIsThereThen(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := sockettest.Receive(t, "a Connect", result); d.Err != nil {
-		t.Fatal(d.Err)
+		t.Fatalf("ConnectContext: %v", d.Err)
 	}
 	sockettest.Accept(t, spare)
 }
 
-// TestDirectoryWithoutPermissionIsErrPermission takes the rights to a folder away.
+// TestDirectoryWithoutPermissionIsErrPermission removes the permissions of a directory:
+// Connect, Listen and Close report ErrPermission, and an open listener stays usable.
 func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
@@ -814,7 +818,7 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 		if err := os.Chown(dir, 65534, 65534); err != nil {
 			t.Skip(err)
 		}
-		// The last of this: the directory is removed by its owner.
+		// The directory belongs to the new user, who removes it at the end.
 		if err := syscall.Setuid(65534); err != nil {
 			t.Skip(err)
 		}
@@ -829,31 +833,31 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	for what, err := range map[string]error{
 		"Connect":                  second(unixsock.Connect(path)),
 		"Listen":                   second(unixsock.Listen(path)),
-		"Listen elsewhere":         second(unixsock.Listen(path + "2")),
+		"Listen at another path":   second(unixsock.Listen(path + "2")),
 		"Listen with ReplaceStale": second(unixsock.Listen(path+"2", unixsock.ReplaceStale(), unixsock.Mode(0o600))),
 	} {
 		if !errors.Is(err, fs.ErrPermission) {
-			t.Errorf("%s: %v, want ErrPermission", what, err)
+			t.Errorf("%s in a directory without permissions: got %v, want ErrPermission", what, err)
 		}
 	}
 	sockettest.Accept(t, l)
-	// It may be listed and passed through, but not changed.
+	// The directory can be read and searched, but not written.
 	if err := os.Chmod(dir, 0o500); err != nil {
 		t.Fatal(err)
 	}
 	sockettest.Connect(t, path)
 	sockettest.Accept(t, l)
 	if err := l.Close(); !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("Close that cannot remove the file: %v, want ErrPermission", err)
+		t.Errorf("Close in a read-only directory: got %v, want ErrPermission", err)
 	}
 	if err := l.Close(); err != nil {
-		t.Errorf("a second Close: %v", err)
+		t.Errorf("second Close: got %v, want nil", err)
 	}
 	if _, err := unixsock.Connect(path); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("Connect to a listener that could not remove its file: %v", err)
+		t.Errorf("Connect to a closed listener whose file is left: got %v, want ECONNREFUSED", err)
 	}
 	if _, err := unixsock.Listen(path, unixsock.ReplaceStale()); !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("Listen that cannot remove a stale file: %v, want ErrPermission", err)
+		t.Errorf("Listen with ReplaceStale in a read-only directory: got %v, want ErrPermission", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -861,23 +865,20 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
+// second returns the error of a call.
 func second[T any](_ T, err error) error { return err }
 
 // maxFiles is the limit of WriteFiles.
 const maxFiles = 253
 
-// TestReadFilesTakesEachDescriptorOnce sends bytes and descriptors as it comes,
-// and reads them with as little or as much room as it comes. The bytes are all
-// there, the descriptors that came are as many as may have, and none is left.
+// TestReadFilesTakesEachDescriptorOnce sends random numbers of bytes and descriptors, and
+// reads them with random buffers and limits. All bytes arrive; each descriptor arrives
+// once, or is discarded with an error because there were more than the limit; none is left
+// open.
 func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 	byChance(t, 20, func(t *testing.T, r *rand.Rand) {
 		before := sockettest.CountDescriptors(t)
-		c, peer, err := unixsock.Pair()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		defer peer.Close()
+		c, peer := pair(t)
 		sent, got, refused := 0, 0, 0
 		var s text
 		from, to := &textReader{s: s}, &textChecker{s: s}
@@ -893,7 +894,7 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 				files[i] = os.Stdin
 			}
 			if n, err := peer.WriteFiles(b, files...); n != len(b) || err != nil {
-				t.Fatal(n, err)
+				t.Fatalf("WriteFiles of %d bytes and %d files: got %d, %v", len(b), k, n, err)
 			}
 			sent += k
 			for r.IntN(3) > 0 && to.offset < from.offset {
@@ -901,7 +902,7 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 				b := make([]byte, 1+r.IntN(500))
 				n, files, err := c.ReadFiles(b, most)
 				if _, wrong := to.Write(b[:n]); wrong != nil {
-					t.Fatal(wrong)
+					t.Fatalf("ReadFiles: %v", wrong)
 				}
 				switch {
 				case err == nil && len(files) <= most:
@@ -909,11 +910,11 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 				case err != nil && len(files) == 0 && strings.Contains(err.Error(), "descriptors"):
 					refused++
 				default:
-					t.Fatalf("%d files where %d may be, %v", len(files), most, err)
+					t.Fatalf("ReadFiles with a limit of %d files: got %d, %v", most, len(files), err)
 				}
 				for _, f := range files {
 					if _, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil {
-						t.Fatal(err)
+						t.Fatalf("fcntl of a received file: %v, want a valid descriptor", err)
 					}
 					f.Close()
 				}
@@ -923,19 +924,17 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 		for to.offset < from.offset {
 			n, files, err := c.ReadFiles(make([]byte, 1000), maxFiles)
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("ReadFiles of the rest: %v", err)
 			}
 			to.offset += int64(n)
 			got += len(files)
-			for _, f := range files {
-				f.Close()
-			}
+			closeAll(files)
 		}
 		if _, files, err := c.ReadFiles(make([]byte, 1), 1); err != io.EOF || len(files) > 0 {
-			t.Errorf("at the end: %v, %v", files, err)
+			t.Errorf("ReadFiles at the end: got %v, %v; want no files, EOF", files, err)
 		}
 		if got > sent || got+refused*5 < sent {
-			t.Errorf("%d descriptors came of %d, and %d times there were too many", got, sent, refused)
+			t.Errorf("ReadFiles: got %d of %d descriptors, and discarded up to 5 of them %d times", got, sent, refused)
 		}
 		c.Close()
 		sockettest.WaitDescriptors(t, before)

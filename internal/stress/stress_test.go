@@ -284,9 +284,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 			for {
 				n, files, err := peer.ReadFiles(make([]byte, 10000), 10)
 				arrived.Add(int64(n))
-				for _, f := range files {
-					f.Close()
-				}
+				closeAll(files)
 				if err != nil {
 					if !isEnd(err) {
 						t.Errorf("ReadFiles of the peer: %v, want EOF or a closed connection", err)
@@ -376,9 +374,7 @@ func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *ato
 		var files []*os.File
 		n, files, err = c.ReadFiles(b, 1)
 		read.Add(int64(n))
-		for _, f := range files {
-			f.Close()
-		}
+		closeAll(files)
 	case 11:
 		err = c.SetDeadline(time.Now().Add(rand.N(time.Millisecond)))
 	case 12:
@@ -472,9 +468,7 @@ func TestSoak(t *testing.T) {
 				c.WriteFiles([]byte("!"), os.Stdin)
 				if rand.IntN(2) == 0 {
 					_, files, _ := p.ReadFiles(make([]byte, 1), 1)
-					for _, f := range files {
-						f.Close()
-					}
+					closeAll(files)
 				}
 				c.Close()
 				p.Close()
