@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -24,16 +25,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFullOrReadOnlyFilesystemIsAnError listens where no file can be made.
+// TestFullOrReadOnlyFilesystemIsAnError listens in a file system that is full or read-only:
+// the error says so, no file is left, and open listeners stay usable.
 func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root may mount")
+		t.Skip("mount needs root")
 	}
 	probe := exec.Command("/proc/self/exe", "-test.run=^$")
 	sockettest.ChildEnv(probe)
 	probe.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if err := probe.Run(); err != nil {
-		t.Skipf("no mounts of one's own: %v", err)
+		t.Skipf("cannot make a mount namespace: %v", err)
 	}
 	if !sockettest.InChild(t, func(cmd *exec.Cmd) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
@@ -42,11 +44,11 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	}
 	dir := sockettest.ShortDir(t)
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		t.Skipf("no mounts of one's own: %v", err)
+		t.Skipf("cannot make a mount namespace: %v", err)
 	}
-	// Room for the root of it and three files.
+	// Room for its root directory and three files.
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k,nr_inodes=4"); err != nil {
-		t.Skipf("no mount: %v", err)
+		t.Skipf("cannot mount tmpfs: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -56,21 +58,21 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	l := sockettest.ListenAt(t, at("l"), unixsock.UnlinkOnClose())
 	other := sockettest.ListenAt(t, at("other"), unixsock.UnlinkOnClose())
 	for what, opts := range map[string][]unixsock.ListenOption{
-		"plainly":          nil,
+		"without options":  nil,
 		"with all options": {unixsock.Mode(0o600), unixsock.ReplaceStale(), unixsock.UnlinkOnClose()},
 	} {
 		if _, err := unixsock.Listen(at("more"), opts...); !errors.Is(err, syscall.ENOSPC) {
-			t.Errorf("Listen %s where it is full: %v, want ENOSPC", what, err)
+			t.Errorf("Listen %s in a full file system: got %v, want ENOSPC", what, err)
 		}
 		if sockettest.IsSocketFile(at("more")) {
-			t.Error("a Listen that failed left a file")
+			t.Errorf("failed Listen %s: left a socket file, want none", what)
 		}
 	}
 	sockettest.Exchange(t, at("l"), l)
-	// To replace a file takes no room.
+	// Replacing a file needs no room.
 	sockettest.Exchange(t, at("stale"), sockettest.ListenAt(t, at("stale"), unixsock.ReplaceStale()))
 	if err := other.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close in a full file system: %v", err)
 	}
 	again := sockettest.ListenAt(t, at("more"), unixsock.Mode(0o600))
 	again.Close()
@@ -78,33 +80,33 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	remount := func(flags uintptr) {
 		t.Helper()
 		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT|flags, ""); err != nil {
-			t.Fatal(err)
+			t.Fatalf("remount: %v", err)
 		}
 	}
 	remount(unix.MS_RDONLY)
 	for what, opts := range map[string][]unixsock.ListenOption{
-		"plainly":            nil,
+		"without options":    nil,
 		"with Mode":          {unixsock.Mode(0o600)},
 		"with ReplaceStale":  {unixsock.ReplaceStale()},
 		"with UnlinkOnClose": {unixsock.UnlinkOnClose()},
 	} {
 		if _, err := unixsock.Listen(at("new"), opts...); !errors.Is(err, syscall.EROFS) {
-			t.Errorf("Listen %s where nothing may be written: %v, want EROFS", what, err)
+			t.Errorf("Listen %s in a read-only file system: got %v, want EROFS", what, err)
 		}
 	}
 	if _, err := unixsock.Listen(at("more"), unixsock.ReplaceStale()); !errors.Is(err, syscall.EROFS) {
-		t.Errorf("ReplaceStale where nothing may be written: %v, want EROFS", err)
+		t.Errorf("Listen with ReplaceStale at a stale file in a read-only file system: got %v, want EROFS", err)
 	}
-	sockettest.Exchange(t, at("l"), l) // to connect writes nothing
+	sockettest.Exchange(t, at("l"), l) // connect writes nothing
 	if err := l.Close(); !errors.Is(err, syscall.EROFS) {
-		t.Errorf("Close that cannot remove the file: %v, want EROFS", err)
+		t.Errorf("Close with UnlinkOnClose in a read-only file system: got %v, want EROFS", err)
 	}
 	remount(0)
 	sockettest.Exchange(t, at("l"), sockettest.ListenAt(t, at("l"), unixsock.ReplaceStale()))
 }
 
-// peerOfRaw returns a Conn and the descriptor of its other end.
-func peerOfRaw(t *testing.T) (*unixsock.Conn, int) {
+// rawPeer returns a Conn and the descriptor of its peer.
+func rawPeer(t *testing.T) (c *unixsock.Conn, peer int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -112,15 +114,14 @@ func peerOfRaw(t *testing.T) (*unixsock.Conn, int) {
 	}
 	f := os.NewFile(uintptr(fds[0]), "")
 	defer f.Close()
-	c, err := unixsock.FileConn(f)
-	if err != nil {
-		t.Fatal(err)
+	if c, err = unixsock.FileConn(f); err != nil {
+		t.Fatalf("FileConn: %v", err)
 	}
 	t.Cleanup(func() { c.Close(); unix.Close(fds[1]) })
 	return c, fds[1]
 }
 
-// setOption sets a socket option of c, or skips.
+// setOption sets a socket option of c. It skips the test if the kernel has no such option.
 func setOption(t *testing.T, c *unixsock.Conn, option int, name string) {
 	t.Helper()
 	raw, err := c.SyscallConn()
@@ -133,12 +134,12 @@ func setOption(t *testing.T, c *unixsock.Conn, option int, name string) {
 	}
 }
 
-// TestReadFilesPassesOverCredentials receives messages of other kinds beside and
-// between those with descriptors.
-func TestReadFilesPassesOverCredentials(t *testing.T) {
+// TestReadFilesIgnoresCredentials receives control messages of another kind before, after
+// and without those with descriptors.
+func TestReadFilesIgnoresCredentials(t *testing.T) {
 	before := sockettest.CountDescriptors(t)
 	t.Run("", func(t *testing.T) {
-		c, peer := peerOfRaw(t)
+		c, peer := rawPeer(t)
 		setOption(t, c, unix.SO_PASSCRED, "SO_PASSCRED")
 		cred := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())})
 		rights := func(n int) []byte { return unix.UnixRights(make([]int, n)...) }
@@ -151,57 +152,53 @@ func TestReadFilesPassesOverCredentials(t *testing.T) {
 			{"credentials", cred, 0},
 			{"no descriptors", rights(0), 0},
 			{"a descriptor", rights(1), 1},
-			{"credentials, then two", append(cred[:len(cred):len(cred)], rights(2)...), 2},
-			{"two, then credentials", append(rights(2), cred...), 2},
-			{"one and one more", append(rights(1), rights(1)...), 2},
-			{"the most that may be", rights(maxFiles), maxFiles},
+			{"credentials, then two descriptors", append(cred[:len(cred):len(cred)], rights(2)...), 2},
+			{"two descriptors, then credentials", append(rights(2), cred...), 2},
+			{"two messages of one descriptor", append(rights(1), rights(1)...), 2},
+			{"as many as WriteFiles sends", rights(maxFiles), maxFiles},
 		} {
 			if err := unix.Sendmsg(peer, []byte("!"), m.oob, nil, 0); err != nil {
-				if m.what == "one and one more" && err == unix.EINVAL {
-					continue // a kernel that takes one message of a kind
+				if m.what == "two messages of one descriptor" && err == unix.EINVAL {
+					continue // the kernel accepts only one message of each kind
 				}
-				t.Fatalf("%s: %v", m.what, err)
+				t.Fatalf("sendmsg of %s: %v", m.what, err)
 			}
 			n, files, err := c.ReadFiles(make([]byte, 1), m.want)
 			if n != 1 || len(files) != m.want || err != nil {
-				t.Errorf("%s: %d bytes, %d files, %v; want %d files", m.what, n, len(files), err, m.want)
+				t.Errorf("ReadFiles of %s: got %d bytes, %d files, %v; want 1 byte, %d files", m.what, n, len(files), err, m.want)
 			}
-			for _, f := range files {
-				f.Close()
-			}
+			closeAll(files)
 		}
 	})
 	sockettest.WaitDescriptors(t, before)
 }
 
-// TestReadFilesLeavesNoDescriptorOfAPeer asks the kernel for the pidfd of each
-// message's sender too, a descriptor that ReadFiles was not asked for.
-func TestReadFilesLeavesNoDescriptorOfAPeer(t *testing.T) {
+// TestReadFilesClosesPidfds makes the kernel add a pidfd of the sender to each message, a
+// descriptor that no peer sent: ReadFiles neither returns it nor leaves it open.
+func TestReadFilesClosesPidfds(t *testing.T) {
 	const passPidfd = 76 // SO_PASSPIDFD, Linux 6.5
 	before := sockettest.CountDescriptors(t)
 	t.Run("", func(t *testing.T) {
-		c, peer := peerOfRaw(t)
+		c, peer := rawPeer(t)
 		setOption(t, c, passPidfd, "SO_PASSPIDFD")
 		for _, rights := range []int{0, 1} {
 			if err := unix.Sendmsg(peer, []byte("!"), unix.UnixRights(make([]int, rights)...), nil, 0); err != nil {
-				t.Fatal(err)
+				t.Fatalf("sendmsg of %d descriptors: %v", rights, err)
 			}
 			n, files, err := c.ReadFiles(make([]byte, 1), 1)
 			if n != 1 || len(files) != rights || err != nil {
-				t.Errorf("%d bytes, %d files, %v; want %d files", n, len(files), err, rights)
+				t.Errorf("ReadFiles of %d descriptors and a pidfd: got %d bytes, %d files, %v; want 1 byte, %d files", rights, n, len(files), err, rights)
 			}
-			for _, f := range files {
-				f.Close()
-			}
+			closeAll(files)
 		}
 		c.Close()
 	})
 	if after := sockettest.CountDescriptors(t); after > before {
-		t.Errorf("%d descriptors, there were %d", after, before)
+		t.Errorf("open descriptors after Close: got %d, want %d", after, before)
 	}
 }
 
-// storm sends signals to every thread of this process, until it is stopped.
+// storm sends signals to every thread of this process until stop is called.
 func storm(t *testing.T, signals ...syscall.Signal) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -210,7 +207,7 @@ func storm(t *testing.T, signals ...syscall.Signal) (stop func()) {
 		for ctx.Err() == nil {
 			tasks, err := os.ReadDir("/proc/self/task")
 			if err != nil {
-				t.Error(err)
+				t.Errorf("list of threads: %v", err)
 				return
 			}
 			for _, task := range tasks {
@@ -227,13 +224,13 @@ func storm(t *testing.T, signals ...syscall.Signal) (stop func()) {
 	return func() {
 		cancel()
 		wg.Wait()
-		t.Logf("%d signals", sent)
+		t.Logf("sent %d signals", sent)
 	}
 }
 
-// neverRestart makes a signal interrupt the system calls that Go has the kernel
-// start again. It reports whether it can: it knows how the kernel's structure
-// looks on most machines, not on all.
+// neverRestart makes a signal interrupt system calls: it clears SA_RESTART, which Go sets
+// so that the kernel restarts them. It reports whether it succeeded. It knows the layout of
+// the kernel's structure on most architectures, not on all.
 func neverRestart(s syscall.Signal) bool {
 	switch runtime.GOARCH {
 	case "mips", "mipsle", "mips64", "mips64le", "alpha", "sparc64":
@@ -255,7 +252,7 @@ func neverRestart(s syscall.Signal) bool {
 	return errno == 0
 }
 
-// TestSignalsInterruptNoCall does everything in a storm of signals.
+// TestSignalsInterruptNoCall runs servers and clients in a storm of signals: no call fails.
 func TestSignalsInterruptNoCall(t *testing.T) {
 	if !sockettest.InChild(t, sockettest.WithRounds) {
 		return
@@ -264,7 +261,7 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 	signal.Notify(children, syscall.SIGCHLD)
 	defer signal.Stop(children)
 	if !neverRestart(syscall.SIGCHLD) || !neverRestart(syscall.SIGURG) {
-		t.Log("the kernel starts system calls again")
+		t.Log("the kernel restarts system calls: no signal interrupts one")
 	}
 	l := sockettest.Listen(t, unixsock.Backlog(1))
 	path := l.Addr().String()
@@ -272,38 +269,31 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 	stop := storm(t, syscall.SIGURG, syscall.SIGCHLD)
 
 	var servers, clients sync.WaitGroup
-	for _, accept := range []func() (*unixsock.Conn, error){
-		func() (*unixsock.Conn, error) { return l.AcceptContext(context.Background()) },
-		func() (*unixsock.Conn, error) {
-			<-l.Ready()
-			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
-			defer cancel()
-			return l.AcceptContext(ctx)
-		},
-		func() (*unixsock.Conn, error) {
-			a, ok := <-l.AcceptEvt(context.Background())
-			if !ok {
-				return nil, net.ErrClosed
-			}
-			return a.Conn, a.Err
-		},
-	} {
+	accepts := slices.Clone(acceptors)
+	// Readiness does not reserve a connection: another goroutine may accept it.
+	accepts[2] = func(ctx context.Context, l *unixsock.Listener) (*unixsock.Conn, error) {
+		<-l.Ready()
+		ctx, cancel := context.WithTimeout(ctx, time.Millisecond)
+		defer cancel()
+		return l.AcceptContext(ctx)
+	}
+	for _, accept := range accepts {
 		servers.Go(func() {
 			for {
-				c, err := accept()
+				c, err := accept(context.Background(), l)
 				switch {
 				case errors.Is(err, net.ErrClosed):
 					return
 				case errors.Is(err, context.DeadlineExceeded):
 					continue
 				case err != nil:
-					t.Error(err)
+					t.Errorf("accept: %v", err)
 					return
 				}
 				servers.Go(func() {
 					defer c.Close()
 					if _, err := io.Copy(c, c); err != nil {
-						t.Error(err)
+						t.Errorf("echo: %v", err)
 					}
 				})
 			}
@@ -314,7 +304,7 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 		clients.Go(func() {
 			for time.Now().Before(until) && !t.Failed() {
 				if err := everything(path); err != nil {
-					t.Error(err)
+					t.Errorf("client: %v", err)
 				}
 			}
 		})
@@ -324,24 +314,25 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 		for i := 0; time.Now().Before(until); i++ {
 			l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o600), unixsock.ReplaceStale())
 			if err != nil {
-				t.Error(err)
+				t.Errorf("Listen: %v", err)
 				return
 			}
 			if err := l.Close(); err != nil {
-				t.Error(err)
+				t.Errorf("Close: %v", err)
 			}
 		}
 	})
 	clients.Wait()
 	stop()
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close: %v", err)
 	}
 	servers.Wait()
 	sockettest.WaitGoroutines(t, goroutines)
 }
 
-// everything does with one connection to path, which echoes, what there is to do.
+// everything connects to path, where a server echoes, and makes the calls that a Conn
+// offers. It checks what comes back.
 func everything(path string) error {
 	c, err := unixsock.Connect(path)
 	if err != nil {
@@ -369,9 +360,7 @@ func everything(path string) error {
 	b := make([]byte, 1+rand.IntN(32<<10))
 	for {
 		n, files, err := c.ReadFiles(b, 1)
-		for _, f := range files {
-			f.Close()
-		}
+		closeAll(files)
 		if _, wrong := to.Write(b[:n]); wrong != nil {
 			return wrong
 		}
@@ -383,7 +372,7 @@ func everything(path string) error {
 		}
 	}
 	if to.offset != size+1 {
-		return fmt.Errorf("%d bytes came back of %d", to.offset, size+1)
+		return fmt.Errorf("echo of %d bytes: got %d", size+1, to.offset)
 	}
 	return <-sent
 }
