@@ -34,10 +34,10 @@ func Pending(t testing.TB, l *unixsock.Listener) (yes bool) {
 	t.Helper()
 	raw, err := l.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	if err := raw.Control(func(fd uintptr) { yes = Readable(int(fd)) }); err != nil {
-		t.Fatal(err)
+		t.Fatalf("RawConn.Control: %v", err)
 	}
 	return yes
 }
@@ -81,7 +81,7 @@ func FillBacklog(t testing.TB, path string) int {
 		case unix.EAGAIN:
 			return n
 		default:
-			t.Fatal(err)
+			t.Fatalf("connect(2) %d to %s: got %v, want EAGAIN once the backlog is full", n, path, err)
 		}
 	}
 }
@@ -123,7 +123,7 @@ func Connecting(t testing.TB, ctx context.Context, path string) <-chan Dialed {
 		}
 		result <- Dialed{c, err}
 	}()
-	WaitFor(t, "no Connect waits", func() bool { return WaitingConnects() > before })
+	WaitFor(t, "ConnectContext does not wait", func() bool { return WaitingConnects() > before })
 	return result
 }
 

@@ -3,11 +3,11 @@
 package sockettest
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/go-unixsock/unixsock"
 )
@@ -27,7 +27,12 @@ func CountDescriptors(t testing.TB) int {
 // WaitDescriptors waits until at most n descriptors are open.
 func WaitDescriptors(t testing.TB, n int) {
 	t.Helper()
-	WaitFor(t, "descriptors are left open", func() bool { return CountDescriptors(t) <= n })
+	open := 0
+	what := func() string { return fmt.Sprintf("%d descriptors are open, want at most %d", open, n) }
+	waitFor(t, what, func() bool {
+		open = CountDescriptors(t)
+		return open <= n
+	})
 }
 
 // CheckDescriptors fails the test if more descriptors are open at its end than
@@ -37,7 +42,7 @@ func CheckDescriptors(t testing.TB) {
 	// The runtime opens descriptors for its poller and for the first process.
 	c1, c2, err := unixsock.Pair()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Pair: %v", err)
 	}
 	c1.Close()
 	c2.Close()
@@ -51,19 +56,16 @@ func CheckDescriptors(t testing.TB) {
 // WaitGoroutines waits until at most n goroutines are left.
 func WaitGoroutines(t testing.TB, n int) {
 	t.Helper()
-	deadline := time.Now().Add(Timeout)
-	for runtime.NumGoroutine() > n {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d goroutines are left, want %d:\n%s", runtime.NumGoroutine(), n, strings.Join(Goroutines(), "\n\n"))
-		}
-		time.Sleep(time.Millisecond)
+	what := func() string {
+		return fmt.Sprintf("%d goroutines are left, want at most %d:\n%s", runtime.NumGoroutine(), n, strings.Join(Goroutines(), "\n\n"))
 	}
+	waitFor(t, what, func() bool { return runtime.NumGoroutine() <= n })
 }
 
 // HeapInUse returns how many bytes of the heap are reachable.
 func HeapInUse() int64 {
 	runtime.GC()
-	runtime.GC() // frees what a finalizer of the first has let go
+	runtime.GC() // frees what the finalizers of the first run released
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
 	return int64(stats.HeapAlloc)

@@ -39,10 +39,10 @@ func Main(m *testing.M, roles map[string]func(args []string) error) {
 		}
 		os.Exit(m.Run())
 	}
-	time.AfterFunc(2*time.Minute, func() { panic("the helper does not end: " + role) })
+	time.AfterFunc(2*time.Minute, func() { panic("helper still runs after 2 minutes: " + role) })
 	f := roles[role]
 	if f == nil {
-		fmt.Println("error: no helper is called", role)
+		fmt.Println("error: unknown role of a helper:", role)
 		os.Exit(1)
 	}
 	if err := f(os.Args[1:]); err != nil {
@@ -52,9 +52,9 @@ func Main(m *testing.M, roles map[string]func(args []string) error) {
 	os.Exit(0)
 }
 
-// InChild runs the calling test in a process of its own, for what a test must
-// not do to this one. It returns true in the child, and false in the parent
-// once the child has passed. setup, which may be nil, prepares the child.
+// InChild runs the calling test in a child process, because the test changes the state of
+// the process. It returns true in the child, and false in the parent once the child has
+// passed. setup, which may be nil, prepares the child.
 func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
 	t.Helper()
 	if os.Getenv(ChildVar) == t.Name() {
@@ -73,25 +73,25 @@ func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
 	out, err := cmd.CombinedOutput()
 	switch {
 	case err != nil:
-		t.Fatalf("in a child process: %v\n%s", err, out)
+		t.Fatalf("test in a child process: %v\n%s", err, out)
 	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
-		t.Skipf("in a child process:\n%s", out)
+		t.Skipf("test in a child process: skipped\n%s", out)
 	case !strings.Contains(string(out), "--- PASS: "+t.Name()):
-		t.Fatalf("the child process ran no test:\n%s", out)
+		t.Fatalf("test in a child process: it did not run\n%s", out)
 	}
 	return false
 }
 
-// ChildEnv sets the environment of a child process that runs this binary. It
-// turns off the second that the race detector sleeps at the end of a process.
+// ChildEnv sets the environment of a child process that runs this binary. It turns off
+// the race detector's sleep of one second at the end of a process.
 func ChildEnv(cmd *exec.Cmd, vars ...string) {
 	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	cmd.Env = append(cmd.Env, vars...)
 }
 
-// Emulate makes a child process that runs this binary run it by the program
-// named in UNIXSOCK_TEST_EMULATOR, if that is set: an emulator of another
-// processor does not emulate the processes that a program starts.
+// Emulate makes a child process run this binary in the emulator that the environment
+// variable UNIXSOCK_TEST_EMULATOR names, if it is set: an emulator of another processor
+// does not emulate the processes that a program starts.
 func Emulate(cmd *exec.Cmd) {
 	name := os.Getenv("UNIXSOCK_TEST_EMULATOR")
 	if name == "" {
@@ -106,7 +106,7 @@ func Emulate(cmd *exec.Cmd) {
 }
 
 // A Helper is a process that runs a role of Main. It reads commands and prints
-// answers, one a line, and ends at the end of its input.
+// answers, one per line, and ends at the end of its input.
 type Helper struct {
 	Cmd   *exec.Cmd
 	Lines <-chan string // closed at the end of its output
@@ -115,8 +115,8 @@ type Helper struct {
 	in io.WriteCloser
 }
 
-// HelperCommand returns the command that runs a role of Main, for setup to
-// prepare; it may be nil.
+// HelperCommand returns the command that runs a role of Main. setup, which may be
+// nil, prepares it.
 func HelperCommand(t testing.TB, setup func(*exec.Cmd), role string, args ...string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
@@ -173,16 +173,16 @@ func (h *Helper) Kill() {
 func (h *Helper) Tell(line string) {
 	h.t.Helper()
 	if _, err := fmt.Fprintln(h.in, line); err != nil {
-		h.t.Fatal(err)
+		h.t.Fatalf("Write of %q to the helper: %v", line, err)
 	}
 }
 
-// Hear returns the helper's next line. It fails the test if that is an error.
+// Hear returns the helper's next line. It fails the test if the helper reports an error.
 func (h *Helper) Hear() string {
 	h.t.Helper()
 	line := Receive(h.t, "a line from the helper", h.Lines)
 	if err, isError := strings.CutPrefix(line, "error: "); isError {
-		h.t.Fatal("helper: ", err)
+		h.t.Fatalf("next line of the helper: got the error %s", err)
 	}
 	return line
 }
@@ -191,15 +191,15 @@ func (h *Helper) Hear() string {
 func (h *Helper) Expect(want string) {
 	h.t.Helper()
 	if got := h.Hear(); got != want {
-		h.t.Fatalf("the helper prints %q, want %q", got, want)
+		h.t.Fatalf("next line of the helper: got %q, want %q", got, want)
 	}
 }
 
 // UntilEOF returns, in a helper, at the end of its input.
 func UntilEOF() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
-// ExhaustDescriptors takes all descriptors of this process, which should be a
-// child, until free is called. It lowers the limit to 64 descriptors for good.
+// ExhaustDescriptors uses up all descriptors of this process until free is called. The
+// process should be a child: its limit is 64 descriptors from then on.
 func ExhaustDescriptors(t testing.TB) (free func()) {
 	t.Helper()
 	limit := syscall.Rlimit{}
@@ -217,7 +217,7 @@ func ExhaustDescriptors(t testing.TB) (free func()) {
 			break
 		}
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("dup(2) until the limit: got %v, want EMFILE", err)
 		}
 		fds = append(fds, fd)
 	}

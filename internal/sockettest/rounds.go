@@ -11,8 +11,8 @@ import (
 
 var rounds = flag.Int("rounds", 1, "run the tests that repeat their work this many times as long")
 
-// Times returns how many times to repeat what is done n times by default: fewer
-// with -short and under the race detector, more with -rounds.
+// Times returns how many times a test repeats its work, n by default: fewer times with
+// -short and under the race detector, more with -rounds.
 func Times(n int) int {
 	switch {
 	case testing.Short():

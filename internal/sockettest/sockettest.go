@@ -49,7 +49,7 @@ func ListenAt(t testing.TB, path string, opts ...unixsock.ListenOption) *unixsoc
 	t.Helper()
 	l, err := unixsock.Listen(path, opts...)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen at %s: %v", path, err)
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
@@ -60,7 +60,7 @@ func Connect(t testing.TB, path string) *unixsock.Conn {
 	t.Helper()
 	c, err := unixsock.Connect(path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Connect to %s: %v", path, err)
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
@@ -73,7 +73,7 @@ func Accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 	defer cancel()
 	c, err := l.AcceptContext(ctx)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("AcceptContext within %v: %v", Timeout, err)
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
@@ -86,7 +86,7 @@ func Pair(t testing.TB) (client, server *unixsock.Conn) {
 	client = Connect(t, l.Addr().String())
 	server = Accept(t, l)
 	if err := l.Close(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Close of the listener: %v", err)
 	}
 	return client, server
 }
@@ -107,10 +107,10 @@ func Exchange(t testing.TB, path string, l *unixsock.Listener) {
 	s := Accept(t, l)
 	defer s.Close()
 	if _, err := c.Write([]byte("!")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of 1 byte: %v", err)
 	}
 	if n, err := s.Read(make([]byte, 2)); n != 1 || err != nil {
-		t.Fatalf("read %d bytes, %v; want 1", n, err)
+		t.Fatalf("Read of 1 byte that was sent: got %d, %v; want 1, nil", n, err)
 	}
 }
 
@@ -119,11 +119,11 @@ func IsClosed(t testing.TB, c *unixsock.Conn) bool {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	err = raw.Control(func(uintptr) {})
 	if err != nil && !errors.Is(err, net.ErrClosed) {
-		t.Fatal(err)
+		t.Fatalf("RawConn.Control: got %v, want nil or ErrClosed", err)
 	}
 	return err != nil
 }
@@ -131,7 +131,7 @@ func IsClosed(t testing.TB, c *unixsock.Conn) bool {
 // WaitClosing waits until a Close of l, in another goroutine, has begun.
 func WaitClosing(t testing.TB, l *unixsock.Listener) {
 	t.Helper()
-	WaitFor(t, "Close does not begin", func() bool {
+	WaitFor(t, "Close has not begun", func() bool {
 		return errors.Is(l.SetDeadline(time.Time{}), net.ErrClosed)
 	})
 }

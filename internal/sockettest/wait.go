@@ -10,17 +10,23 @@ import (
 	"time"
 )
 
-// Timeout is how long helpers wait for an event that must come. It ends tests
-// that hang; it does not measure speed.
+// Timeout is how long helpers wait for an event that a test requires. It ends tests that
+// hang. It does not measure speed.
 const Timeout = 30 * time.Second
 
 // WaitFor waits until done returns true. It polls: use it where nothing signals
 // the change. The failure message ends with what.
 func WaitFor(t testing.TB, what string, done func() bool) {
 	t.Helper()
+	waitFor(t, func() string { return what }, done)
+}
+
+// waitFor is WaitFor with a message that is made at the end of the wait.
+func waitFor(t testing.TB, what func() string, done func() bool) {
+	t.Helper()
 	for deadline := time.Now().Add(Timeout); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %v: %s", Timeout, what)
+			t.Fatalf("waited %v: %s", Timeout, what())
 		}
 	}
 }
