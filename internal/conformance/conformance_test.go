@@ -5,6 +5,7 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -26,8 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// socketPath returns a path for a socket, in a directory whose own name is
-// short, as socket paths must be.
+// socketPath returns a path for a socket in a new directory. The path is short enough for
+// a socket file, which that of t.TempDir may not be.
 func socketPath(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "us")
@@ -38,33 +39,41 @@ func socketPath(t testing.TB) string {
 	return filepath.Join(dir, "s")
 }
 
-// longestPath returns the longest path that a socket can have.
+// longestPath returns a path of MaxPathLen bytes.
 func longestPath(t testing.TB) string {
 	t.Helper()
 	path := socketPath(t)
 	if len(path) > unixsock.MaxPathLen {
-		t.Skipf("the path %s of the temporary directory is too long", path)
+		t.Skipf("path in the temporary directory: %d bytes, limit %d: %s", len(path), unixsock.MaxPathLen, path)
 	}
 	return path + strings.Repeat("s", unixsock.MaxPathLen-len(path))
 }
 
-// plainName returns an abstract name that no other test has, or skips the test
-// where there are none.
+// plainName returns a new abstract name without NUL inside. It skips the test on systems
+// without abstract names.
 func plainName(t testing.TB) string {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skipf("no abstract names on %s", runtime.GOOS)
+		t.Skipf("%s has no abstract names", runtime.GOOS)
 	}
 	return unixsock.Abstract(fmt.Sprintf("conformance.%x", rand.Uint64()))
 }
 
-// abstractName is plainName with NULs inside and at the end.
+// abstractName returns a new abstract name with NULs inside and at the end.
 func abstractName(t testing.TB) string {
 	t.Helper()
 	return plainName(t) + "\x00a\x00"
 }
 
-// noise returns n bytes in which every value occurs.
+// checkEcho fails the test unless got, which came back with err, is what was sent.
+func checkEcho(t testing.TB, what string, got, sent []byte, err error) {
+	t.Helper()
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%s of %d bytes: got %d bytes, equal: %v, %v; want the same bytes", what, len(sent), len(got), bytes.Equal(got, sent), err)
+	}
+}
+
+// noise returns n pseudorandom bytes, the same ones in every call.
 func noise(n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8([32]byte{'u', 's'}).Read(b)
@@ -76,13 +85,13 @@ func listen(t testing.TB, path string, opts ...unixsock.ListenOption) *unixsock.
 	t.Helper()
 	l, err := unixsock.Listen(path, opts...)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen at %q: %v", path, err)
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
 }
 
-// A network is a way to get a listener and what connects to it.
+// A network is a listener, and a function that connects to it.
 type network struct {
 	listener    net.Listener
 	dialContext func(ctx context.Context) (net.Conn, error)
@@ -112,7 +121,7 @@ func eachNetwork(t *testing.T, test func(t *testing.T, n network)) {
 		unit := unixsock.NewTCPUnit(socketPath(t))
 		l, err := unit.Listen("tcp", "localhost:0")
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("TCPUnit.Listen: %v", err)
 		}
 		t.Cleanup(func() { l.Close() })
 		return network{l, func(ctx context.Context) (net.Conn, error) { return unit.DialContext(ctx, "tcp", "localhost:1") }}

@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -20,11 +19,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// echoServer is a gRPC service that returns what it is sent.
+// echoServer is a gRPC service that returns what it receives.
 type echoServer struct {
 	pb.UnimplementedTestServiceServer
-	level  chan credentials.SecurityLevel // reported by EmptyCall
-	waited chan error                     // how HalfDuplexCall's context ended
+	level  chan credentials.SecurityLevel // of the connection, sent by EmptyCall
+	waited chan error                     // of the context, sent by HalfDuplexCall
 }
 
 func (s *echoServer) EmptyCall(ctx context.Context, in *pb.Empty) (*pb.Empty, error) {
@@ -55,7 +54,7 @@ func (s *echoServer) FullDuplexCall(stream pb.TestService_FullDuplexCallServer) 
 	}
 }
 
-// HalfDuplexCall waits for its client to go away.
+// HalfDuplexCall waits until the client cancels the stream.
 func (s *echoServer) HalfDuplexCall(stream pb.TestService_HalfDuplexCallServer) error {
 	if err := stream.Send(new(pb.StreamingOutputCallResponse)); err != nil {
 		return err
@@ -65,7 +64,7 @@ func (s *echoServer) HalfDuplexCall(stream pb.TestService_HalfDuplexCallServer) 
 	return nil
 }
 
-// securityLevel returns what gRPC thinks of a connection.
+// securityLevel returns the security level that gRPC assigns to a connection.
 func securityLevel(info credentials.AuthInfo) credentials.SecurityLevel {
 	if i, ok := info.(interface {
 		GetCommonAuthInfo() credentials.CommonAuthInfo
@@ -87,7 +86,7 @@ func serveGRPC(t *testing.T, l net.Listener, s *echoServer) {
 	t.Cleanup(func() {
 		server.GracefulStop()
 		if err := <-served; err != nil {
-			t.Errorf("Serve returned %v", err)
+			t.Errorf("Serve: got %v, want nil after GracefulStop", err)
 		}
 	})
 }
@@ -98,13 +97,13 @@ func dialGRPC(t *testing.T, target string, opts ...grpc.DialOption) pb.TestServi
 	opts = append(opts, grpc.WithTransportCredentials(local.NewCredentials()))
 	cc, err := grpc.NewClient(target, opts...)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("grpc.NewClient: %v", err)
 	}
 	t.Cleanup(func() { cc.Close() })
 	return pb.NewTestServiceClient(cc)
 }
 
-// eachGRPC runs a test with servers and clients over each sort of network.
+// eachGRPC runs a test with a server and a client over each network.
 func eachGRPC(t *testing.T, test func(t *testing.T, client pb.TestServiceClient, s *echoServer)) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		s := new(echoServer)
@@ -114,13 +113,14 @@ func eachGRPC(t *testing.T, test func(t *testing.T, client pb.TestServiceClient,
 	})
 }
 
+// timeLimit returns a context that ends a test that hangs.
 func timeLimit(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-func TestGRPCCalls(t *testing.T) {
+func TestGRPCCallsReturnTheirData(t *testing.T) {
 	data := noise(1 << 20)
 	eachGRPC(t, func(t *testing.T, client pb.TestServiceClient, _ *echoServer) {
 		ctx := timeLimit(t)
@@ -130,64 +130,66 @@ func TestGRPCCalls(t *testing.T) {
 			wg.Go(func() {
 				body := data[i:]
 				out, err := client.UnaryCall(ctx, &pb.SimpleRequest{Payload: &pb.Payload{Body: body}})
-				if err != nil || !bytes.Equal(out.GetPayload().GetBody(), body) {
-					t.Errorf("%d bytes came back of %d, or others: %v", len(out.GetPayload().GetBody()), len(body), err)
-				}
+				checkEcho(t, "UnaryCall", out.GetPayload().GetBody(), body, err)
 			})
 		}
 	})
 }
 
-func TestGRPCStreams(t *testing.T) {
+func TestGRPCStreamsReturnTheirMessages(t *testing.T) {
 	data := noise(200)
 	eachGRPC(t, func(t *testing.T, client pb.TestServiceClient, _ *echoServer) {
 		stream, err := client.FullDuplexCall(timeLimit(t))
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("FullDuplexCall: %v", err)
 		}
 		for i := range data {
 			body := data[:i]
 			if err := stream.Send(&pb.StreamingOutputCallRequest{Payload: &pb.Payload{Body: body}}); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Send of message %d: %v", i, err)
 			}
 			out, err := stream.Recv()
-			if err != nil || !bytes.Equal(out.GetPayload().GetBody(), body) {
-				t.Fatalf("message %d came back as another: %v", i, err)
+			if err != nil {
+				t.Fatalf("Recv of message %d: %v", i, err)
 			}
+			checkEcho(t, "stream message", out.GetPayload().GetBody(), body, nil)
 		}
 		if err := stream.CloseSend(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("CloseSend: %v", err)
 		}
 		if _, err := stream.Recv(); err != io.EOF {
-			t.Errorf("the end of the stream is %v, want EOF", err)
+			t.Errorf("Recv after CloseSend: got %v, want EOF", err)
 		}
 	})
 }
 
-// A server learns that a client has given up a stream.
-func TestGRPCCancels(t *testing.T) {
+func TestGRPCServerSeesCancelledStream(t *testing.T) {
 	eachGRPC(t, func(t *testing.T, client pb.TestServiceClient, s *echoServer) {
 		ctx, cancel := context.WithCancel(timeLimit(t))
 		defer cancel()
 		stream, err := client.HalfDuplexCall(ctx)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("HalfDuplexCall: %v", err)
 		}
 		if _, err := stream.Recv(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("first Recv: %v", err)
 		}
 		cancel()
 		if _, err := stream.Recv(); status.Code(err) != codes.Canceled {
-			t.Errorf("the client's stream ended with %v", err)
+			t.Errorf("Recv of the client after cancel: got %v, want code Canceled", err)
 		}
-		if err := <-s.waited; err != context.Canceled {
-			t.Errorf("the server's stream ended with %v", err)
+		select {
+		case err := <-s.waited:
+			if err != context.Canceled {
+				t.Errorf("context of the server's stream after the client's cancel: got %v, want Canceled", err)
+			}
+		case <-timeLimit(t).Done():
+			t.Error("context of the server's stream after the client's cancel: not done, want Canceled")
 		}
 	})
 }
 
-// Local credentials trust a unix socket by its address, and so either end must
-// have one that says "unix".
+// Local credentials trust a connection whose address has the network "unix", at either end.
 func TestGRPCTrustsUnixAddresses(t *testing.T) {
 	paths := map[string]func(testing.TB) string{"path": socketPath, "abstract": abstractName}
 	for name, makePath := range paths {
@@ -199,25 +201,26 @@ func TestGRPCTrustsUnixAddresses(t *testing.T) {
 				func(ctx context.Context, _ string) (net.Conn, error) { return unixsock.ConnectContext(ctx, path) }))
 			var p peer.Peer
 			if _, err := client.EmptyCall(timeLimit(t), new(pb.Empty), grpc.Peer(&p)); err != nil {
-				t.Fatal(err)
+				t.Fatalf("EmptyCall: %v", err)
 			}
-			if got := securityLevel(p.AuthInfo); got != credentials.PrivacyAndIntegrity {
-				t.Errorf("for the client the connection is %v", got)
+			const want = credentials.PrivacyAndIntegrity
+			if got := securityLevel(p.AuthInfo); got != want {
+				t.Errorf("security level at the client: got %v, want %v", got, want)
 			}
-			if got := <-s.level; got != credentials.PrivacyAndIntegrity {
-				t.Errorf("for the server the connection is %v", got)
+			if got := <-s.level; got != want {
+				t.Errorf("security level at the server: got %v, want %v", got, want)
 			}
 		})
 	}
 }
 
-// gRPC's own client connects to the Listener, by its own notation of addresses.
-func TestGRPCsOwnDialer(t *testing.T) {
+// The addresses are in gRPC's own notation, unix:// and unix-abstract:.
+func TestGRPCsOwnDialerConnects(t *testing.T) {
 	test := func(t *testing.T, path, target string) {
 		s := new(echoServer)
 		serveGRPC(t, listen(t, path), s)
 		if _, err := dialGRPC(t, target).EmptyCall(timeLimit(t), new(pb.Empty)); err != nil {
-			t.Fatal(err)
+			t.Fatalf("EmptyCall with target %q: %v", target, err)
 		}
 	}
 	t.Run("path", func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// testHTTP sends requests at once and checks that they are answered in proto,
-// over few connections.
+// testHTTP sends concurrent requests and checks the protocol and the body of each response.
+// With HTTP/2, they share one connection.
 func testHTTP(t *testing.T, n network, scheme, proto string, server *http.Server, transport *http.Transport) {
 	data := noise(1 << 20)
 	var mu sync.Mutex
@@ -24,7 +24,7 @@ func testHTTP(t *testing.T, n network, scheme, proto string, server *http.Server
 	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
-			t.Errorf("the request's body: %v", err)
+			t.Errorf("read of a request's body: %v", err)
 		}
 		w.Write(body)
 	})
@@ -42,7 +42,7 @@ func testHTTP(t *testing.T, n network, scheme, proto string, server *http.Server
 			t.Errorf("Shutdown: %v", err)
 		}
 		if err := <-served; err != http.ErrServerClosed {
-			t.Errorf("Serve returned %v", err)
+			t.Errorf("Serve: got %v, want ErrServerClosed", err)
 		}
 	}()
 
@@ -51,24 +51,22 @@ func testHTTP(t *testing.T, n network, scheme, proto string, server *http.Server
 	post := func(body []byte) {
 		req, err := http.NewRequestWithContext(timeLimit(t), "POST", scheme+"://unix.test/", bytes.NewReader(body))
 		if err != nil {
-			t.Error(err)
+			t.Errorf("NewRequest: %v", err)
 			return
 		}
 		res, err := client.Do(req)
 		if err != nil {
-			t.Error(err)
+			t.Errorf("POST of %d bytes: %v", len(body), err)
 			return
 		}
 		defer res.Body.Close()
 		got, err := io.ReadAll(res.Body)
-		switch {
-		case err != nil || !bytes.Equal(got, body):
-			t.Errorf("%d bytes came back of %d, or others: %v", len(got), len(body), err)
-		case res.Proto != proto:
-			t.Errorf("the answer came in %s, want %s", res.Proto, proto)
+		checkEcho(t, "POST", got, body, err)
+		if res.Proto != proto {
+			t.Errorf("protocol of the response: got %s, want %s", res.Proto, proto)
 		}
 	}
-	post(data) // the connection is there from now on
+	post(data) // opens the connection that the others can share
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() { post(data[:i*10_000]) })
@@ -77,17 +75,17 @@ func testHTTP(t *testing.T, n network, scheme, proto string, server *http.Server
 	mu.Lock()
 	defer mu.Unlock()
 	if proto == "HTTP/2.0" && len(conns) != 1 {
-		t.Errorf("21 requests came over %d connections, want 1", len(conns))
+		t.Errorf("21 requests: got %d connections, want 1", len(conns))
 	}
 }
 
-func TestHTTP1(t *testing.T) {
+func TestHTTP1RequestsAreAnswered(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		testHTTP(t, n, "http", "HTTP/1.1", new(http.Server), new(http.Transport))
 	})
 }
 
-func TestHTTP2Unencrypted(t *testing.T) {
+func TestUnencryptedHTTP2UsesOneConnection(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		protocols := new(http.Protocols)
 		protocols.SetUnencryptedHTTP2(true)
@@ -95,7 +93,7 @@ func TestHTTP2Unencrypted(t *testing.T) {
 	})
 }
 
-func TestHTTP2OverTLS(t *testing.T) {
+func TestHTTP2OverTLSUsesOneConnection(t *testing.T) {
 	serverConfig, clientConfig := tlsConfigs(t)
 	eachNetwork(t, func(t *testing.T, n network) {
 		testHTTP(t, n, "https", "HTTP/2.0",

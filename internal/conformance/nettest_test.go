@@ -12,7 +12,7 @@ import (
 	"golang.org/x/net/nettest"
 )
 
-// connPair makes of two ends, and an error, what nettest wants of a pipe.
+// connPair returns two ends and an error in the form that nettest.MakePipe requires.
 func connPair[C net.Conn](c1, c2 C, err error) (net.Conn, net.Conn, func(), error) {
 	if err != nil {
 		return nil, nil, nil, err
@@ -20,7 +20,7 @@ func connPair[C net.Conn](c1, c2 C, err error) (net.Conn, net.Conn, func(), erro
 	return c1, c2, func() { c1.Close(); c2.Close() }, nil
 }
 
-// meet connects with dial to what accept accepts.
+// meet calls dial and accept concurrently, and returns the two ends of the connection.
 func meet[C net.Conn](dial, accept func() (C, error)) (C, C, error) {
 	var (
 		wg        sync.WaitGroup
@@ -36,7 +36,7 @@ func meet[C net.Conn](dial, accept func() (C, error)) (C, C, error) {
 	return c1, c2, err
 }
 
-// overListener makes pipes of a listener and Connect.
+// overListener makes pipes with Connect and a listener.
 func overListener(l *unixsock.Listener) nettest.MakePipe {
 	return func() (net.Conn, net.Conn, func(), error) {
 		return connPair(meet(
@@ -73,7 +73,7 @@ func TestAcceptEvtIsNetConn(t *testing.T) {
 	})
 }
 
-// With Ready in use, a watcher stands between the poller and Accept.
+// With Ready in use, the watcher waits in the poller, and wakes Accept.
 func TestWatchedListenerIsNetConn(t *testing.T) {
 	l := listen(t, socketPath(t))
 	l.Ready()
@@ -100,7 +100,7 @@ func TestPairIsNetConn(t *testing.T) {
 	})
 }
 
-// readopt gives c up for a Conn that adopts its descriptor.
+// readopt closes c and returns a Conn that has adopted a copy of its descriptor.
 func readopt(c *unixsock.Conn) (*unixsock.Conn, error) {
 	defer c.Close()
 	f, err := c.File()
@@ -141,7 +141,7 @@ func TestAdoptedListenerIsNetConn(t *testing.T) {
 	nettest.TestConn(t, overListener(l))
 }
 
-// What net.Listen and this package's Connect make of each other.
+// One end is a *net.UnixConn from net.Listen, the other end is from Connect.
 func TestConnToNetIsNetConn(t *testing.T) {
 	l, err := net.Listen("unix", socketPath(t))
 	if err != nil {
@@ -155,7 +155,7 @@ func TestConnToNetIsNetConn(t *testing.T) {
 	})
 }
 
-// The ports alone do what a Conn does, closing included.
+// The two ports together do what a Conn does, Close included.
 func TestPortsAreNetConn(t *testing.T) {
 	nettest.TestConn(t, func() (net.Conn, net.Conn, func(), error) {
 		c1, c2, err := unixsock.Pair()
@@ -166,7 +166,7 @@ func TestPortsAreNetConn(t *testing.T) {
 	})
 }
 
-// ports is a net.Conn of ports alone; addresses are all that it has of the Conn.
+// ports is a net.Conn made of two ports. Only its addresses are those of the Conn.
 type ports struct {
 	net.Conn
 	in  *unixsock.InputPort

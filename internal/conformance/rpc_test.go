@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"bytes"
 	"io"
 	"net/rpc"
 	"net/rpc/jsonrpc"
@@ -12,16 +11,17 @@ import (
 // Echoer is a service of net/rpc.
 type Echoer struct{}
 
-// Echo returns what it is given.
+// Echo returns its argument.
 func (Echoer) Echo(in []byte, out *[]byte) error {
 	*out = in
 	return nil
 }
 
+// testRPC makes concurrent calls over several connections.
 func testRPC(t *testing.T, n network, serve func(*rpc.Server, io.ReadWriteCloser), newClient func(io.ReadWriteCloser) *rpc.Client) {
 	server := rpc.NewServer()
 	if err := server.Register(Echoer{}); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Register: %v", err)
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -49,21 +49,19 @@ func testRPC(t *testing.T, n network, serve func(*rpc.Server, io.ReadWriteCloser
 			}
 			for _, call := range pending {
 				<-call.Done
-				if call.Error != nil || !bytes.Equal(*call.Reply.(*[]byte), call.Args.([]byte)) {
-					t.Errorf("a call gave something else, or %v", call.Error)
-				}
+				checkEcho(t, "RPC", *call.Reply.(*[]byte), call.Args.([]byte), call.Error)
 			}
 		})
 	}
 }
 
-func TestRPC(t *testing.T) {
+func TestRPCCallsReturnTheirData(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		testRPC(t, n, (*rpc.Server).ServeConn, rpc.NewClient)
 	})
 }
 
-func TestJSONRPC(t *testing.T) {
+func TestJSONRPCCallsReturnTheirData(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		testRPC(t, n, func(s *rpc.Server, c io.ReadWriteCloser) { s.ServeCodec(jsonrpc.NewServerCodec(c)) }, jsonrpc.NewClient)
 	})

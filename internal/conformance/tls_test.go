@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,8 +15,8 @@ import (
 	"time"
 )
 
-// tlsConfigs makes a certificate and returns what a server and a client that
-// trusts it need.
+// tlsConfigs returns the configurations of a server with a new certificate and of a client
+// that trusts it.
 func tlsConfigs(t testing.TB) (server, client *tls.Config) {
 	t.Helper()
 	const name = "unix.test"
@@ -54,19 +53,19 @@ func tlsPair(t *testing.T, n network) (server, client *tls.Conn) {
 	serverConfig, clientConfig := tlsConfigs(t)
 	c, s, err := meet(n.dial, n.listener.Accept)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("connection below TLS: %v", err)
 	}
 	t.Cleanup(func() { c.Close(); s.Close() })
 	server, client = tls.Server(s, serverConfig), tls.Client(c, clientConfig)
 	shake := make(chan error, 1)
 	go func() { shake <- server.Handshake() }()
 	if err := errors.Join(client.Handshake(), <-shake); err != nil {
-		t.Fatal(err)
+		t.Fatalf("TLS handshake: %v", err)
 	}
 	return server, client
 }
 
-func TestTLSEchoes(t *testing.T) {
+func TestTLSReturnsWhatWasSent(t *testing.T) {
 	data := noise(2<<20 + 1)
 	eachNetwork(t, func(t *testing.T, n network) {
 		server, client := tlsPair(t, n)
@@ -74,34 +73,32 @@ func TestTLSEchoes(t *testing.T) {
 		defer wg.Wait()
 		wg.Go(func() {
 			if _, err := io.Copy(server, server); err != nil {
-				t.Errorf("the server: %v", err)
+				t.Errorf("io.Copy of the server: %v", err)
 			}
 			server.CloseWrite()
 		})
 		wg.Go(func() {
 			if _, err := client.Write(data); err != nil {
-				t.Errorf("the client: %v", err)
+				t.Errorf("Write of the client: %v", err)
 			}
 			client.CloseWrite()
 		})
 		got, err := io.ReadAll(client)
-		if err != nil || !bytes.Equal(got, data) {
-			t.Errorf("%d bytes came back of %d, or others: %v", len(got), len(data), err)
-		}
+		checkEcho(t, "TLS echo", got, data, err)
 	})
 }
 
-func TestTLSReadMeetsDeadline(t *testing.T) {
+func TestTLSReadEndsAtItsDeadline(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		_, client := tlsPair(t, n)
 		client.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
 		if _, err := client.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("Read gave %v, want a deadline exceeded", err)
+			t.Errorf("Read past the deadline: got %v, want ErrDeadlineExceeded", err)
 		}
 	})
 }
 
-// Close of a tls.Conn wants to write an alert, and wakes readers.
+// Close of a tls.Conn writes an alert, and wakes the readers at both ends.
 func TestTLSCloseWakesReaders(t *testing.T) {
 	eachNetwork(t, func(t *testing.T, n network) {
 		server, client := tlsPair(t, n)
@@ -113,11 +110,16 @@ func TestTLSCloseWakesReaders(t *testing.T) {
 			}()
 		}
 		if err := client.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Close of the client: %v", err)
 		}
 		for range 2 {
-			if err := <-ended; err == nil {
-				t.Error("Read gave no error after the close")
+			select {
+			case err := <-ended:
+				if err == nil {
+					t.Error("Read that waits at Close: got nil, want an error")
+				}
+			case <-timeLimit(t).Done():
+				t.Fatal("Read that waits at Close: did not return, want an error")
 			}
 		}
 	})
