@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The functions of this file find out what the kernel does where kernels differ, with
-// system calls of their own. A test that asserts one kernel's answer calls them, and skips
+// The functions of this file ask the kernel what it does where kernels differ, with
+// system calls of their own. A test that asserts one kernel's answer asks, and skips
 // what another kernel cannot do.
 
 // probeListener returns a listening socket of the given type and its path.
