@@ -680,12 +680,7 @@ func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 		free := sockettest.ExhaustDescriptors(t)
 		served := acceptWithoutDescriptors(t, ctx, l)
 		if round == 0 {
-			const idle, limit = 200 * time.Millisecond, 50 * time.Millisecond
-			used := sockettest.ProcessorTime(t)
-			time.Sleep(idle)
-			if used = sockettest.ProcessorTime(t) - used; used > limit {
-				t.Errorf("%v without free descriptors and without a call: used %v of a processor, want at most %v", idle, used, limit)
-			}
+			checkIdle(t)
 		}
 		free()
 		served = acceptAll(t, ctx, l, served, len(clients))
@@ -706,6 +701,39 @@ func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 		if showsReady(l.Ready()) {
 			t.Fatal("poll of Ready() after the last client: got true, want false")
 		}
+	}
+}
+
+// TestRunningOutOfDescriptorsIsReported runs out of descriptors while clients are pending,
+// as the test above, and checks what holds on kernels that drop the connection, too: Accept
+// reports it, nothing spins, and later accepts succeed.
+func TestRunningOutOfDescriptorsIsReported(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	l := sockettest.Listen(t, unixsock.Backlog(64))
+	l.Ready()
+	for range 2 {
+		sockettest.Connect(t, l.Addr().String())
+	}
+	free := sockettest.ExhaustDescriptors(t)
+	if c, err := l.AcceptContext(t.Context()); !errors.Is(err, syscall.EMFILE) {
+		t.Fatalf("AcceptContext without a free descriptor: got %v, %v; want EMFILE", c, err)
+	}
+	checkIdle(t)
+	free()
+	sockettest.Accept(t, l)
+}
+
+// checkIdle fails the test if the process uses a processor while no call is made. A
+// goroutine that spins uses all of one.
+func checkIdle(t *testing.T) {
+	t.Helper()
+	const idle, limit = 200 * time.Millisecond, 50 * time.Millisecond
+	used := sockettest.ProcessorTime(t)
+	time.Sleep(idle)
+	if used = sockettest.ProcessorTime(t) - used; used > limit {
+		t.Errorf("%v without free descriptors and without a call: used %v of a processor, want at most %v", idle, used, limit)
 	}
 }
 
