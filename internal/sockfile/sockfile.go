@@ -76,12 +76,14 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 		return nil, err
 	}
 	file, err := o.listen(fd, name, backlog)
-	if err != nil || locked {
-		return file, err
+	if err != nil {
+		return nil, err
 	}
-	// Another process without the lock may have probed before this bind and may
-	// still remove the file. Then it wins.
-	time.Sleep(unlockedPause)
+	// A process without the lock may remove the file, if it has probed before this
+	// bind, or before this listen. Then it wins.
+	if !locked {
+		time.Sleep(unlockedPause)
+	}
 	if file == nil || !file.exists() {
 		return nil, os.NewSyscallError("bind", sys.EADDRINUSE)
 	}
