@@ -122,7 +122,7 @@ func Probe(kind Kind, name string) (answer, err error) {
 // Accept accepts a connection and returns its descriptor and the peer's name. It
 // returns ErrWouldBlock if no connection is pending.
 func Accept(fd int) (nfd int, peer string, err error) {
-	for noFile := false; ; {
+	for noFile := error(nil); ; {
 		nfd, peer, err = acceptKept(fd)
 		switch err {
 		case nil:
@@ -130,8 +130,8 @@ func Accept(fd int) (nfd int, peer string, err error) {
 		case unix.EINTR, unix.ECONNABORTED:
 			continue
 		case unix.EAGAIN:
-			if noFile {
-				return -1, "", os.NewSyscallError("accept", unix.EMFILE)
+			if noFile != nil {
+				return -1, "", os.NewSyscallError("accept", noFile)
 			}
 			return -1, "", ErrWouldBlock
 		case unix.EMFILE, unix.ENFILE:
@@ -140,10 +140,10 @@ func Accept(fd int) (nfd int, peer string, err error) {
 			// and has dropped the connection. A second call tells: on Linux it fails in
 			// the same way, on gVisor there is nothing left to accept.
 			if !Readable(fd) {
-				if noFile {
+				if noFile != nil {
 					return -1, "", ErrWouldBlock
 				}
-				noFile = true
+				noFile = err
 				continue
 			}
 		}
