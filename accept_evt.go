@@ -30,9 +30,9 @@ type Accepted struct {
 //
 // Only syncFD, called with mu held, establishes it, and it never blocks. It is called
 // whenever the invariant may have been broken: by Ready, after every accept, when an
-// event begins or ends, at each arrival of a connection, after each offer, and by a tick
-// while a connection is pending, because receives empty the ready channel, and another
-// process may accept the connection.
+// event begins or ends, at each arrival of a connection, after each offer, and by a tick:
+// while a connection is pending, receives empty the ready channel, another process may
+// accept the connection, and an error of accept(2) may pass.
 //
 // The watcher is a goroutine that waits for arrivals in the poller, from the first use
 // until Close. An Accept that must wait then waits for nextArrival instead.
@@ -261,9 +261,11 @@ func (l *Listener) syncFD(fd int) {
 	}
 	pending := e.pending.Conn != nil || !drained && sys.Readable(fd)
 	l.fillReady(pending)
-	// A connection that is on offer to all events stays so without a tick.
+	// A connection that is on offer to all events stays so without a tick, and without
+	// events nothing has to be offered.
 	offered := e.offer != nil && e.pending.Err == nil && len(e.byDone) <= maxOffers
-	l.setTicker((pending || e.pending.Err != nil) && (e.ready != nil || !offered))
+	observed := e.ready != nil || len(e.byDone) > 0 && !offered
+	l.setTicker((pending || e.pending.Err != nil) && observed)
 }
 
 // acceptAhead accepts connections for the events until no receiver waits for the one that

@@ -1036,7 +1036,7 @@ func TestClosingAHalfWakesReadFilesAndWriteFiles(t *testing.T) {
 				_, err := writer.WriteFiles([]byte("x"), w...)
 				woken <- err
 			}()
-			time.Sleep(10 * time.Millisecond) // for both to wait, as a rule
+			sockettest.WaitInPoller(t, 2)
 			closeHalves(reader, writer)
 			for range 2 {
 				if err := sockettest.Receive(t, "the waiting call", woken); !errors.Is(err, net.ErrClosed) {
