@@ -5,6 +5,8 @@
 // copy waits as Read and Write do, and a deadline or a close ends it.
 package zerocopy
 
+import "syscall"
+
 // A Kind says what the kernel can do with a descriptor.
 type Kind int
 
@@ -13,3 +15,12 @@ const (
 	File                    // a regular file: SendFile from it, Splice to it
 	Stream                  // a non-blocking stream socket or pipe: Splice from it and to it
 )
+
+// KindOf returns the kind of a descriptor, Unsupported if it is closed.
+func KindOf(raw syscall.RawConn) Kind {
+	kind := Unsupported
+	if raw.Control(func(fd uintptr) { kind = kindOf(int(fd)) }) != nil {
+		return Unsupported
+	}
+	return kind
+}

@@ -23,15 +23,6 @@ const maxStep = 1 << 20
 // have to make instead.
 var errRefused = errors.New("the kernel refuses the copy")
 
-// KindOf returns the kind of a descriptor.
-func KindOf(raw syscall.RawConn) Kind {
-	kind := Unsupported
-	if raw.Control(func(fd uintptr) { kind = kindOf(int(fd)) }) != nil {
-		return Unsupported
-	}
-	return kind
-}
-
 func kindOf(fd int) Kind {
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil {

@@ -7,8 +7,7 @@ import "syscall"
 // Available reports whether the package copies anything on this system.
 const Available = false
 
-// KindOf returns Unsupported.
-func KindOf(syscall.RawConn) Kind { return Unsupported }
+func kindOf(int) Kind { return Unsupported }
 
 // SendFile copies nothing.
 func SendFile(dst, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
