@@ -128,14 +128,19 @@ func answer(l net.Listener) {
 		if err != nil {
 			return
 		}
-		go func() {
-			defer c.Close()
-			var request [64]byte
-			if _, err := io.ReadFull(c, request[:]); err == nil {
-				c.Write(request[:])
-			}
-		}()
+		go answerOne(c)
 	}
+}
+
+// answerOne serves one request of 64 bytes on c, and closes it.
+func answerOne(c net.Conn) error {
+	defer c.Close()
+	var request [64]byte
+	if _, err := io.ReadFull(c, request[:]); err != nil {
+		return err
+	}
+	_, err := c.Write(request[:])
+	return err
 }
 
 // ask makes one request on a connection of its own.
@@ -309,26 +314,26 @@ func BenchmarkCopyFile(b *testing.B) {
 // does. from and to return both ends of a new connection.
 func benchmarkCopy(b *testing.B, from, to func(p impl, b *testing.B) (near, far net.Conn)) {
 	compare(b, func(b *testing.B, p impl) {
-		message := make([]byte, 64<<10)
+		source, feed := from(p, b)
+		drain, sink := to(p, b)
+		wait := swallow(sink)
+		go func() {
+			message := make([]byte, 64<<10)
+			for {
+				if _, err := feed.Write(message); err != nil {
+					return // source is closed
+				}
+			}
+		}()
 		b.SetBytes(copied)
 		for b.Loop() {
-			source, feed := from(p, b)
-			drain, sink := to(p, b)
-			wait := swallow(sink)
-			go func() {
-				defer feed.Close()
-				for range copied / len(message) {
-					feed.Write(message)
-				}
-			}()
-			if n, err := io.Copy(drain, source); n != copied || err != nil {
-				b.Fatal(n, err)
+			if n, err := io.CopyN(drain, source, copied); err != nil {
+				b.Fatalf("CopyN of %d bytes: got %d, %v", copied, n, err)
 			}
-			drain.Close()
-			wait()
-			source.Close()
-			sink.Close()
 		}
+		source.Close()
+		drain.Close()
+		wait()
 	})
 }
 
@@ -342,44 +347,54 @@ func BenchmarkCopyTCPToUnix(b *testing.B) { benchmarkCopy(b, overTCP, overUnix) 
 
 func BenchmarkCopyUnixToUnix(b *testing.B) { benchmarkCopy(b, overUnix, overUnix) }
 
-// BenchmarkReadyThenAccept compares two loops of a server, both ours: one waits
-// for Ready before each Accept, the other accepts at once.
-func BenchmarkReadyThenAccept(b *testing.B) {
-	for _, loop := range []string{"ready", "accept"} {
+// BenchmarkServerLoop compares three loops of a server, all ours, that answer one
+// request for each connection: by Accept, by a receive from Ready and an Accept,
+// and by a receive from AcceptEvt. The client is another process, as a server's
+// clients are.
+func BenchmarkServerLoop(b *testing.B) {
+	for _, loop := range []string{"Accept", "Ready", "AcceptEvt"} {
 		b.Run("loop="+loop, func(b *testing.B) {
-			path := filepath.Join(sockettest.ShortDir(b), "s")
-			l, err := unixsock.Listen(path, unixsock.Backlog(4096))
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer l.Close()
-			if loop == "accept" {
-				go answer(l)
-			} else {
-				go answer(readyListener{l})
-			}
-			p := impls[0]
+			l := sockettest.Listen(b, unixsock.Backlog(4096))
+			next := map[string]func() (net.Conn, error){
+				"Accept": l.Accept,
+				"Ready": func() (net.Conn, error) {
+					<-l.Ready()
+					return l.Accept()
+				},
+				"AcceptEvt": func() (net.Conn, error) {
+					a := <-l.AcceptEvt(b.Context())
+					return a.Conn, a.Err
+				},
+			}[loop]
+			client := sockettest.StartHelper(b, nil, "ask", l.Addr().String())
+			defer client.Kill()
+			client.Expect("asking")
 			for b.Loop() {
-				if err := p.ask(path); err != nil {
-					b.Fatal(err)
+				c, err := next()
+				if err != nil {
+					b.Fatalf("next connection: %v", err)
+				}
+				if err := answerOne(c); err != nil {
+					b.Fatalf("answer to a request: %v", err)
 				}
 			}
 		})
 	}
 }
 
-// readyListener accepts when Ready says so.
-type readyListener struct{ *unixsock.Listener }
-
-func (l readyListener) Accept() (net.Conn, error) {
-	if _, ok := <-l.Ready(); !ok {
-		return nil, net.ErrClosed
+// helpAsk makes requests at a path, one after the other, until it is killed.
+func helpAsk(args []string) error {
+	p := impls[0]
+	fmt.Println("asking")
+	for {
+		if err := p.ask(args[0]); err != nil {
+			return err
+		}
 	}
-	return l.Listener.Accept()
 }
 
 // BenchmarkConnectTheFull measures 1,000 connects at once against a backlog of
-// 4, all of them served. There is no twin: net gives up.
+// 4, all of them served. It is not compared with net, whose Dial fails.
 func BenchmarkConnectTheFull(b *testing.B) {
 	for b.Loop() {
 		path := filepath.Join(sockettest.ShortDir(b), "s")

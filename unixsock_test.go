@@ -25,6 +25,7 @@ import (
 
 func TestMain(m *testing.M) {
 	sockettest.Main(m, map[string]func(args []string) error{
+		"ask":                      helpAsk,
 		"listen":                   helpListen,
 		"race":                     helpRace,
 		"hold lock":                helpHoldLock,
