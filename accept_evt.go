@@ -35,10 +35,9 @@ type Accepted struct {
 // accept the connection, and an error of accept(2) may pass.
 //
 // The watcher is a goroutine that waits for arrivals in the poller, from the first use
-// until Close. An Accept that must wait then waits for nextArrival instead.
+// until Close. An Accept that must wait then waits for nextChange instead.
 type events struct {
 	watching chan struct{} // closed when the watcher starts
-	arrival  chan struct{} // closed at the next arrival; nil if no goroutine waits for it
 
 	ready   chan *Listener // nil before the first call of Ready
 	byDone  map[<-chan struct{}]*acceptEvt
@@ -213,27 +212,9 @@ func (l *Listener) watch() {
 func (l *Listener) arrived(fd uintptr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.announce()
+	l.wake()
 	l.syncFD(int(fd))
 	return false
-}
-
-// announce wakes the goroutines that wait for an arrival. mu is held.
-func (l *Listener) announce() {
-	if l.events.arrival != nil {
-		close(l.events.arrival)
-		l.events.arrival = nil
-	}
-}
-
-// nextArrival returns a channel that is closed at the next arrival of a connection.
-func (l *Listener) nextArrival() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.events.arrival == nil {
-		l.events.arrival = make(chan struct{})
-	}
-	return l.events.arrival
 }
 
 // sync is syncFD without a descriptor. mu is held.
@@ -292,7 +273,7 @@ func (l *Listener) acceptAhead(fd int) (drained bool) {
 			}
 			c.custodian = undelivered
 			e.pending.Conn = c
-			l.announce() // the poller does not report what has left the backlog
+			l.wake() // the poller does not report what has left the backlog
 		}
 		if !l.deliver() {
 			return false

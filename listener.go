@@ -94,13 +94,15 @@ type Listener struct {
 	// Only one goroutine may wait at a time: a second would block on os.File's read lock,
 	// where its context cannot interrupt it. The file's deadline is reset by the holder
 	// only.
-	pollSem  chan struct{}
-	done     chan struct{} // closed by Close
-	removed  chan struct{} // closed once Close has dealt with the socket file
-	deadline deadline
+	pollSem chan struct{}
+	done    chan struct{} // closed by Close
+	removed chan struct{} // closed once Close has dealt with the socket file
 
 	mu            sync.Mutex // guards what follows, and every accept(2) on the descriptor
 	closed        bool
+	changed       chan struct{}  // closed by wake; nil if no goroutine waits for it
+	deadline      time.Time      // zero: none
+	timer         *time.Timer    // of the last deadline that was set; nil if none was
 	custodian     *custodian     // of CloseOn
 	sockFile      *sockfile.File // nil: none, or not known
 	unlinkOnClose bool
@@ -188,14 +190,13 @@ func newListener(fd int, name string) (*Listener, error) {
 		return nil, err
 	}
 	return &Listener{
-		file:     file,
-		raw:      raw,
-		name:     name,
-		pollSem:  make(chan struct{}, 1),
-		done:     make(chan struct{}),
-		removed:  make(chan struct{}),
-		deadline: deadline{expired: make(chan struct{})},
-		events:   events{watching: make(chan struct{})},
+		file:    file,
+		raw:     raw,
+		name:    name,
+		pollSem: make(chan struct{}, 1),
+		done:    make(chan struct{}),
+		removed: make(chan struct{}),
+		events:  events{watching: make(chan struct{})},
 	}, nil
 }
 
@@ -288,10 +289,10 @@ func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) err
 		return err
 	}
 	for {
+		changed := l.nextChange() // before the attempt, so that no arrival is missed
 		if err := l.waitErr(ctx); err != nil {
 			return err
 		}
-		arrival := l.nextArrival() // before the attempt, so that none is missed
 		over := false
 		if err := l.raw.Control(func(fd uintptr) { over = try(fd) }); err != nil {
 			return netfd.MapRawErr(err)
@@ -300,9 +301,8 @@ func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) err
 			return nil
 		}
 		select {
-		case <-arrival:
+		case <-changed:
 		case <-ctx.Done():
-		case <-l.deadline.wait():
 		case <-l.done:
 		}
 	}
@@ -311,20 +311,8 @@ func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) err
 // pollWait is tryOrWait for a listener without a watcher: the goroutine waits in the
 // poller itself. It returns errWatched once there is a watcher.
 func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) error {
-	select {
-	case l.pollSem <- struct{}{}:
-	default:
-		select {
-		case l.pollSem <- struct{}{}:
-		case <-l.events.watching:
-			return errWatched
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-l.deadline.wait():
-			return os.ErrDeadlineExceeded
-		case <-l.done:
-			return net.ErrClosed
-		}
+	if err := l.acquirePoll(ctx); err != nil {
+		return err
 	}
 	defer func() { <-l.pollSem }()
 	if ctx.Done() != nil {
@@ -348,15 +336,60 @@ func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) erro
 	}
 }
 
+// acquirePoll acquires pollSem. It returns errWatched if there is a watcher.
+func (l *Listener) acquirePoll(ctx context.Context) error {
+	select {
+	case l.pollSem <- struct{}{}:
+		return nil
+	default:
+	}
+	for {
+		changed := l.nextChange()
+		if err := l.waitErr(ctx); err != nil {
+			return err
+		}
+		select {
+		case l.pollSem <- struct{}{}:
+			return nil
+		case <-l.events.watching:
+			return errWatched
+		case <-changed:
+		case <-ctx.Done():
+		case <-l.done:
+		}
+	}
+}
+
 // waitErr returns the reason not to wait, or nil.
 func (l *Listener) waitErr(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	switch {
-	case isClosed(l.done):
+	case l.closed:
 		return net.ErrClosed
-	case isClosed(l.deadline.wait()):
+	case !l.deadline.IsZero() && !time.Now().Before(l.deadline):
 		return os.ErrDeadlineExceeded
 	}
 	return ctx.Err()
+}
+
+// nextChange returns a channel that is closed when a connection arrives or the deadline
+// expires.
+func (l *Listener) nextChange() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed == nil {
+		l.changed = make(chan struct{})
+	}
+	return l.changed
+}
+
+// wake wakes the goroutines that wait for a change. mu is held.
+func (l *Listener) wake() {
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
 }
 
 // isClosed reports whether c, on which nothing is ever sent, is closed.
@@ -402,6 +435,9 @@ func (l *Listener) close(by *custodian) error {
 	l.custodian.release()
 	l.custodian = nil
 	pending := l.endEvents()
+	if l.timer != nil {
+		l.timer.Stop()
+	}
 	close(l.done)
 	l.interrupt()
 	var file *sockfile.File
@@ -418,7 +454,6 @@ func (l *Listener) close(by *custodian) error {
 	if pending != nil {
 		pending.Close()
 	}
-	l.deadline.set(time.Time{}, nil)
 	if err != nil {
 		return l.opError("close", err)
 	}
@@ -486,57 +521,24 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	if l.closed {
 		return l.opError("set", net.ErrClosed)
 	}
-	l.deadline.set(t, l.interrupt)
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.deadline = t
+	if !t.IsZero() {
+		left := time.Until(t)
+		l.deadline = time.Now().Add(left) // a change of the wall clock has no effect on it
+		l.timer = time.AfterFunc(left, l.onDeadline)
+	}
 	return nil
 }
 
-// A deadline is a moment that can be moved, and a channel that it closes.
-type deadline struct {
-	mu      sync.Mutex
-	timer   *time.Timer   // nil if no deadline is set, or it has expired
-	expired chan struct{} // closed while the deadline is in the past
-}
-
-// set moves the deadline to t. The zero time means never. When the deadline expires, and
-// the channel is closed, notify is called.
-func (d *deadline) set(t time.Time, notify func()) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
-	}
-	if isClosed(d.expired) {
-		d.expired = make(chan struct{})
-	}
-	if t.IsZero() {
-		return
-	}
-	expired := d.expired
-	left := time.Until(t)
-	if left <= 0 {
-		close(expired)
-		notify()
-		return
-	}
-	var timer *time.Timer
-	timer = time.AfterFunc(left, func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if d.timer == timer { // otherwise the deadline was moved in the last moment
-			d.timer = nil
-			close(expired)
-			notify()
-		}
-	})
-	d.timer = timer
-}
-
-// wait returns a channel that is closed once the deadline has expired.
-func (d *deadline) wait() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.expired
+// onDeadline makes the waiting goroutines check the deadline.
+func (l *Listener) onDeadline() {
+	l.mu.Lock()
+	l.wake()
+	l.mu.Unlock()
+	l.interrupt()
 }
 
 // SyscallConn returns access to the descriptor, for what this package does not offer. Its
