@@ -1,10 +1,6 @@
 package sys
 
-import (
-	"errors"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // MaxPathLen is the maximum length of a path in a socket address.
 const MaxPathLen = 104
@@ -17,9 +13,3 @@ const (
 )
 
 func acceptSocket(fd int) (int, unix.Sockaddr, error) { return unix.Accept(fd) }
-
-// PeerCred is not supported: x/sys/unix has no call for it on this system.
-func PeerCred(int) (pid, uid, gid int, err error) { return 0, 0, 0, errors.ErrUnsupported }
-
-// PeerGroups is not supported, as PeerCred.
-func PeerGroups(int) ([]int, error) { return nil, errors.ErrUnsupported }

@@ -22,8 +22,6 @@ func Listen(int, int) error                         { return errors.ErrUnsupport
 func Connect(int, string) error                     { return errors.ErrUnsupported }
 func Probe(Kind, string) (answer, err error)        { return nil, errors.ErrUnsupported }
 func Accept(int) (int, string, error)               { return -1, "", errors.ErrUnsupported }
-func Getsockname(int) (string, error)               { return "", errors.ErrUnsupported }
-func Getpeername(int) (string, error)               { return "", errors.ErrUnsupported }
 func CheckStream(int, bool) (string, string, error) { return "", "", errors.ErrUnsupported }
 func SetNonblock(int) error                         { return errors.ErrUnsupported }
 func Duplicate(int) (int, error)                    { return -1, errors.ErrUnsupported }

@@ -180,18 +180,6 @@ func freeDescriptor(fd int) error {
 	return err
 }
 
-// Getsockname returns the name that fd is bound to, "" if it has none.
-func Getsockname(fd int) (string, error) {
-	name, err := getsockname(fd)
-	return name, os.NewSyscallError("getsockname", err)
-}
-
-// Getpeername returns the name of the socket that fd is connected to.
-func Getpeername(fd int) (string, error) {
-	name, err := getpeername(fd)
-	return name, os.NewSyscallError("getpeername", err)
-}
-
 // CheckStream returns the names of fd if it is a unix stream socket that listens,
 // or else is connected, and an error that says why it is not.
 //
@@ -210,7 +198,7 @@ func CheckStream(fd int, listening bool) (local, remote string, err error) {
 	if kind != unix.SOCK_STREAM {
 		return "", "", errors.New("not a stream socket: it preserves message boundaries")
 	}
-	remote, peerErr := Getpeername(fd)
+	remote, peerErr := getpeername(fd)
 	accepting, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	switch {
 	case err == unix.ENOPROTOOPT && listening && peerErr != nil:
@@ -224,10 +212,10 @@ func CheckStream(fd int, listening bool) (local, remote string, err error) {
 	case !listening && accepting != 0:
 		return "", "", errors.New("not a connected socket: it listens")
 	case !listening && peerErr != nil:
-		return "", "", fmt.Errorf("not a connected socket: %w", peerErr)
+		return "", "", fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", peerErr))
 	}
-	local, err = Getsockname(fd)
-	return local, remote, err
+	local, err = getsockname(fd)
+	return local, remote, os.NewSyscallError("getsockname", err)
 }
 
 // SetNonblock makes fd non-blocking.

@@ -1,0 +1,11 @@
+//go:build dragonfly || netbsd || openbsd
+
+package sys
+
+import "errors"
+
+// PeerCred is not supported: x/sys/unix has no call for it on these systems.
+func PeerCred(int) (pid, uid, gid int, err error) { return 0, 0, 0, errors.ErrUnsupported }
+
+// PeerGroups is not supported, as PeerCred.
+func PeerGroups(int) ([]int, error) { return nil, errors.ErrUnsupported }
