@@ -20,53 +20,56 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// mustReceive returns the connection that an event gives. It is closed with the
-// test.
+// mustReceive returns the next connection from evt. The connection is closed at the
+// end of the test.
 func mustReceive(t testing.TB, evt <-chan unixsock.Accepted) *unixsock.Conn {
 	t.Helper()
 	a, ok := sockettest.ReceiveOK(t, "AcceptEvt", evt)
 	if !ok || a.Err != nil || a.Conn == nil {
-		t.Fatalf("got %+v, %v, want a connection", a, ok)
+		t.Fatalf("receive from AcceptEvt: got %+v, %v; want a connection, true", a, ok)
 	}
 	t.Cleanup(func() { a.Conn.Close() })
 	return a.Conn
 }
 
-// mustBeOver fails the test unless evt is closed already.
+// mustBeOver fails the test unless evt yields no value and is closed within
+// [sockettest.Timeout].
 func mustBeOver(t testing.TB, evt <-chan unixsock.Accepted) {
 	t.Helper()
-	if a, ok := sockettest.ReceiveOK(t, "the end of the event", evt); ok {
-		t.Fatalf("the event gave %+v, want its end", a)
+	if a, ok := sockettest.ReceiveOK(t, "the event's channel to be closed", evt); ok {
+		t.Fatalf("receive from an event that has ended: got %+v, want a closed channel", a)
 	}
 }
 
-// mustTalk fails the test unless what client writes is what server reads.
+// mustTalk fails the test unless server reads the byte that client writes.
 func mustTalk(t testing.TB, client, server *unixsock.Conn) {
 	t.Helper()
 	if _, err := client.Write([]byte("x")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of 1 byte: %v", err)
 	}
 	b := make([]byte, 1)
 	if _, err := io.ReadFull(server, b); err != nil || b[0] != 'x' {
-		t.Fatalf("got %q, %v", b, err)
+		t.Fatalf("Read of 1 byte that was sent: got %q, %v; want %q, nil", b, err, "x")
 	}
 }
 
-// mustEnd fails the test unless the other end of c has been closed.
+// mustEnd fails the test unless the peer of c closes the connection within
+// [sockettest.Timeout].
 func mustEnd(t testing.TB, c *unixsock.Conn) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(sockettest.Timeout))
 	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF && !errors.Is(err, syscall.ECONNRESET) {
-		t.Fatalf("got %d, %v, want the end", n, err)
+		t.Fatalf("Read after the peer's close: got %d, %v; want 0, io.EOF or ECONNRESET", n, err)
 	}
 }
 
-// acceptAhead connects to l and waits until an event of l has accepted the connection ahead.
+// acceptAhead connects to l. It returns once the listener has accepted the connection
+// ahead, for an event, and offers it.
 func acceptAhead(t testing.TB, l *unixsock.Listener) (client *unixsock.Conn) {
 	t.Helper()
 	client = sockettest.Connect(t, l.Addr().String())
-	sockettest.WaitFor(t, "no event accepts ahead", func() bool { return !sockettest.Pending(t, l) })
-	waitOffer(t) // before, a cancel may come too late for it
+	sockettest.WaitFor(t, "the listener has not accepted the connection ahead", func() bool { return !sockettest.Pending(t, l) })
+	waitOffer(t) // a cancel before the offer may come too late to stop it
 	return client
 }
 
@@ -81,10 +84,10 @@ func TestAcceptEvtGivesAConnection(t *testing.T) {
 func TestAcceptEvtDeliversToAWaitingReceiver(t *testing.T) {
 	l := sockettest.Listen(t)
 	evt := l.AcceptEvt(t.Context())
-	got := make(chan unixsock.Accepted)
-	go func() { got <- <-evt }()
+	received := make(chan unixsock.Accepted)
+	go func() { received <- <-evt }()
 	client := sockettest.Connect(t, l.Addr().String())
-	mustTalk(t, client, mustReceive(t, got))
+	mustTalk(t, client, mustReceive(t, received))
 }
 
 func TestEachConnectionIsDeliveredOnce(t *testing.T) {
@@ -96,10 +99,11 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 	l.Ready()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	// A server writes the client's number back: each must come back once.
+	// A server writes one byte and closes the connection. Each client must read exactly
+	// that byte.
 	var served [4]atomic.Int32
-	serve := func(who int, c *unixsock.Conn) {
-		served[who].Add(1)
+	serve := func(server int, c *unixsock.Conn) {
+		served[server].Add(1)
 		c.Write([]byte("s"))
 		c.Close()
 	}
@@ -123,16 +127,16 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 				serve(1, c)
 			}
 		})
-		for who := 2; who < 4; who++ {
+		for server := 2; server < 4; server++ {
 			own, cancelOwn := context.WithCancel(ctx)
 			defer cancelOwn()
 			servers.Go(func() {
 				for a := range l.AcceptEvt(own) {
 					if a.Err != nil {
-						t.Error(a.Err)
+						t.Errorf("receive from AcceptEvt: got the error %v, want a connection", a.Err)
 						continue
 					}
-					serve(who, a.Conn)
+					serve(server, a.Conn)
 				}
 			})
 		}
@@ -143,13 +147,13 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 			for range clients / 20 {
 				c, err := unixsock.Connect(l.Addr().String())
 				if err != nil {
-					t.Error(err)
+					t.Errorf("Connect: %v", err)
 					return
 				}
 				c.SetDeadline(time.Now().Add(sockettest.Timeout))
 				b, err := io.ReadAll(c)
 				if string(b) != "s" || err != nil {
-					t.Errorf("a client got %q, %v", b, err)
+					t.Errorf("ReadAll in a client: got %q, %v; want %q, nil", b, err, "s")
 				}
 				c.Close()
 			}
@@ -161,7 +165,7 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 		total += int(served[i].Load())
 	}
 	if total != clients {
-		t.Errorf("%d clients were served %d times", clients, total)
+		t.Errorf("served connections after %d connects: got %d, want %d", clients, total, clients)
 	}
 	cancel()
 	l.Close()
@@ -178,7 +182,8 @@ func TestAbandonedEventBlocksNoOtherReceiver(t *testing.T) {
 	plain := func(t *testing.T, l *unixsock.Listener) *unixsock.Conn {
 		c, err := l.Accept()
 		if err != nil {
-			t.Fatal(err)
+			t.Errorf("Accept: got %v, want a connection", err)
+			return nil
 		}
 		t.Cleanup(func() { c.Close() })
 		return c.(*unixsock.Conn)
@@ -188,47 +193,47 @@ func TestAbandonedEventBlocksNoOtherReceiver(t *testing.T) {
 		t.Cleanup(cancel)
 		l.AcceptEvt(ctx)
 	}
-	for who, take := range map[string]func(*testing.T, *unixsock.Listener) *unixsock.Conn{
+	for name, take := range map[string]func(*testing.T, *unixsock.Listener) *unixsock.Conn{
 		"Accept": plain, "AcceptContext": accept, "another event": event,
 	} {
-		t.Run(who+" after event and connect", func(t *testing.T) {
+		t.Run(name+" after event and connect", func(t *testing.T) {
 			l := sockettest.Listen(t)
 			abandon(t, l)
 			for range 3 {
 				client := acceptAhead(t, l)
-				sockettest.Returns(t, who, func() { mustTalk(t, client, take(t, l)) })
+				sockettest.Returns(t, name, func() { mustTalk(t, client, take(t, l)) })
 			}
 		})
-		t.Run(who+" after connect and event", func(t *testing.T) {
+		t.Run(name+" after connect and event", func(t *testing.T) {
 			l := sockettest.Listen(t)
 			for range 3 {
 				client := sockettest.Connect(t, l.Addr().String())
 				abandon(t, l)
-				sockettest.Returns(t, who, func() { mustTalk(t, client, take(t, l)) })
+				sockettest.Returns(t, name, func() { mustTalk(t, client, take(t, l)) })
 			}
 		})
-		t.Run(who+" between event and connect", func(t *testing.T) {
+		t.Run(name+" between event and connect", func(t *testing.T) {
 			l := sockettest.Listen(t)
 			abandon(t, l)
 			for range 3 {
-				got := make(chan *unixsock.Conn, 1)
-				go func() { got <- take(t, l) }()
+				accepted := make(chan *unixsock.Conn, 1)
+				go func() { accepted <- take(t, l) }()
 				client := sockettest.Connect(t, l.Addr().String())
-				mustTalk(t, client, sockettest.Receive(t, who, got))
+				mustTalk(t, client, sockettest.Receive(t, name, accepted))
 			}
 		})
-		t.Run(who+" before event and connect", func(t *testing.T) {
+		t.Run(name+" before event and connect", func(t *testing.T) {
 			l := sockettest.Listen(t)
 			for range 3 {
-				got := make(chan *unixsock.Conn, 1)
-				go func() { got <- take(t, l) }()
+				accepted := make(chan *unixsock.Conn, 1)
+				go func() { accepted <- take(t, l) }()
 				sockettest.WaitInPoller(t, 1)
 				abandon(t, l)
 				client := sockettest.Connect(t, l.Addr().String())
-				mustTalk(t, client, sockettest.Receive(t, who, got))
+				mustTalk(t, client, sockettest.Receive(t, name, accepted))
 			}
 		})
-		t.Run(who+" with Ready in use", func(t *testing.T) {
+		t.Run(name+" with Ready in use", func(t *testing.T) {
 			l := sockettest.Listen(t)
 			l.Ready()
 			abandon(t, l)
@@ -251,9 +256,9 @@ func TestAtMostOneConnectionIsAcceptedAhead(t *testing.T) {
 	l.Ready()
 	acceptAhead(t, l)
 	sockettest.Receive(t, "Ready", l.Ready())
-	// The backlog is empty again: it holds what it would without an event.
+	// The backlog is empty again, so it holds as many connections as without an event.
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 3 {
-		t.Errorf("%d more connects succeeded, want 3", n)
+		t.Errorf("connects until the backlog of 2 is full: got %d, want 3", n)
 	}
 }
 
@@ -262,8 +267,8 @@ func TestAcceptEvtGivesABurstWithoutDelay(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.Backlog(n))
 	l.Ready()
 	evt := l.AcceptEvt(t.Context())
-	// All receivers wait already, and on one processor all connections are
-	// there before the first can be delivered.
+	// The receivers start before the first connect. On one processor, all connections
+	// arrive before the watcher can deliver the first.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	received := make(chan time.Time, n)
 	for range n {
@@ -284,7 +289,7 @@ func TestAcceptEvtGivesABurstWithoutDelay(t *testing.T) {
 		last = sockettest.Receive(t, "a connection", received)
 	}
 	if took := last.Sub(start); took > 2*recheck {
-		t.Errorf("it took %v", took)
+		t.Errorf("receive of a burst of %d connections: got the last after %v, want at most %v", n, took, 2*recheck)
 	}
 }
 
@@ -293,7 +298,7 @@ func TestReadyAndAcceptEvtInOneSelectBothCome(t *testing.T) {
 	ctx := t.Context()
 	for range 10 {
 		sockettest.Connect(t, l.Addr().String())
-		sockettest.Returns(t, "the event is chosen", func() {
+		sockettest.Returns(t, "select to choose AcceptEvt", func() {
 			for {
 				select {
 				case <-l.Ready():
@@ -314,14 +319,14 @@ func TestSameContextGivesTheSameChannel(t *testing.T) {
 	defer cancelOther()
 	evt := l.AcceptEvt(ctx)
 	if l.AcceptEvt(ctx) != evt {
-		t.Error("a second call gave another channel")
+		t.Error("AcceptEvt twice with the same context: got two channels, want one")
 	}
 	if l.AcceptEvt(other) == evt {
-		t.Error("another context gave the same channel")
+		t.Error("AcceptEvt with another context: got the same channel, want another")
 	}
 	never := l.AcceptEvt(context.Background())
 	if l.AcceptEvt(context.Background()) != never {
-		t.Error("a context that never ends gave two channels")
+		t.Error("AcceptEvt twice with context.Background(): got two channels, want one")
 	}
 }
 
@@ -338,7 +343,7 @@ func TestAcceptEvtOfTheSameContextLeavesNothingBehind(t *testing.T) {
 		l.AcceptEvt(context.WithValue(ctx, key{}, 1))
 	}
 	if more := sockettest.HeapInUse() - heap; more > 1<<20 {
-		t.Errorf("200000 calls leave %d bytes behind, want less than 1 MiB", more)
+		t.Errorf("heap after 200000 calls of AcceptEvt: got %d more bytes, want at most 1 MiB", more)
 	}
 	sockettest.WaitGoroutines(t, goroutines)
 	sockettest.Connect(t, l.Addr().String())
@@ -347,7 +352,7 @@ func TestAcceptEvtOfTheSameContextLeavesNothingBehind(t *testing.T) {
 
 func TestEndedEventsLeaveNothingBehind(t *testing.T) {
 	l := sockettest.Listen(t)
-	l.AcceptEvt(t.Context()) // starts the watcher, which stays until Close
+	l.AcceptEvt(t.Context()) // starts the watcher, which runs until Close
 	goroutines, heap := runtime.NumGoroutine(), sockettest.HeapInUse()
 	for range 10000 {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -357,7 +362,7 @@ func TestEndedEventsLeaveNothingBehind(t *testing.T) {
 	}
 	sockettest.WaitGoroutines(t, goroutines)
 	if more := sockettest.HeapInUse() - heap; more > 1<<20 {
-		t.Errorf("10000 events leave %d bytes behind, want less than 1 MiB", more)
+		t.Errorf("heap after 10000 events that ended: got %d more bytes, want at most 1 MiB", more)
 	}
 	runtime.KeepAlive(l)
 }
@@ -366,14 +371,14 @@ func TestAcceptEvtTakesAnyContext(t *testing.T) {
 	type key struct{}
 	parent, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	for what, ctx := range map[string]context.Context{
+	for name, ctx := range map[string]context.Context{
 		"Background":     context.Background(),
 		"WithValue":      context.WithValue(parent, key{}, 1),
 		"WithoutCancel":  context.WithoutCancel(parent),
 		"not comparable": ownContext{Context: parent},
 		"ends never":     ownContext{Context: context.Background()},
 	} {
-		t.Run(what, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			l := sockettest.Listen(t)
 			for range 2 {
 				client := sockettest.Connect(t, l.Addr().String())
@@ -385,7 +390,7 @@ func TestAcceptEvtTakesAnyContext(t *testing.T) {
 
 func TestMoreEventsThanASelectTakesAreServed(t *testing.T) {
 	if testing.Short() || sockettest.Race {
-		t.Skip("makes 40,000 contexts")
+		t.Skip("the test makes 40,000 contexts")
 	}
 	if !sockettest.InChild(t, nil) {
 		return
@@ -411,7 +416,7 @@ func TestEndOfTheContextClosesTheEvent(t *testing.T) {
 	for range 5 {
 		wg.Go(func() {
 			if a, ok := <-evt; ok {
-				t.Errorf("the event gave %+v", a)
+				t.Errorf("receive while the context ends: got %+v, want a closed channel", a)
 			}
 		})
 	}
@@ -429,21 +434,23 @@ func TestAcceptEvtOfADoneContextIsClosed(t *testing.T) {
 	goroutines := runtime.NumGoroutine()
 	mustBeOver(t, l.AcceptEvt(ctx))
 	if !sockettest.Pending(t, l) {
-		t.Error("AcceptEvt with a context that is done accepted the connection")
+		t.Error("AcceptEvt with a context that is done: got the connection accepted, want it pending")
 	}
 	if n := runtime.NumGoroutine(); n > goroutines {
-		t.Errorf("AcceptEvt with a context that is done left %d goroutines, want %d", n, goroutines)
+		t.Errorf("AcceptEvt with a context that is done: got %d goroutines, want at most %d", n, goroutines)
 	}
 }
 
-// recheck is the contract's limit for what another process changes.
+// recheck is the documented limit within which a listener observes what another process
+// changes.
 const recheck = 50 * time.Millisecond
 
-// manyEvents is more than an implementation is likely to treat as a few.
+// manyEvents is more events than an implementation is likely to handle as a special case
+// for a few.
 const manyEvents = 8
 
-// waitOffer waits until a goroutine that the package started is parked in a
-// select: it offers a connection, or an error, to the events.
+// waitOffer waits until a goroutine that the package started is parked in a select.
+// That goroutine offers a connection, or an error, to the events.
 func waitOffer(t testing.TB) {
 	t.Helper()
 	for deadline := time.Now().Add(sockettest.Timeout); time.Now().Before(deadline); runtime.Gosched() {
@@ -454,7 +461,7 @@ func waitOffer(t testing.TB) {
 			}
 		}
 	}
-	t.Fatalf("waited %v: no goroutine offers a connection", sockettest.Timeout)
+	t.Fatalf("waited %v: no goroutine offers a connection or an error", sockettest.Timeout)
 }
 
 func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
@@ -462,8 +469,8 @@ func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 	if testing.Short() || sockettest.Race {
 		rounds = 100
 	}
-	for what, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": manyEvents} {
-		t.Run(what, func(t *testing.T) {
+	for name, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": manyEvents} {
+		t.Run(name, func(t *testing.T) {
 			l := sockettest.Listen(t)
 			for range others {
 				ctx, cancel := context.WithCancel(t.Context())
@@ -477,10 +484,10 @@ func TestNothingIsDeliveredOnceTheContextIsDone(t *testing.T) {
 				waitOffer(t)
 				cancel()
 				if a, ok := <-evt; ok {
-					t.Fatalf("round %d: the event gave %+v", round, a)
+					t.Fatalf("round %d: receive after the context is done: got %+v, want a closed channel", round, a)
 				}
 			}
-			sockettest.Accept(t, l) // the connection was not lost meanwhile
+			sockettest.Accept(t, l) // the connection is not lost
 		})
 	}
 }
@@ -502,18 +509,19 @@ func TestAcceptEvtOfAnEndedContextIsClosedAtOnce(t *testing.T) {
 		select {
 		case a, ok := <-l.AcceptEvt(ctx):
 			if ok {
-				t.Fatalf("round %d: the event gave %+v", round, a)
+				t.Fatalf("round %d: receive after the context is done: got %+v, want a closed channel", round, a)
 			}
 		default:
-			t.Fatalf("round %d: the event is not over", round)
+			t.Fatalf("round %d: receive after the context is done: would block, want a closed channel", round)
 		}
 	}
 	mustTalk(t, client, sockettest.Accept(t, l))
 }
 
-// An offer that is on its way while the context ends can find a receiver that
-// came after: a select in which both are ready picks either. That must be rare,
-// and what is delivered then must be closed.
+// TestContextThatEndsWhileAnOfferIsOnItsWay ends a context while a goroutine offers a
+// connection. The offer can find a receiver that came after the context ended, because a
+// select chooses at random between a ready receiver and a context that is done. Such a
+// delivery must be rare, and the delivered connection must be closed.
 func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 	rounds := 10000
 	switch {
@@ -522,13 +530,13 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 	case sockettest.Race:
 		rounds = 2500
 	}
-	for what, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": manyEvents} {
+	for name, others := range map[string]int{"alone": 0, "with another event": 1, "with many events": manyEvents} {
 		for _, ready := range []bool{false, true} {
-			name := what
+			full := name
 			if ready {
-				name += " and Ready"
+				full += " and Ready"
 			}
-			t.Run(name, func(t *testing.T) {
+			t.Run(full, func(t *testing.T) {
 				l := sockettest.Listen(t)
 				for range others {
 					ctx, cancel := context.WithCancel(t.Context())
@@ -550,7 +558,7 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 					if a, ok := <-evt; ok {
 						delivered++
 						if a.Err != nil {
-							t.Fatal(a.Err)
+							t.Fatalf("round %d: receive from AcceptEvt: got the error %v, want a connection", round, a.Err)
 						}
 						mustEnd(t, client)
 						client = sockettest.Connect(t, l.Addr().String())
@@ -561,8 +569,9 @@ func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 				if others >= manyEvents {
 					most = max(20, rounds/50)
 				}
-				if t.Logf("%d of %d were delivered", delivered, rounds); delivered > most {
-					t.Errorf("more than %d were delivered", most)
+				t.Logf("deliveries after the context is done: %d in %d rounds", delivered, rounds)
+				if delivered > most {
+					t.Errorf("deliveries after the context is done: got %d in %d rounds, want at most %d", delivered, rounds, most)
 				}
 				mustTalk(t, client, sockettest.Accept(t, l))
 			})
@@ -585,7 +594,7 @@ func TestConnectionAfterTheContextIsDoneIsNotDelivered(t *testing.T) {
 		cancel()
 		client := sockettest.Connect(t, l.Addr().String())
 		if a, ok := <-evt; ok {
-			t.Fatalf("round %d: the event gave %+v", round, a)
+			t.Fatalf("round %d: receive after the context is done: got %+v, want a closed channel", round, a)
 		}
 		server := sockettest.Accept(t, l)
 		mustTalk(t, client, server)
@@ -595,13 +604,13 @@ func TestConnectionAfterTheContextIsDoneIsNotDelivered(t *testing.T) {
 }
 
 func TestConnectionAcceptedAheadOutlivesItsEvent(t *testing.T) {
-	for _, who := range []string{"Accept", "another event", "an event made before", "Ready"} {
-		t.Run(who, func(t *testing.T) {
+	for _, next := range []string{"Accept", "another event", "an event made before", "Ready"} {
+		t.Run(next, func(t *testing.T) {
 			l := sockettest.Listen(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			evt := l.AcceptEvt(ctx)
 			var other <-chan unixsock.Accepted
-			if who == "an event made before" {
+			if next == "an event made before" {
 				otherCtx, cancelOther := context.WithCancel(t.Context())
 				defer cancelOther()
 				other = l.AcceptEvt(otherCtx)
@@ -609,7 +618,7 @@ func TestConnectionAcceptedAheadOutlivesItsEvent(t *testing.T) {
 			client := acceptAhead(t, l)
 			cancel()
 			mustBeOver(t, evt)
-			switch who {
+			switch next {
 			case "Accept":
 				mustTalk(t, client, sockettest.Accept(t, l))
 			case "another event":
@@ -618,11 +627,11 @@ func TestConnectionAcceptedAheadOutlivesItsEvent(t *testing.T) {
 				mustTalk(t, client, mustReceive(t, other))
 			case "Ready":
 				if !polled(t, l, l.Ready()) {
-					t.Error("not ready")
+					t.Error("select on Ready() once the event has ended: got not ready, want ready")
 				}
 				mustTalk(t, client, sockettest.Accept(t, l))
 				if polled(t, l, l.Ready()) {
-					t.Error("ready after the accept")
+					t.Error("select on Ready() after the accept: got ready, want not ready")
 				}
 			}
 		})
@@ -634,18 +643,18 @@ func TestConnectionAcceptedAheadGoesToAWaitingAccept(t *testing.T) {
 	for range 300 {
 		ctx, cancel := context.WithCancel(t.Context())
 		l.AcceptEvt(ctx)
-		got := make(chan error, 1)
+		errs := make(chan error, 1)
 		go func() {
 			c, err := l.Accept()
 			if err == nil {
 				c.Close()
 			}
-			got <- err
+			errs <- err
 		}()
 		go cancel()
 		sockettest.Connect(t, l.Addr().String()).Close()
-		if err := sockettest.Receive(t, "the accept", got); err != nil {
-			t.Fatal(err)
+		if err := sockettest.Receive(t, "Accept", errs); err != nil {
+			t.Fatalf("Accept while an event ends: got %v, want a connection", err)
 		}
 	}
 }
@@ -724,12 +733,12 @@ func TestCloseWakesEveryReceiverOfTheEvent(t *testing.T) {
 		evt := l.AcceptEvt(ctx)
 		wg.Go(func() {
 			if a, ok := <-evt; ok {
-				t.Errorf("the event gave %+v", a)
+				t.Errorf("receive while the listener closes: got %+v, want a closed channel", a)
 			}
 		})
 	}
 	l.Close()
-	sockettest.Returns(t, "the receivers of an event", wg.Wait)
+	sockettest.Returns(t, "the receivers of the events", wg.Wait)
 }
 
 func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {
@@ -747,12 +756,12 @@ func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// skipUnlessPendingIsKept skips a test whose connection has to stay pending while the
-// process is out of descriptors.
+// skipUnlessPendingIsKept skips the test on a kernel that drops a pending connection
+// while the process is out of descriptors.
 func skipUnlessPendingIsKept(t *testing.T) {
 	t.Helper()
 	if !sockettest.KeepsPendingWithoutDescriptors(t) {
-		t.Skip("the kernel drops the connection that accept(2) has no descriptor for")
+		t.Skip("the kernel drops a pending connection if accept(2) has no descriptor for it")
 	}
 }
 
@@ -766,19 +775,19 @@ func TestAcceptEvtDeliversOneErrorPerReceive(t *testing.T) {
 	free := sockettest.ExhaustDescriptors(t)
 	evt := l.AcceptEvt(t.Context())
 	for range 5 {
-		a, ok := sockettest.ReceiveOK(t, "the error", evt)
+		a, ok := sockettest.ReceiveOK(t, "AcceptEvt to deliver an error", evt)
 		var opErr *net.OpError
 		if !ok || a.Conn != nil || !errors.Is(a.Err, syscall.EMFILE) || !errors.As(a.Err, &opErr) || opErr.Op != "accept" {
-			t.Fatalf("got %+v, %v", a, ok)
+			t.Fatalf("receive from AcceptEvt without descriptors: got %+v, %v; want EMFILE of accept, true", a, ok)
 		}
 	}
 	free()
-	a := sockettest.Receive(t, "the event", evt)
-	if a.Err != nil { // one that was on offer already
-		a = sockettest.Receive(t, "the event", evt)
+	a := sockettest.Receive(t, "AcceptEvt", evt)
+	if a.Err != nil { // the goroutine offered it before free
+		a = sockettest.Receive(t, "AcceptEvt", evt)
 	}
 	if a.Err != nil {
-		t.Fatal(a.Err)
+		t.Fatalf("receive from AcceptEvt with descriptors: got the error %v, want a connection", a.Err)
 	}
 	mustTalk(t, client, a.Conn)
 	mustTalk(t, sockettest.Connect(t, l.Addr().String()), mustReceive(t, evt))
@@ -795,7 +804,7 @@ func TestOfferedErrorIsNotAnAccepts(t *testing.T) {
 	l.AcceptEvt(t.Context())
 	waitOffer(t)
 	if _, err := l.Accept(); !errors.Is(err, syscall.EMFILE) {
-		t.Errorf("got %v", err)
+		t.Errorf("Accept without descriptors: got %v, want EMFILE", err)
 	}
 	free()
 	mustTalk(t, client, sockettest.Accept(t, l))
@@ -805,7 +814,7 @@ func TestNothingSpinsWithoutDescriptors(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
-	stays := sockettest.KeepsPendingWithoutDescriptors(t)
+	keepsPending := sockettest.KeepsPendingWithoutDescriptors(t)
 	l := sockettest.Listen(t)
 	kept := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
@@ -813,10 +822,10 @@ func TestNothingSpinsWithoutDescriptors(t *testing.T) {
 	defer free()
 	received := make(chan unixsock.Accepted, 1)
 	go func() { received <- <-l.AcceptEvt(t.Context()) }()
-	if a := sockettest.Receive(t, "the error", received); !errors.Is(a.Err, syscall.EMFILE) {
-		t.Fatalf("AcceptEvt without descriptors: got %+v, want EMFILE", a)
+	if a := sockettest.Receive(t, "AcceptEvt to deliver an error", received); !errors.Is(a.Err, syscall.EMFILE) {
+		t.Fatalf("receive from AcceptEvt without descriptors: got %+v, want EMFILE", a)
 	}
-	if stays {
+	if keepsPending {
 		sockettest.Receive(t, "Ready", kept)
 	}
 	idles(t)
@@ -831,15 +840,15 @@ func TestEventWithNothingToAcceptGivesNoError(t *testing.T) {
 	defer free()
 	select {
 	case a := <-l.AcceptEvt(t.Context()):
-		t.Errorf("got %+v", a)
-	case <-time.After(100 * time.Millisecond):
+		t.Errorf("receive from AcceptEvt with no connection and no descriptor: got %+v, want nothing", a)
+	case <-time.After(100 * time.Millisecond): // nothing must come for a while
 	}
 	idles(t)
 }
 
 func TestEndedEventLeavesNoGoroutineBesideAWaitingAccept(t *testing.T) {
 	l := sockettest.Listen(t)
-	l.AcceptEvt(t.Context()) // starts the watcher, which stays until Close
+	l.AcceptEvt(t.Context()) // starts the watcher, which runs until Close
 	ctx, cancel := context.WithCancel(t.Context())
 	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
 	goroutines := runtime.NumGoroutine()
@@ -851,8 +860,8 @@ func TestEndedEventLeavesNoGoroutineBesideAWaitingAccept(t *testing.T) {
 	}
 	sockettest.WaitGoroutines(t, goroutines)
 	cancel()
-	if err := sockettest.Receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
-		t.Error(err)
+	if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, context.Canceled) {
+		t.Errorf("AcceptContext with a canceled context: got %v, want context.Canceled", err)
 	}
 	sockettest.WaitGoroutines(t, goroutines-1)
 }
@@ -862,18 +871,18 @@ func TestConnectionAcceptedAheadKeepsItsPeer(t *testing.T) {
 	evt := l.AcceptEvt(t.Context())
 	client := acceptAhead(t, l)
 	if _, err := client.Write([]byte("last words")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of the client: %v", err)
 	}
 	client.Close()
 	b, err := io.ReadAll(mustReceive(t, evt))
 	if string(b) != "last words" || err != nil && !errors.Is(err, os.ErrClosed) {
-		t.Errorf("got %q, %v", b, err)
+		t.Errorf("ReadAll after the client's close: got %q, %v; want %q and nil or os.ErrClosed", b, err, "last words")
 	}
 }
 
 func TestEventThatHasEndedHoldsNothing(t *testing.T) {
 	l := sockettest.Listen(t)
-	l.Ready() // which keeps the watcher going
+	l.Ready() // keeps the watcher running
 	const n = 3
 	freed := make(chan struct{}, n)
 	type key struct{}
@@ -889,7 +898,7 @@ func TestEventThatHasEndedHoldsNothing(t *testing.T) {
 			mustBeOver(t, evt)
 		}
 	}()
-	sockettest.WaitFor(t, "the contexts of events that have ended are held", func() bool {
+	sockettest.WaitFor(t, "the listener holds contexts of events that have ended", func() bool {
 		runtime.GC()
 		return len(freed) == n
 	})
@@ -908,8 +917,9 @@ func TestReleasedConnectionOutlivesTheContextOfItsEvent(t *testing.T) {
 	mustTalk(t, client, server)
 }
 
-// TestReceiversCloseOnWinsOverItsEvent releases a connection in the moment of its delivery.
-// The event makes its context the custodian only if the receiver has not called CloseOn.
+// TestReceiversCloseOnWinsOverItsEvent releases a connection at the moment of its delivery.
+// The listener makes the event's context the custodian only if the receiver has not called
+// CloseOn.
 func TestReceiversCloseOnWinsOverItsEvent(t *testing.T) {
 	rounds := 3000
 	if testing.Short() || sockettest.Race {
@@ -929,7 +939,7 @@ func TestReceiversCloseOnWinsOverItsEvent(t *testing.T) {
 			released <- a.Conn
 		}()
 		client := sockettest.Connect(t, path)
-		server := sockettest.Receive(t, "the delivery", released)
+		server := sockettest.Receive(t, "AcceptEvt", released)
 		cancel()
 		mustBeOver(t, evt)
 		mustTalk(t, client, server)
@@ -938,8 +948,9 @@ func TestReceiversCloseOnWinsOverItsEvent(t *testing.T) {
 	}
 }
 
-// TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead has an Accept wait while calls of Ready
-// and AcceptEvt, and the ends of contexts, look at the backlog, too.
+// TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead calls AcceptContext while another
+// goroutine calls Ready and AcceptEvt and ends contexts. Each of these makes the listener
+// check the backlog, too.
 func TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead(t *testing.T) {
 	rounds := 3000
 	if testing.Short() || sockettest.Race {
@@ -964,8 +975,8 @@ func TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead(t *testing.T) {
 	for range rounds {
 		accepted := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 		sockettest.Connect(t, l.Addr().String()).Close()
-		if err := sockettest.Receive(t, "the Accept", accepted); err != nil {
-			t.Fatalf("Accept beside events: got %v, want a connection", err)
+		if err := sockettest.Receive(t, "AcceptContext", accepted); err != nil {
+			t.Fatalf("AcceptContext while events begin and end: got %v, want a connection", err)
 		}
 	}
 	close(stop)
