@@ -18,14 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// polled reports whether l is ready, by a select with a default. ready is its
-// channel: from a call of Ready each time, or kept.
+// polled reports whether l is ready, by a select with a default case. ready is the
+// channel of l: the result of a new call of Ready, or kept from an earlier call.
 func polled(t testing.TB, l *unixsock.Listener, ready <-chan *unixsock.Listener) bool {
 	t.Helper()
 	select {
 	case got, ok := <-ready:
 		if got != l || !ok {
-			t.Fatalf("a receive gave %v, %v, want the listener", got, ok)
+			t.Fatalf("select on Ready: got %v, %v; want the listener, true", got, ok)
 		}
 		return true
 	default:
@@ -33,25 +33,26 @@ func polled(t testing.TB, l *unixsock.Listener, ready <-chan *unixsock.Listener)
 	}
 }
 
-// dialNet connects as a program without this package does, which therefore
-// it does not notice. The connection is closed with the test.
+// dialNet connects with package net, as a program without this package does. This
+// package does not observe such a connect. The connection is closed at the end of the
+// test.
 func dialNet(t testing.TB, path string) {
 	t.Helper()
 	c, err := net.Dial("unix", path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("net.Dial: %v", err)
 	}
 	t.Cleanup(func() { c.Close() })
 }
 
-// acceptElsewhere has another process, which inherits l, take one connection. It
-// returns false in that process.
+// acceptElsewhere starts another process, which inherits l and accepts one connection.
+// It returns false in that process.
 func acceptElsewhere(t *testing.T, l *unixsock.Listener) bool {
 	t.Helper()
 	return !sockettest.InChild(t, func(cmd *exec.Cmd) {
 		raw, err := l.SyscallConn()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("SyscallConn: %v", err)
 		}
 		raw.Control(func(fd uintptr) {
 			var nfd int
@@ -60,13 +61,14 @@ func acceptElsewhere(t *testing.T, l *unixsock.Listener) bool {
 			}
 		})
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("duplicate the listener's descriptor: %v", err)
 		}
 		t.Cleanup(func() { cmd.ExtraFiles[0].Close() })
 	})
 }
 
-// isElsewhere reports whether this is the other process, and does its work.
+// isElsewhere reports whether this is the other process. There it first accepts the
+// connection.
 func isElsewhere(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(sockettest.ChildVar) != t.Name() {
@@ -76,11 +78,11 @@ func isElsewhere(t *testing.T) bool {
 	l, err := unixsock.FileListener(f)
 	f.Close()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("FileListener: %v", err)
 	}
 	defer l.Close()
 	if !sockettest.Pending(t, l) {
-		t.Fatal("no connection is pending for another process")
+		t.Fatal("poll in the other process: got no pending connection, want one")
 	}
 	sockettest.Accept(t, l).Close()
 	return true
@@ -92,10 +94,10 @@ func TestReadyIsOneChannelAndYieldsTheListener(t *testing.T) {
 	sockettest.Connect(t, l.Addr().String())
 	for range 3 {
 		if l.Ready() != ready {
-			t.Fatal("a second call gave another channel")
+			t.Fatal("Ready twice: got two channels, want one")
 		}
 		if got := sockettest.Receive(t, "Ready", ready); got != l {
-			t.Fatalf("got %v", got)
+			t.Fatalf("receive from Ready: got %v, want the listener", got)
 		}
 	}
 }
@@ -112,13 +114,13 @@ func TestReadyIsLevelTriggered(t *testing.T) {
 					ready = l.Ready()
 				}
 				if got := <-ready; got != l {
-					t.Errorf("got %v", got)
+					t.Errorf("receive from Ready: got %v, want the listener", got)
 				}
 			}
 		})
 	}
 	dialNet(t, l.Addr().String())
-	sockettest.Returns(t, "everyone receives, again and again", wg.Wait)
+	sockettest.Returns(t, "5000 receives from Ready while a connection is pending", wg.Wait)
 }
 
 func TestReadyServesAnyNumberOfReceives(t *testing.T) {
@@ -132,11 +134,11 @@ func TestReadyServesAnyNumberOfReceives(t *testing.T) {
 	}
 	for i := range polls {
 		if !polled(t, l, l.Ready()) {
-			t.Fatalf("poll %d says not ready", i)
+			t.Fatalf("select %d on Ready() with a connection: got not ready, want ready", i)
 		}
 	}
 	if !polled(t, l, ready) {
-		t.Error("the channel that was kept says not ready")
+		t.Error("select on the kept channel with a connection: got not ready, want ready")
 	}
 }
 
@@ -147,14 +149,14 @@ func TestKeptReadyIsLevelTriggered(t *testing.T) {
 	sockettest.Connect(t, l.Addr().String())
 	for range 2 {
 		for range 50 {
-			if got := sockettest.Receive(t, "the channel that was kept", ready); got != l {
-				t.Fatalf("a receive gave %v, want the listener", got)
+			if got := sockettest.Receive(t, "the kept channel", ready); got != l {
+				t.Fatalf("receive from the kept channel: got %v, want the listener", got)
 			}
 		}
 		sockettest.Accept(t, l)
 	}
 	if polled(t, l, ready) {
-		t.Error("Ready without a connection: ready, want not ready")
+		t.Error("select on the kept channel without a connection: got ready, want not ready")
 	}
 }
 
@@ -195,24 +197,24 @@ func TestReadyIsExactWhenPolled(t *testing.T) {
 					}
 					for range rounds {
 						if polled(t, l, ready()) {
-							t.Fatal("ready before the connect")
+							t.Fatal("select before the connect: got ready, want not ready")
 						}
 						client, err := connect(l)
 						if err != nil {
-							t.Fatal(err)
+							t.Fatalf("%s: %v", connectName, err)
 						}
 						if keep {
-							// A poll may lag until a goroutine has run.
-							sockettest.Receive(t, "the channel that was kept", kept)
+							// A select with a default may lag until another goroutine has run.
+							sockettest.Receive(t, "the kept channel", kept)
 						} else if !polled(t, l, ready()) {
-							t.Fatal("not ready after the connect")
+							t.Fatal("select on Ready() after the connect: got not ready, want ready")
 						}
 						server, err := accept(l)
 						if err != nil {
-							t.Fatal(err)
+							t.Fatalf("%s: %v", acceptName, err)
 						}
 						if polled(t, l, ready()) {
-							t.Fatal("ready after the accept")
+							t.Fatal("select after the accept: got ready, want not ready")
 						}
 						client.Close()
 						server.Close()
@@ -227,15 +229,15 @@ func TestKeptReadyReportsAConnectByAnyPath(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	l := sockettest.ListenAt(t, filepath.Join(dir, "s"))
 	if err := os.Symlink("s", filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Symlink: %v", err)
 	}
 	kept := l.Ready()
 	for _, path := range []string{dir + "//s", dir + "/./s", dir + "/link"} {
 		sockettest.Connect(t, path)
-		sockettest.Receive(t, "the kept channel, after a connect to "+path, kept)
+		sockettest.Receive(t, "the kept channel after a connect to "+path, kept)
 		sockettest.Accept(t, l)
 		if polled(t, l, kept) {
-			t.Errorf("ready after the accept of a connect to %s", path)
+			t.Errorf("select on the kept channel after a connect to %s and the accept: got ready, want not ready", path)
 		}
 	}
 }
@@ -247,13 +249,13 @@ func TestKeptReadyReportsAConnectToARenamedFile(t *testing.T) {
 	l := sockettest.ListenAt(t, path+"2")
 	kept := l.Ready()
 	if err := os.Rename(path+"2", path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Rename: %v", err)
 	}
 	for range 100 {
 		c := sockettest.Connect(t, path)
 		sockettest.Receive(t, "the kept channel", kept)
 		if polled(t, old, old.Ready()) {
-			t.Fatal("the listener whose file was replaced is ready")
+			t.Fatal("select on Ready() of the listener whose file was replaced: got ready, want not ready")
 		}
 		sockettest.Accept(t, l).Close()
 		c.Close()
@@ -264,12 +266,12 @@ func TestReadyFollowsAnAcceptByAnotherListenerOfTheSocket(t *testing.T) {
 	l := sockettest.Listen(t)
 	f, err := l.File()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("File: %v", err)
 	}
 	defer f.Close()
 	twin, err := unixsock.FileListener(f)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("FileListener: %v", err)
 	}
 	defer twin.Close()
 	kept := l.Ready()
@@ -278,11 +280,11 @@ func TestReadyFollowsAnAcceptByAnotherListenerOfTheSocket(t *testing.T) {
 		sockettest.Receive(t, "the kept channel", kept)
 		sockettest.Accept(t, twin).Close()
 		if i%2 == 0 && polled(t, l, l.Ready()) {
-			t.Fatal("Ready() after the accept: ready, want not ready")
+			t.Fatal("select on Ready() after an accept by the other Listener: got ready, want not ready")
 		}
 		for start := time.Now(); polled(t, l, kept); time.Sleep(time.Millisecond) {
-			if time.Since(start) > time.Second { // the contract says 50 ms
-				t.Fatal("the kept channel is still ready a second after the accept")
+			if time.Since(start) > time.Second { // the documented limit is 50 ms
+				t.Fatal("select on the kept channel 1 s after an accept by the other Listener: got ready, want not ready within 50 ms")
 			}
 		}
 		c.Close()
@@ -297,7 +299,7 @@ func TestReadyIsExactWithAnEventAlive(t *testing.T) {
 		client := sockettest.Connect(t, l.Addr().String())
 		if round%2 == 0 {
 			if !polled(t, l, l.Ready()) {
-				t.Fatal("not ready after the connect")
+				t.Fatal("select on Ready() after the connect: got not ready, want ready")
 			}
 		} else {
 			sockettest.Receive(t, "the kept channel", kept)
@@ -308,7 +310,7 @@ func TestReadyIsExactWithAnEventAlive(t *testing.T) {
 			ready = l.Ready()
 		}
 		if polled(t, l, ready) {
-			t.Fatal("ready after the accept")
+			t.Fatal("select after the accept: got ready, want not ready")
 		}
 		client.Close()
 		server.Close()
@@ -321,15 +323,15 @@ func TestReadyStaysWhileAnotherConnectionWaits(t *testing.T) {
 	for range 5 {
 		sockettest.Connect(t, l.Addr().String())
 	}
-	for waiting := 5; waiting > 0; waiting-- {
+	for pending := 5; pending > 0; pending-- {
 		sockettest.Receive(t, "the kept channel", kept)
 		if !polled(t, l, l.Ready()) {
-			t.Fatalf("not ready while %d wait", waiting)
+			t.Fatalf("select on Ready() with %d pending connections: got not ready, want ready", pending)
 		}
 		sockettest.Accept(t, l)
 	}
 	if polled(t, l, kept) || polled(t, l, l.Ready()) {
-		t.Error("Ready without a connection: ready, want not ready")
+		t.Error("select without a connection: got ready, want not ready")
 	}
 }
 
@@ -342,12 +344,13 @@ func TestReadyNeverSucceedsWhileNoneIsPending(t *testing.T) {
 		wg.Go(func() {
 			select {
 			case got := <-kept:
-				t.Errorf("a receive gave %v", got)
+				t.Errorf("receive without a connection: got %v, want nothing", got)
 			case <-stop:
 			}
 		})
 	}
-	time.Sleep(120 * time.Millisecond) // longer than any look-again
+	// Nothing must come for longer than any interval at which the listener checks again.
+	time.Sleep(120 * time.Millisecond)
 	close(stop)
 	wg.Wait()
 }
@@ -362,21 +365,21 @@ func TestPolledReadyToleratesOtherReceivers(t *testing.T) {
 		for range others {
 			wg.Go(func() {
 				if got := <-kept; got != l {
-					t.Errorf("got %v", got)
+					t.Errorf("receive from the kept channel: got %v, want the listener", got)
 				}
 			})
 		}
-		sockettest.WaitFor(t, "the others wait", func() bool { return sockettest.GoroutinesIn("chan receive") >= before+others })
+		sockettest.WaitFor(t, "not all other receivers wait", func() bool { return sockettest.GoroutinesIn("chan receive") >= before+others })
 		client := sockettest.Connect(t, l.Addr().String())
 		for i := range 3 {
 			if !polled(t, l, l.Ready()) {
-				t.Fatalf("poll %d says not ready", i)
+				t.Fatalf("select %d on Ready() beside other receivers: got not ready, want ready", i)
 			}
 		}
-		sockettest.Returns(t, "the others", wg.Wait)
+		sockettest.Returns(t, "the other receivers", wg.Wait)
 		server := sockettest.Accept(t, l)
 		if polled(t, l, l.Ready()) {
-			t.Fatal("ready after the accept")
+			t.Fatal("select on Ready() after the accept: got ready, want not ready")
 		}
 		client.Close()
 		server.Close()
@@ -397,13 +400,13 @@ func TestReadyReportsAConnectByAnotherProcess(t *testing.T) {
 	woken := make(chan *unixsock.Listener, 1)
 	go func() { woken <- <-kept }()
 	if sockettest.InChild(t, func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, pathVar+"="+l.Addr().String()) }) {
-		t.Fatal("the child has no path")
+		t.Fatalf("environment of the child process: got no %s, want the path of the listener", pathVar)
 	}
 	if !polled(t, l, l.Ready()) {
-		t.Error("select on Ready(): not ready, want ready")
+		t.Error("select on Ready() after a connect by another process: got not ready, want ready")
 	}
-	if got := sockettest.Receive(t, "a receive from the kept channel", woken); got != l {
-		t.Errorf("got %v", got)
+	if got := sockettest.Receive(t, "a receive from the kept channel to return", woken); got != l {
+		t.Errorf("receive from the kept channel: got %v, want the listener", got)
 	}
 }
 
@@ -415,13 +418,13 @@ func TestReadyFollowsAnAcceptByAnotherProcess(t *testing.T) {
 	kept := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
 	for range 10 {
-		sockettest.Receive(t, "the channel that was kept", kept)
+		sockettest.Receive(t, "the kept channel", kept)
 	}
 	if !acceptElsewhere(t, l) {
 		return
 	}
 	if polled(t, l, l.Ready()) {
-		t.Error("select on Ready(): ready, want not ready")
+		t.Error("select on Ready() after an accept by another process: got ready, want not ready")
 	}
 }
 
@@ -432,13 +435,13 @@ func TestKeptReadyFollowsAnAcceptByAnotherProcessWithin50ms(t *testing.T) {
 	l := sockettest.Listen(t)
 	kept := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
-	sockettest.Receive(t, "the channel that was kept", kept)
+	sockettest.Receive(t, "the kept channel", kept)
 	if !acceptElsewhere(t, l) {
 		return
 	}
 	for start := time.Now(); polled(t, l, kept); time.Sleep(time.Millisecond) {
-		if time.Since(start) > time.Second { // far longer than it takes
-			t.Fatal("it is ready still")
+		if time.Since(start) > time.Second { // the documented limit is 50 ms
+			t.Fatal("select on the kept channel 1 s after an accept by another process: got ready, want not ready within 50 ms")
 		}
 	}
 }
@@ -448,11 +451,11 @@ func TestReadyAcceptsNothing(t *testing.T) {
 	kept := l.Ready()
 	dialNet(t, l.Addr().String())
 	for range 1000 {
-		sockettest.Receive(t, "the channel that was kept", kept)
+		sockettest.Receive(t, "the kept channel", kept)
 		sockettest.Receive(t, "Ready", l.Ready())
 	}
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 2 {
-		t.Errorf("%d more connects succeeded, want 2", n)
+		t.Errorf("connects until the backlog of 2 with 1 pending connection is full: got %d, want 2", n)
 	}
 }
 
@@ -463,7 +466,7 @@ func TestReadyLeavesTheBacklogToAnotherProcess(t *testing.T) {
 	l := sockettest.Listen(t)
 	sockettest.Connect(t, l.Addr().String())
 	sockettest.Receive(t, "Ready", l.Ready())
-	acceptElsewhere(t, l) // fails the test if nothing waits there
+	acceptElsewhere(t, l) // fails the test if no connection is pending there
 }
 
 func TestReadyReportsWhatAnEventHasAccepted(t *testing.T) {
@@ -471,15 +474,15 @@ func TestReadyReportsWhatAnEventHasAccepted(t *testing.T) {
 	l.AcceptEvt(t.Context())
 	kept := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
-	sockettest.WaitFor(t, "the event accepts", func() bool { return !sockettest.Pending(t, l) })
+	sockettest.WaitFor(t, "the listener has not accepted the connection ahead", func() bool { return !sockettest.Pending(t, l) })
 	for range 10 {
 		if !polled(t, l, l.Ready()) || !polled(t, l, kept) {
-			t.Fatal("not ready")
+			t.Fatal("select with a connection that is accepted ahead: got not ready, want ready")
 		}
 	}
 	sockettest.Accept(t, l)
 	if polled(t, l, kept) || polled(t, l, l.Ready()) {
-		t.Error("ready after the accept")
+		t.Error("select after the accept: got ready, want not ready")
 	}
 }
 
@@ -490,11 +493,11 @@ func TestReadyIsExactAfterAReceiveFromAnEvent(t *testing.T) {
 	for range 1000 {
 		sockettest.Connect(t, l.Addr().String()).Close()
 		if !polled(t, l, l.Ready()) {
-			t.Fatal("not ready after the connect")
+			t.Fatal("select on Ready() after the connect: got not ready, want ready")
 		}
 		sockettest.Receive(t, "AcceptEvt", l.AcceptEvt(ctx)).Conn.Close()
 		if polled(t, l, l.Ready()) {
-			t.Fatal("ready after the receive")
+			t.Fatal("select on Ready() after a receive from AcceptEvt: got ready, want not ready")
 		}
 	}
 }
@@ -503,17 +506,17 @@ func TestCloseClosesReady(t *testing.T) {
 	l := sockettest.Listen(t)
 	kept := l.Ready()
 	sockettest.Connect(t, l.Addr().String())
-	sockettest.Receive(t, "the channel that was kept", kept)
+	sockettest.Receive(t, "the kept channel", kept)
 	l.Close()
-	for range 300 { // more than could have been left in it
+	for range 300 { // more than the kept channel has room for
 		for _, ready := range []<-chan *unixsock.Listener{kept, l.Ready()} {
 			select {
 			case got, ok := <-ready:
 				if ok {
-					t.Fatalf("a receive gave %v", got)
+					t.Fatalf("receive from Ready after Close: got %v, want a closed channel", got)
 				}
 			default:
-				t.Fatal("a receive would wait")
+				t.Fatal("receive from Ready after Close: would block, want a closed channel")
 			}
 		}
 	}
@@ -526,7 +529,7 @@ func TestCloseWakesEveryReceiverOfReady(t *testing.T) {
 		ready := l.Ready()
 		wg.Go(func() {
 			if got, ok := <-ready; ok {
-				t.Errorf("a receive gave %v", got)
+				t.Errorf("receive from Ready while the listener closes: got %v, want a closed channel", got)
 			}
 		})
 	}
@@ -540,17 +543,17 @@ func TestReadyOfAClosedListenerIsClosed(t *testing.T) {
 	select {
 	case got, ok := <-l.Ready():
 		if ok {
-			t.Errorf("a receive gave %v", got)
+			t.Errorf("receive from Ready after Close: got %v, want a closed channel", got)
 		}
 	default:
-		t.Error("a receive would wait")
+		t.Error("receive from Ready after Close: would block, want a closed channel")
 	}
 }
 
 func TestReadyCostsNothingBeforeItsFirstUse(t *testing.T) {
 	l := sockettest.Listen(t)
 	sockettest.Connect(t, l.Addr().String()).Close()
-	sockettest.Accept(t, l).Close() // the poller may need descriptors of its own
+	sockettest.Accept(t, l).Close() // the poller may open descriptors of its own
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	second := sockettest.Listen(t)
 	for range 10 {
@@ -559,7 +562,7 @@ func TestReadyCostsNothingBeforeItsFirstUse(t *testing.T) {
 	}
 	sockettest.WaitGoroutines(t, goroutines)
 	if n := sockettest.CountDescriptors(t); n != descriptors+1 {
-		t.Errorf("a listener took %d descriptors", n-descriptors)
+		t.Errorf("Listen without a call of Ready: got %d more descriptors, want 1", n-descriptors)
 	}
 }
 
@@ -573,8 +576,8 @@ func TestReadyTakesNoDescriptorAndLeavesNoGoroutine(t *testing.T) {
 		ready := l.Ready()
 		sockettest.Connect(t, l.Addr().String()).Close()
 		sockettest.Receive(t, "Ready", ready)
-		if n := sockettest.CountDescriptors(t); n > descriptors+2 { // the connect's may be on its way
-			t.Errorf("a listener took %d descriptors", n-descriptors)
+		if n := sockettest.CountDescriptors(t); n > descriptors+2 { // the client's may still be open
+			t.Errorf("Listen and Ready: got %d more descriptors, want at most 2", n-descriptors)
 		}
 		l.Close()
 	}
@@ -593,18 +596,18 @@ func TestReadyUsesNoProcessorWhileAConnectionIsPending(t *testing.T) {
 	idles(t)
 }
 
-// idles fails the test if this process is busy.
+// idles fails the test if this process uses more than a fifth of a processor for a while.
 func idles(t testing.TB) {
 	t.Helper()
 	start, used := time.Now(), sockettest.ProcessorTime(t)
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond) // the process must stay idle for this long
 	if share := float64(sockettest.ProcessorTime(t)-used) / float64(time.Since(start)); share > 0.2 {
-		t.Errorf("it takes %.0f %% of a processor", 100*share)
+		t.Errorf("wait without work: got %.0f %% of a processor used, want at most 20 %%", 100*share)
 	}
 }
 
-// TestReadyServesASelectLoop is the loop that Ready is made for: no client is lost
-// when it stops.
+// TestReadyServesASelectLoop runs the loop that Ready is made for. No client is lost when
+// the loop stops.
 func TestReadyServesASelectLoop(t *testing.T) {
 	const n = 500
 	l := sockettest.Listen(t)
@@ -633,23 +636,23 @@ func TestReadyServesASelectLoop(t *testing.T) {
 		for range n {
 			c, err := unixsock.Connect(l.Addr().String())
 			if err != nil {
-				t.Error(err)
+				t.Errorf("Connect: %v", err)
 				return
 			}
 			c.Close()
 		}
 	})
 	for range n {
-		sockettest.Receive(t, "a client is served", served)
+		sockettest.Receive(t, "a server to accept the next client", served)
 	}
 	cancel()
 	sockettest.Returns(t, "the servers", wg.Wait)
 	if sockettest.Pending(t, l) || polled(t, l, l.Ready()) {
-		t.Error("a connection is still pending")
+		t.Error("stop of the loop after all clients were served: got a pending connection, want none")
 	}
 }
 
-// TestKeptReadyServesManyReceives receives much more often than the channel has room for.
+// TestKeptReadyServesManyReceives receives many more values than the channel has room for.
 func TestKeptReadyServesManyReceives(t *testing.T) {
 	const goroutines, receives = 5, 200
 	l := sockettest.Listen(t)
@@ -671,7 +674,7 @@ func TestKeptReadyIsExactAfterAnAcceptThroughSyscallConn(t *testing.T) {
 	kept := l.Ready()
 	raw, err := l.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	accept := func(fd uintptr) {
 		nfd, _, err := unix.Accept(int(fd))
@@ -689,11 +692,11 @@ func TestKeptReadyIsExactAfterAnAcceptThroughSyscallConn(t *testing.T) {
 			sockettest.Connect(t, l.Addr().String()).Close()
 			sockettest.Receive(t, "Ready", kept)
 			if err := call(); err != nil {
-				t.Fatal(err)
+				t.Fatalf("RawConn.%s: %v", name, err)
 			}
 			select {
 			case <-kept:
-				t.Fatalf("a kept channel after an accept(2) in a callback of %s: ready, want not ready", name)
+				t.Fatalf("select on the kept channel after an accept(2) in a callback of %s: got ready, want not ready", name)
 			default:
 			}
 		}
