@@ -23,26 +23,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Linux lets one more connection wait than the backlog says.
+// Linux queues one more connection than the backlog. FillBacklog skips the test on other
+// systems.
 
 func TestBacklogDefaultIs4(t *testing.T) {
 	l := sockettest.Listen(t)
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 5 {
-		t.Errorf("%d connects succeeded, want 5", n)
+		t.Errorf("connects until the default backlog is full: got %d, want 5", n)
 	}
 }
 
 func TestBacklogOf0IsAllowed(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.Backlog(0))
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 1 {
-		t.Errorf("%d connects succeeded, want 1", n)
+		t.Errorf("connects until the backlog of 0 is full: got %d, want 1", n)
 	}
 }
 
 func TestLastBacklogOptionApplies(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.Backlog(9), unixsock.Backlog(2))
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 3 {
-		t.Errorf("%d connects succeeded, want 3", n)
+		t.Errorf("connects until the backlog of the last option, 2, is full: got %d, want 3", n)
 	}
 }
 
@@ -50,23 +51,23 @@ func TestNegativeBacklogIsAnError(t *testing.T) {
 	path := filepath.Join(sockettest.ShortDir(t), "s")
 	l, err := unixsock.Listen(path, unixsock.Backlog(-1))
 	if l != nil || err == nil {
-		t.Fatalf("got %v, %v", l, err)
+		t.Fatalf("Listen with Backlog(-1): got %v, %v; want nil, an error", l, err)
 	}
 	var opErr *net.OpError
 	if !errors.As(err, &opErr) || opErr.Op != "listen" {
-		t.Errorf("%#v is not an OpError of listen", err)
+		t.Errorf("Listen with Backlog(-1): got the error %#v, want a *net.OpError with Op listen", err)
 	}
 	if !strings.Contains(err.Error(), "-1") {
-		t.Errorf("%q does not say what is wrong", err)
+		t.Errorf("Listen with Backlog(-1): got the error %q, want one that contains -1", err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("it left a file: %v", err)
+		t.Errorf("Lstat after Listen with Backlog(-1): got %v, want os.ErrNotExist", err)
 	}
 }
 
 func TestHugeBacklogIsCappedByTheSystem(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.Backlog(math.MaxInt))
-	for range 50 { // far more than the default, and less than any system's cap
+	for range 50 { // far more than the default, and less than the limit of any system
 		sockettest.Connect(t, l.Addr().String())
 	}
 }
@@ -74,7 +75,7 @@ func TestHugeBacklogIsCappedByTheSystem(t *testing.T) {
 func TestNilOptionIsIgnored(t *testing.T) {
 	l := sockettest.Listen(t, nil, unixsock.Backlog(0), nil)
 	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 1 {
-		t.Errorf("%d connects succeeded, want 1", n)
+		t.Errorf("connects until the backlog of 0 is full, with nil options: got %d, want 1", n)
 	}
 }
 
@@ -89,11 +90,11 @@ func TestEachAcceptGetsOneConnection(t *testing.T) {
 	})
 	for i := range n {
 		if got := accepted.Load(); got != int32(i) {
-			t.Fatalf("%d accepts ended after %d connects", got, i)
+			t.Fatalf("%d connects: got %d calls of AcceptContext that returned, want %d", i, got, i)
 		}
 		sockettest.Connect(t, l.Addr().String())
-		if err := sockettest.Receive(t, "an accept", errs); err != nil {
-			t.Fatal(err)
+		if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
+			t.Fatalf("AcceptContext after a connect: got %v, want a connection", err)
 		}
 	}
 }
@@ -106,8 +107,8 @@ func TestConcurrentConnectionsWakeEveryAccept(t *testing.T) {
 		sockettest.Connect(t, l.Addr().String())
 	}
 	for range n {
-		if err := sockettest.Receive(t, "an accept", errs); err != nil {
-			t.Error(err)
+		if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
+			t.Errorf("AcceptContext after a connect: got %v, want a connection", err)
 		}
 	}
 }
@@ -119,30 +120,30 @@ func TestAcceptContextEndsWithItsOwnContext(t *testing.T) {
 	for i := range n {
 		contexts[i], cancels[i] = context.WithCancel(t.Context())
 	}
-	ended := make(chan int, n)
+	returned := make(chan int, n)
 	errs := sockettest.Accepting(t, n, func(i int) (*unixsock.Conn, error) {
 		c, err := l.AcceptContext(contexts[i])
-		ended <- i
+		returned <- i
 		return c, err
 	})
-	// One of them waits in the poller and the others for their turn; whichever
-	// it is, only the one that is meant may end.
+	// One goroutine waits in the poller. The others wait until it leaves the poller.
+	// When a context ends, only the goroutine that it belongs to may return.
 	order := rand.Perm(n)
 	for _, i := range order[1:] {
 		cancels[i]()
-		if got := sockettest.Receive(t, "an accept", ended); got != i {
-			t.Fatalf("accept %d ended when %d was cancelled", got, i)
+		if got := sockettest.Receive(t, "AcceptContext", returned); got != i {
+			t.Fatalf("cancel of context %d: got the return of AcceptContext %d, want %d", i, got, i)
 		}
-		if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, context.Canceled) {
-			t.Fatal(err)
+		if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, context.Canceled) {
+			t.Fatalf("AcceptContext after the cancel: got %v, want context.Canceled", err)
 		}
 	}
 	sockettest.Connect(t, l.Addr().String())
-	if got := sockettest.Receive(t, "an accept", ended); got != order[0] {
-		t.Errorf("accept %d got the connection", got)
+	if got := sockettest.Receive(t, "AcceptContext", returned); got != order[0] {
+		t.Errorf("connect: got the return of AcceptContext %d, want %d", got, order[0])
 	}
-	if err := sockettest.Receive(t, "an accept", errs); err != nil {
-		t.Error(err)
+	if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
+		t.Errorf("AcceptContext after a connect: got %v, want a connection", err)
 	}
 	cancels[order[0]]()
 }
@@ -155,12 +156,12 @@ func TestAcceptContextSaysThatItsContextTimedOut(t *testing.T) {
 		return l.AcceptContext(ctx)
 	})
 	for range 3 {
-		err := sockettest.Receive(t, "an accept", errs)
+		err := sockettest.Receive(t, "AcceptContext", errs)
 		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("got %v", err)
+			t.Errorf("AcceptContext after its context timed out: got %v, want context.DeadlineExceeded and not os.ErrDeadlineExceeded", err)
 		}
 		if timeout, ok := err.(net.Error); !ok || !timeout.Timeout() {
-			t.Errorf("%v is no timeout", err)
+			t.Errorf("AcceptContext after its context timed out: got %#v, want a net.Error whose Timeout is true", err)
 		}
 	}
 }
@@ -171,10 +172,10 @@ func TestAcceptContextThatIsDoneAcceptsNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if c, err := l.AcceptContext(ctx); c != nil || !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, %v", c, err)
+		t.Errorf("AcceptContext with a context that is done: got %v, %v; want nil, context.Canceled", c, err)
 	}
 	if !sockettest.Pending(t, l) {
-		t.Error("the connection is not pending any more")
+		t.Error("AcceptContext with a context that is done: got no pending connection, want it pending")
 	}
 }
 
@@ -184,15 +185,15 @@ func TestAcceptContextHasNoHoldOnceAccepted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	server, err := l.AcceptContext(ctx)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("AcceptContext: %v", err)
 	}
 	defer server.Close()
 	cancel()
 	if _, err := client.Write([]byte("x")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of 1 byte: %v", err)
 	}
 	if _, err := server.Read(make([]byte, 1)); err != nil {
-		t.Error(err)
+		t.Errorf("Read after the end of the context of AcceptContext: got %v, want nil", err)
 	}
 }
 
@@ -200,27 +201,27 @@ func TestDeadlineEndsEveryAccept(t *testing.T) {
 	l := sockettest.Listen(t)
 	errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 	if err := l.SetDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetDeadline: %v", err)
 	}
 	for range 5 {
-		err := sockettest.Receive(t, "an accept", errs)
+		err := sockettest.Receive(t, "AcceptContext", errs)
 		var timeout net.Error
 		if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
-			t.Errorf("got %v", err)
+			t.Errorf("AcceptContext past the deadline: got %v, want os.ErrDeadlineExceeded and a timeout", err)
 		}
 	}
 }
 
 func TestDeadlineMovedEarlierEndsEveryAccept(t *testing.T) {
-	for what, earlier := range map[string]time.Duration{"to come": 10 * time.Millisecond, "past": -time.Hour} {
-		t.Run(what, func(t *testing.T) {
+	for name, earlier := range map[string]time.Duration{"to come": 10 * time.Millisecond, "past": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
 			l := sockettest.Listen(t)
 			l.SetDeadline(time.Now().Add(time.Hour))
 			errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 			l.SetDeadline(time.Now().Add(earlier))
 			for range 5 {
-				if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Errorf("got %v", err)
+				if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("AcceptContext past a deadline that was moved earlier: got %v, want os.ErrDeadlineExceeded", err)
 				}
 			}
 		})
@@ -228,26 +229,26 @@ func TestDeadlineMovedEarlierEndsEveryAccept(t *testing.T) {
 }
 
 func TestDeadlineMovedLaterEndsNoAccept(t *testing.T) {
-	for what, later := range map[string]time.Time{"later": time.Now().Add(time.Hour), "zero": {}} {
-		t.Run(what, func(t *testing.T) {
-			t.Parallel() // it waits, most of the time
+	for name, later := range map[string]time.Time{"later": time.Now().Add(time.Hour), "zero": {}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // the test spends most of its time waiting
 			l := sockettest.Listen(t)
 			soon := time.Now().Add(time.Second)
 			l.SetDeadline(soon)
 			errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 			l.SetDeadline(later)
 			if !time.Now().Before(soon) {
-				t.Skip("the machine is too slow to tell")
+				t.Skip("the machine is too slow: the first deadline passed before it was moved")
 			}
 			select {
 			case err := <-errs:
-				t.Fatalf("an accept ended: %v", err)
-			case <-time.After(time.Until(soon) + 50*time.Millisecond):
+				t.Fatalf("AcceptContext past a deadline that was moved later: got %v, want it to wait", err)
+			case <-time.After(time.Until(soon) + 50*time.Millisecond): // until then, no call may return
 			}
 			for range 5 {
 				sockettest.Connect(t, l.Addr().String())
-				if err := sockettest.Receive(t, "an accept", errs); err != nil {
-					t.Error(err)
+				if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
+					t.Errorf("AcceptContext after a connect: got %v, want a connection", err)
 				}
 			}
 		})
@@ -260,7 +261,7 @@ func TestDeadlineThatIsPastAcceptsNothing(t *testing.T) {
 	l.SetDeadline(time.Now().Add(-time.Second))
 	for range 2 {
 		if c, err := l.Accept(); c != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("got %v, %v", c, err)
+			t.Fatalf("Accept past the deadline: got %v, %v; want nil, os.ErrDeadlineExceeded", c, err)
 		}
 	}
 	l.SetDeadline(time.Time{})
@@ -273,22 +274,22 @@ func TestDeadlineLeavesReadyAndAcceptEvtAlone(t *testing.T) {
 	l.SetDeadline(time.Now().Add(-time.Second))
 	sockettest.Connect(t, l.Addr().String())
 	if got := sockettest.Receive(t, "Ready", ready); got != l {
-		t.Errorf("Ready gave %v", got)
+		t.Errorf("receive from Ready past the deadline: got %v, want the listener", got)
 	}
 	a := sockettest.Receive(t, "AcceptEvt", evt)
 	if a.Err != nil {
-		t.Fatal(a.Err)
+		t.Fatalf("receive from AcceptEvt past the deadline: got the error %v, want a connection", a.Err)
 	}
 	a.Conn.Close()
 }
 
 func TestCloseWakesEveryAccept(t *testing.T) {
-	for what, prepare := range map[string]func(*unixsock.Listener){
+	for name, prepare := range map[string]func(*unixsock.Listener){
 		"alone":     func(*unixsock.Listener) {},
 		"Ready":     func(l *unixsock.Listener) { l.Ready() },
 		"AcceptEvt": func(l *unixsock.Listener) { l.AcceptEvt(context.Background()) },
 	} {
-		t.Run(what, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			l := sockettest.Listen(t)
 			prepare(l)
 			errs := sockettest.Accepting(t, 10, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
@@ -296,14 +297,14 @@ func TestCloseWakesEveryAccept(t *testing.T) {
 			for range 10 {
 				wg.Go(func() {
 					if err := l.Close(); err != nil {
-						t.Error(err)
+						t.Errorf("concurrent Close: got %v, want nil", err)
 					}
 				})
 			}
 			sockettest.Returns(t, "Close", wg.Wait)
 			for range 10 {
-				if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
-					t.Errorf("got %v", err)
+				if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("AcceptContext after Close: got %v, want net.ErrClosed", err)
 				}
 			}
 		})
@@ -312,9 +313,9 @@ func TestCloseWakesEveryAccept(t *testing.T) {
 
 func TestSecondCloseIsNil(t *testing.T) {
 	l := sockettest.Listen(t)
-	for range 3 {
+	for i := range 3 {
 		if err := l.Close(); err != nil {
-			t.Error(err)
+			t.Errorf("Close, call %d: got %v, want nil", i+1, err)
 		}
 	}
 }
@@ -327,11 +328,11 @@ func TestPathIsFreeWhenASecondCloseReturns(t *testing.T) {
 		l.CloseOn(ctx)
 		cancel()
 		if err := l.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Close while the custodian closes the listener: got %v, want nil", err)
 		}
 		l, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Listen at the same path after Close: got %v, want nil", err)
 		}
 		l.Close()
 	}
@@ -341,15 +342,15 @@ func TestSecondCloseInACallbackReturns(t *testing.T) {
 	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	var closing sync.WaitGroup
-	sockettest.Returns(t, "the callback", func() {
+	sockettest.Returns(t, "Control, whose callback calls Close,", func() {
 		raw.Control(func(uintptr) {
 			closing.Go(func() { l.Close() })
 			sockettest.WaitClosing(t, l)
 			if err := l.Close(); err != nil {
-				t.Error(err)
+				t.Errorf("second Close in a callback: got %v, want nil", err)
 			}
 		})
 	})
@@ -360,26 +361,26 @@ func TestClosedListenerReturnsErrClosed(t *testing.T) {
 	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	addr := l.Addr().String()
 	l.Close()
 	_, acceptErr := l.Accept()
 	_, contextErr := l.AcceptContext(t.Context())
-	for what, err := range map[string]error{
+	for name, err := range map[string]error{
 		"Accept":        acceptErr,
 		"AcceptContext": contextErr,
 		"SetDeadline":   l.SetDeadline(time.Now()),
-		"Control":       raw.Control(func(uintptr) { t.Error("Control gave a descriptor") }),
-		"Read":          raw.Read(func(uintptr) bool { t.Error("Read gave a descriptor"); return true }),
+		"Control":       raw.Control(func(uintptr) { t.Error("Control after Close: got a callback, want none") }),
+		"Read":          raw.Read(func(uintptr) bool { t.Error("Read after Close: got a callback, want none"); return true }),
 	} {
 		var opErr *net.OpError
 		if !errors.Is(err, net.ErrClosed) || !errors.As(err, &opErr) || opErr.Addr.String() != addr {
-			t.Errorf("%s: got %v", what, err)
+			t.Errorf("%s after Close: got %v, want a *net.OpError with net.ErrClosed and the address %s", name, err, addr)
 		}
 	}
 	if l.Addr().String() != addr {
-		t.Errorf("the address became %v", l.Addr())
+		t.Errorf("Addr after Close: got %v, want %s", l.Addr(), addr)
 	}
 }
 
@@ -387,21 +388,21 @@ func TestAcceptOfASocketThatDoesNotListenFails(t *testing.T) {
 	var l unixsock.Listener
 	_, acceptErr := l.Accept()
 	_, rawErr := l.SyscallConn()
-	for what, err := range map[string]error{
+	for name, err := range map[string]error{
 		"Accept":      acceptErr,
 		"SyscallConn": rawErr,
 		"SetDeadline": l.SetDeadline(time.Now()),
 		"Close":       l.Close(),
 	} {
 		if !errors.Is(err, os.ErrInvalid) {
-			t.Errorf("%s: got %v", what, err)
+			t.Errorf("%s of a zero Listener: got %v, want os.ErrInvalid", name, err)
 		}
 	}
 	if _, ok := sockettest.ReceiveOK(t, "Ready", l.Ready()); ok {
-		t.Error("it is ready")
+		t.Error("receive from Ready of a zero Listener: got a value, want a closed channel")
 	}
 	if _, ok := sockettest.ReceiveOK(t, "AcceptEvt", l.AcceptEvt(t.Context())); ok {
-		t.Error("its event gave something")
+		t.Error("receive from AcceptEvt of a zero Listener: got a value, want a closed channel")
 	}
 }
 
@@ -414,14 +415,14 @@ func TestCloseOnClosesTheListener(t *testing.T) {
 	errs := sockettest.Accepting(t, 3, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 	cancel()
 	for range 3 {
-		if err := sockettest.Receive(t, "an accept", errs); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("got %v", err)
+		if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("AcceptContext after the end of CloseOn's context: got %v, want net.ErrClosed", err)
 		}
 	}
 }
 
-// An ownContext is a context of a type that package context does not know and
-// that cannot be compared. To follow one takes a goroutine.
+// An ownContext is a context of a type that package context does not know and that is
+// not comparable. Package context needs a goroutine to follow one.
 type ownContext struct {
 	context.Context
 	_ []int
@@ -447,39 +448,39 @@ func TestSyscallConnGivesTheDescriptor(t *testing.T) {
 	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	listening := 0
 	err = raw.Control(func(fd uintptr) {
 		listening, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 		if err != nil {
-			t.Error(err)
+			t.Errorf("getsockopt(2) of SO_ACCEPTCONN: %v", err)
 		}
 	})
 	if err != nil || listening != 1 {
-		t.Errorf("got %d, %v", listening, err)
+		t.Errorf("Control to get SO_ACCEPTCONN: got %d, %v; want 1, nil", listening, err)
 	}
 }
 
 func TestSyscallConnReadCallsBackAtOnceWhateverElseWaits(t *testing.T) {
-	for what, use := range map[string]func(l *unixsock.Listener){
+	for name, use := range map[string]func(l *unixsock.Listener){
 		"nothing":  func(*unixsock.Listener) {},
 		"Ready":    func(l *unixsock.Listener) { l.Ready() },
 		"an event": func(l *unixsock.Listener) { l.AcceptEvt(t.Context()) },
 	} {
-		t.Run(what, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			l := sockettest.Listen(t)
 			use(l)
-			if what != "nothing" {
+			if name != "nothing" {
 				sockettest.WaitInPoller(t, 1)
 			}
 			raw, err := l.SyscallConn()
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("SyscallConn: %v", err)
 			}
 			sockettest.Returns(t, "Read", func() {
 				if err := raw.Read(func(uintptr) bool { return true }); err != nil {
-					t.Error(err)
+					t.Errorf("RawConn.Read: got %v, want nil", err)
 				}
 			})
 		})
@@ -490,23 +491,23 @@ func TestSyscallConnReadWaitsForAConnection(t *testing.T) {
 	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) {
 		return nil, raw.Read(func(fd uintptr) bool { return sockettest.Readable(int(fd)) })
 	})
 	sockettest.Connect(t, l.Addr().String())
-	if err := sockettest.Receive(t, "the Read", errs); err != nil {
-		t.Error(err)
+	if err := sockettest.Receive(t, "RawConn.Read", errs); err != nil {
+		t.Errorf("RawConn.Read after a connect: got %v, want nil", err)
 	}
 	sockettest.Accept(t, l)
 
 	l.SetDeadline(time.Now().Add(-time.Second))
 	if err := raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("past the deadline: got %v", err)
+		t.Errorf("RawConn.Read past the deadline: got %v, want os.ErrDeadlineExceeded", err)
 	}
 	if err := raw.Write(func(uintptr) bool { return true }); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("Write: got %v", err)
+		t.Errorf("RawConn.Write: got %v, want errors.ErrUnsupported", err)
 	}
 }
 
@@ -515,38 +516,38 @@ func TestAddrIsTheAbsoluteFormOfThePath(t *testing.T) {
 	t.Chdir(dir)
 	wd, err := unix.Getwd()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Getwd: %v", err)
 	}
 	l := sockettest.ListenAt(t, "s")
 	addr, ok := l.Addr().(*net.UnixAddr)
 	if !ok || addr.Name != wd+"/s" || addr.Net != "unix" {
-		t.Errorf("got %#v", l.Addr())
+		t.Errorf("Addr of a listener at s in %s: got %#v, want the unix address %s/s", wd, l.Addr(), wd)
 	}
 }
 
 func TestAcceptedConnHasItsAddresses(t *testing.T) {
 	l := sockettest.Listen(t)
-	name := filepath.Join(sockettest.ShortDir(t), "c")
-	dialer := net.Dialer{LocalAddr: &net.UnixAddr{Name: name, Net: "unix"}}
-	for what, dial := range map[string]func() (net.Conn, error){
-		"":   func() (net.Conn, error) { return unixsock.Connect(l.Addr().String()) },
-		name: func() (net.Conn, error) { return dialer.Dial("unix", l.Addr().String()) },
+	clientPath := filepath.Join(sockettest.ShortDir(t), "c")
+	dialer := net.Dialer{LocalAddr: &net.UnixAddr{Name: clientPath, Net: "unix"}}
+	for want, dial := range map[string]func() (net.Conn, error){
+		"":         func() (net.Conn, error) { return unixsock.Connect(l.Addr().String()) },
+		clientPath: func() (net.Conn, error) { return dialer.Dial("unix", l.Addr().String()) },
 	} {
 		client, err := dial()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("connect from %q: %v", want, err)
 		}
 		defer client.Close()
 		server, err := l.Accept()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Accept: %v", err)
 		}
 		defer server.Close()
 		if got := server.LocalAddr().String(); got != l.Addr().String() {
-			t.Errorf("local: got %q", got)
+			t.Errorf("LocalAddr of an accepted Conn: got %q, want %q", got, l.Addr())
 		}
-		if got := server.RemoteAddr().String(); got != what {
-			t.Errorf("remote: got %q, want %q", got, what)
+		if got := server.RemoteAddr().String(); got != want {
+			t.Errorf("RemoteAddr of an accepted Conn: got %q, want %q", got, want)
 		}
 	}
 }
@@ -556,16 +557,16 @@ func TestFileStaysAfterClose(t *testing.T) {
 	l.Close()
 	info, err := os.Lstat(l.Addr().String())
 	if err != nil || info.Mode().Type() != os.ModeSocket {
-		t.Fatalf("got %v, %v", info, err)
+		t.Fatalf("Lstat after Close: got %v, %v; want a socket, nil", info, err)
 	}
 	if _, err := unixsock.Listen(l.Addr().String()); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("listening there again: got %v", err)
+		t.Errorf("Listen at the path of a closed listener: got %v, want EADDRINUSE", err)
 	}
 	if _, err := os.Lstat(l.Addr().String()); err != nil {
-		t.Errorf("listening there again removed the file: %v", err)
+		t.Errorf("Lstat after a Listen that failed: got %v, want nil", err)
 	}
 	if err := os.Remove(l.Addr().String()); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Remove of the socket file: %v", err)
 	}
 	sockettest.ListenAt(t, l.Addr().String())
 }
@@ -577,7 +578,7 @@ func TestListenOnALiveSocketIsErrAddrInUse(t *testing.T) {
 	var opErr *net.OpError
 	if second != nil || !errors.Is(err, syscall.EADDRINUSE) || !errors.As(err, &opErr) ||
 		opErr.Op != "listen" || opErr.Net != "unix" || opErr.Addr.String() != l.Addr().String() {
-		t.Errorf("got %v, %#v", second, err)
+		t.Errorf("Listen at the path of a live listener: got %v, %#v; want nil, a *net.OpError of listen with EADDRINUSE and the address", second, err)
 	}
 	sockettest.WaitDescriptors(t, before)
 	sockettest.Connect(t, l.Addr().String())
@@ -590,7 +591,7 @@ func TestListenLeavesNoDescriptorAfterClose(t *testing.T) {
 	for i := range 20 {
 		l, err := unixsock.Listen(filepath.Join(dir, string(rune('a'+i))))
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Listen: %v", err)
 		}
 		l.Ready()
 		l.AcceptEvt(t.Context())
@@ -610,12 +611,12 @@ func TestAcceptWithoutDescriptorsWaitsWhileNoneIsPending(t *testing.T) {
 	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
 	select {
 	case err := <-errs:
-		t.Fatalf("Accept returned %v", err)
-	case <-time.After(100 * time.Millisecond):
+		t.Fatalf("AcceptContext without descriptors and connections: got %v, want it to wait", err)
+	case <-time.After(100 * time.Millisecond): // the call must not return for a while
 	}
 	cancel()
-	if err := sockettest.Receive(t, "the accept", errs); !errors.Is(err, context.Canceled) {
-		t.Error(err)
+	if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, context.Canceled) {
+		t.Errorf("AcceptContext after the cancel: got %v, want context.Canceled", err)
 	}
 }
 
@@ -628,7 +629,7 @@ func TestAcceptReportsEMFILEOfAPendingConnection(t *testing.T) {
 	free := sockettest.ExhaustDescriptors(t)
 	defer free()
 	if c, err := l.Accept(); c != nil || !errors.Is(err, syscall.EMFILE) {
-		t.Errorf("Accept without descriptors: got %v, %v, want EMFILE", c, err)
+		t.Errorf("Accept without descriptors: got %v, %v; want nil, EMFILE", c, err)
 	}
 }
 
@@ -644,16 +645,16 @@ func TestAcceptWithoutDescriptorsLosesNoConnection(t *testing.T) {
 		c, err := l.Accept()
 		var opErr *net.OpError
 		if c != nil || !errors.Is(err, syscall.EMFILE) || !errors.As(err, &opErr) || opErr.Op != "accept" {
-			t.Fatalf("got %v, %v", c, err)
+			t.Fatalf("Accept without descriptors: got %v, %v; want nil, a *net.OpError of accept with EMFILE", c, err)
 		}
 	}
 	free()
 	server := sockettest.Accept(t, l)
 	if _, err := client.Write([]byte("x")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of 1 byte: %v", err)
 	}
 	if _, err := server.Read(make([]byte, 1)); err != nil {
-		t.Error(err)
+		t.Errorf("Read of 1 byte on the connection that stayed pending: got %v, want nil", err)
 	}
 }
 
@@ -662,15 +663,15 @@ func TestAbandonedListenerWithoutWatcherIsCollected(t *testing.T) {
 	func() {
 		l, err := unixsock.Listen(path)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Listen: %v", err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		if c, err := l.AcceptContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("AcceptContext without a client: got %v, %v, want DeadlineExceeded", c, err)
+			t.Errorf("AcceptContext without a client: got %v, %v; want nil, context.DeadlineExceeded", c, err)
 		}
 	}()
-	sockettest.WaitFor(t, "the descriptor of a dropped listener stays open", func() bool {
+	sockettest.WaitFor(t, "the descriptor of an unreachable listener is still open", func() bool {
 		runtime.GC()
 		c, err := unixsock.Connect(path)
 		if err == nil {
@@ -680,8 +681,9 @@ func TestAbandonedListenerWithoutWatcherIsCollected(t *testing.T) {
 	})
 }
 
-// TestAnyOrderOfEndsWakesEveryWaitingCall waits in all the ways there are, and ends
-// the waits in all the ways there are, at once and in random order.
+// TestAnyOrderOfEndsWakesEveryWaitingCall starts goroutines that wait for a listener in
+// every possible way. Other goroutines end the waits in every possible way, concurrently
+// and in random order.
 func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 	rounds := 10000
 	switch {
@@ -695,7 +697,7 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 	for round := range rounds {
 		l, err := unixsock.Listen(path, unixsock.Backlog(8))
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Listen: %v", err)
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		other, cancelOther := context.WithCancel(context.Background())
@@ -764,13 +766,13 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 				act()
 			})
 		}
-		sockettest.Returns(t, "the enders", enders.Wait)
+		sockettest.Returns(t, "the goroutines that end the waits", enders.Wait)
 		sockettest.Returns(t, "Close", func() { l.Close() })
-		sockettest.Returns(t, "the waiters", waiters.Wait)
+		sockettest.Returns(t, "the goroutines that wait for the listener", waiters.Wait)
 		cancel()
 		cancelOther()
 		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Remove of the socket file: %v", err)
 		}
 		if round%1000 == 0 {
 			sockettest.WaitGoroutines(t, before)
@@ -781,8 +783,8 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 
 type stormKey struct{}
 
-// TestStormOfClientsIsServedExactlyOnce has many clients, and every goroutine that can
-// accept at work at once, while events come and go.
+// TestStormOfClientsIsServedExactlyOnce connects many clients at once. Goroutines accept
+// the connections in every possible way at the same time, while events begin and end.
 func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	clients, atOnce := 3000, 300
 	if testing.Short() {
@@ -793,8 +795,8 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 
-	// A server hands its connection a byte and a number of its own; a client
-	// that is served sees both, and one that is served twice sees too much.
+	// A server counts its connection, writes one byte to it and closes it. A client that is
+	// served twice may read more than that byte.
 	var served atomic.Int64
 	serve := func(c net.Conn) {
 		served.Add(1)
@@ -804,7 +806,7 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	take := func(a unixsock.Accepted, ok bool) {
 		switch {
 		case ok && a.Err != nil:
-			t.Error(a.Err)
+			t.Errorf("receive from AcceptEvt: got the error %v, want a connection", a.Err)
 		case ok:
 			serve(a.Conn)
 		}
@@ -829,13 +831,13 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 				cancelOwn()
 			}
 		})
-		servers.Go(func() { // one event for all, from a call of AcceptEvt each time
+		servers.Go(func() { // one event for all calls of AcceptEvt
 			for ctx.Err() == nil {
 				a, ok := <-l.AcceptEvt(ctx)
 				take(a, ok)
 			}
 		})
-		servers.Go(func() { // Ready, and then an accept that need not find anything
+		servers.Go(func() { // Ready, and then an accept, which may find no connection
 			for {
 				if _, ok := <-l.Ready(); !ok {
 					return
@@ -847,7 +849,7 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 				cancelOwn()
 			}
 		})
-		servers.Go(func() { // events that end without having been received from
+		servers.Go(func() { // events that end without a receive
 			for ctx.Err() == nil {
 				own, cancelOwn := context.WithCancel(ctx)
 				l.AcceptEvt(own)
@@ -857,22 +859,23 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 				cancelOwn()
 			}
 		})
-		servers.Go(func() { // events of which one is received from
+		servers.Go(func() { // two events, with a receive from one of them
 			for ctx.Err() == nil {
-				a, b := context.WithTimeout(ctx, time.Millisecond)
-				evt := l.AcceptEvt(a)
+				own, cancelOwn := context.WithTimeout(ctx, time.Millisecond)
+				evt := l.AcceptEvt(own)
 				l.AcceptEvt(context.WithValue(ctx, stormKey{}, 1))
-				got, ok := <-evt
+				a, ok := <-evt
 				if ok {
-					// Its context will close it, and must not before it is served.
-					if a.Err() == nil {
-						take(got, ok)
+					// The end of own closes the connection. If own has ended, the connection
+					// is counted without being served.
+					if own.Err() == nil {
+						take(a, ok)
 					} else {
 						served.Add(1)
-						got.Conn.Close()
+						a.Conn.Close()
 					}
 				}
-				b()
+				cancelOwn()
 			}
 		})
 	}
@@ -885,24 +888,24 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 		}
 	})
 
-	// A client that gets EOF instead of the byte had a server whose context
-	// ended between receive and write; that is service too, counted once.
+	// A client reads EOF instead of the byte if its server's context ended between the
+	// receive and the write. Its connection is counted once, too.
 	var wg sync.WaitGroup
-	var left atomic.Int64
-	left.Store(int64(clients))
+	var remaining atomic.Int64
+	remaining.Store(int64(clients))
 	for range atOnce {
 		wg.Go(func() {
-			for left.Add(-1) >= 0 {
+			for remaining.Add(-1) >= 0 {
 				c, err := unixsock.Connect(l.Addr().String())
 				if err != nil {
-					t.Error(err)
+					t.Errorf("Connect: %v", err)
 					return
 				}
 				c.SetDeadline(time.Now().Add(sockettest.Timeout))
 				b := make([]byte, 2)
 				n, err := c.Read(b)
 				if n > 1 || errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Errorf("a client got %q, %v", b[:n], err)
+					t.Errorf("Read in a client: got %q, %v; want at most 1 byte before the deadline", b[:n], err)
 				}
 				c.Close()
 			}
@@ -910,13 +913,13 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 	}
 	sockettest.Returns(t, "the clients", wg.Wait)
 	if n := served.Load(); n != int64(clients) {
-		t.Errorf("%d clients were served %d times", clients, n)
+		t.Errorf("served connections after %d connects: got %d, want %d", clients, n, clients)
 	}
 	cancel()
 	l.Close()
 	sockettest.Returns(t, "the servers", servers.Wait)
 	sockettest.WaitGoroutines(t, beforeGoroutines)
-	sockettest.WaitDescriptors(t, beforeFiles-1)
+	sockettest.WaitDescriptors(t, beforeFiles-1) // l is closed
 }
 
 func TestNilAndZeroListenersReturnErrors(t *testing.T) {
@@ -931,19 +934,19 @@ func TestNilAndZeroListenersReturnErrors(t *testing.T) {
 		} {
 			var opErr *net.OpError
 			if err := do(); !errors.Is(err, os.ErrInvalid) || !errors.As(err, &opErr) {
-				t.Errorf("%s of a %s Listener: got %v, want an OpError with os.ErrInvalid", call, name, err)
+				t.Errorf("%s of a %s Listener: got %v, want a *net.OpError with os.ErrInvalid", call, name, err)
 			}
 		}
 		l.CloseOn(t.Context())
 		l.SetUnlinkOnClose(true)
 		if addr := l.Addr(); addr != nil {
-			t.Errorf("address of a %s Listener: got %v, want nil", name, addr)
+			t.Errorf("Addr of a %s Listener: got %v, want nil", name, addr)
 		}
 		if _, ok := <-l.Ready(); ok {
-			t.Errorf("Ready of a %s Listener: got a value, want a closed channel", name)
+			t.Errorf("receive from Ready of a %s Listener: got a value, want a closed channel", name)
 		}
 		if _, ok := <-l.AcceptEvt(t.Context()); ok {
-			t.Errorf("AcceptEvt of a %s Listener: got a value, want a closed channel", name)
+			t.Errorf("receive from AcceptEvt of a %s Listener: got a value, want a closed channel", name)
 		}
 	}
 }
@@ -954,7 +957,7 @@ func TestCloseOnBackgroundReleasesTheListener(t *testing.T) {
 	l.CloseOn(ctx)
 	l.CloseOn(context.Background())
 	if n := ctx.entries(); n != 0 {
-		t.Errorf("CloseOn(context.Background()) left %d entries on the custodian, want 0", n)
+		t.Errorf("CloseOn(context.Background()) after CloseOn(ctx): got %d entries on ctx, want 0", n)
 	}
 	sockettest.Exchange(t, l.Addr().String(), l)
 }
@@ -971,37 +974,38 @@ func TestListenersCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 	for range rounds {
 		l, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Listen: %v", err)
 		}
 		old, cancel := context.WithCancel(t.Context())
 		l.CloseOn(old)
 		go cancel()
 		l.CloseOn(next)
-		if next.entries() == 1 { // it was open
+		if next.entries() == 1 { // CloseOn found the listener open
 			<-old.Done()
 			runtime.Gosched()
 			if err := l.SetDeadline(time.Time{}); err != nil {
-				t.Fatalf("SetDeadline after a CloseOn that replaced an ended context: got %v, want no error", err)
+				t.Fatalf("SetDeadline after a CloseOn that replaced an ended context: got %v, want nil", err)
 			}
 		}
 		l.Close()
 		if n := next.entries(); n != 0 {
-			t.Fatalf("a closed Listener left %d entries on its custodian, want 0", n)
+			t.Fatalf("Close: got %d entries on the custodian, want 0", n)
 		}
 	}
 }
 
-// adopt returns a Listener for a copy of l's descriptor, as a successor has it.
+// adopt returns a Listener for a duplicate of l's descriptor, such as a successor process
+// has.
 func adopt(t testing.TB, l *unixsock.Listener) *unixsock.Listener {
 	t.Helper()
 	f, err := l.File()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("File: %v", err)
 	}
 	defer f.Close()
 	adopted, err := unixsock.FileListener(f)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("FileListener: %v", err)
 	}
 	t.Cleanup(func() { adopted.Close() })
 	return adopted
@@ -1020,10 +1024,10 @@ func TestSetUnlinkOnCloseDecidesAtClose(t *testing.T) {
 			l.SetUnlinkOnClose(!unlink)
 			l.SetUnlinkOnClose(unlink)
 			if err := l.Close(); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Close after SetUnlinkOnClose(%v), adopted %v: got %v, want nil", unlink, adopted, err)
 			}
 			if exists := sockettest.IsSocketFile(path); exists == unlink {
-				t.Errorf("Close after SetUnlinkOnClose(%v), adopted %v: the file exists: %v, want %v", unlink, adopted, exists, !unlink)
+				t.Errorf("Close after SetUnlinkOnClose(%v), adopted %v: got a file: %v, want %v", unlink, adopted, exists, !unlink)
 			}
 		}
 	}
@@ -1039,7 +1043,7 @@ func TestHandoverKeepsTheFileUntilTheSuccessorCloses(t *testing.T) {
 	sockettest.Exchange(t, path, successor)
 	successor.Close()
 	if sockettest.IsSocketFile(path) {
-		t.Error("Close of the successor: the file exists, want it removed")
+		t.Error("Close of the successor: got a file, want it removed")
 	}
 }
 
@@ -1050,7 +1054,7 @@ func TestSetUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
 	l.SetUnlinkOnClose(true)
 	adopted.SetUnlinkOnClose(true)
 	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Remove of the socket file: %v", err)
 	}
 	other := sockettest.ListenAt(t, path)
 	l.Close()
