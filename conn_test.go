@@ -27,33 +27,34 @@ import (
 
 // --- helpers ---
 
-// fdOf returns the descriptor of c, to look at once c is closed.
+// fdOf returns the number of c's descriptor, for a check after c is closed.
 func fdOf(t testing.TB, c *unixsock.Conn) (fd int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	if err := raw.Control(func(n uintptr) { fd = int(n) }); err != nil {
-		t.Fatal(err)
+		t.Fatalf("RawConn.Control: %v", err)
 	}
 	return fd
 }
 
-// isOpen reports whether fd is a descriptor. The answer concerns a Conn only
-// while nothing else in the process opens any.
+// isOpen reports whether fd is an open descriptor. The result says whether a
+// Conn is open only while nothing else in the process opens descriptors, which
+// could get the same number.
 func isOpen(fd int) bool {
 	_, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	return err == nil
 }
 
-// fillBuffer writes to c until a write would wait, and returns how many bytes
-// it wrote. It leaves no deadline behind.
+// fillBuffer writes to c until a write would block, and returns how many bytes
+// it wrote. It does not change the deadlines of c.
 func fillBuffer(t testing.TB, c *unixsock.Conn) (total int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	b := make([]byte, 64<<10)
 	rawErr := raw.Write(func(fd uintptr) bool {
@@ -63,13 +64,13 @@ func fillBuffer(t testing.TB, c *unixsock.Conn) (total int) {
 		return true
 	})
 	if rawErr != nil || err != unix.EAGAIN {
-		t.Fatalf("filling the buffer: %v, %v", rawErr, err)
+		t.Fatalf("write(2) until the buffer is full: got %v from RawConn.Write, %v from write(2); want nil, EAGAIN", rawErr, err)
 	}
 	return total
 }
 
-// waiting starts f, which is to wait in the poller, and returns its error's
-// channel once it does.
+// waiting calls f in a goroutine and returns once f waits in the poller. The
+// channel yields the error of f.
 func waiting(t testing.TB, f func() error) <-chan error {
 	t.Helper()
 	before := sockettest.GoroutinesIn("IO wait")
@@ -79,6 +80,7 @@ func waiting(t testing.TB, f func() error) <-chan error {
 	return result
 }
 
+// readOne returns a function that reads 1 byte from r.
 func readOne(r io.Reader) func() error {
 	return func() error {
 		_, err := r.Read(make([]byte, 1))
@@ -86,6 +88,7 @@ func readOne(r io.Reader) func() error {
 	}
 }
 
+// writeOne returns a function that writes 1 byte to w.
 func writeOne(w io.Writer) func() error {
 	return func() error {
 		_, err := w.Write(make([]byte, 1))
@@ -93,28 +96,29 @@ func writeOne(w io.Writer) func() error {
 	}
 }
 
-// wantOpError fails the test unless err is a *net.OpError of op, and is want.
-func wantOpError(t testing.TB, what string, err error, op string, want error) {
+// wantOpError fails the test unless err is a *net.OpError of op with both
+// addresses, and errors.Is finds want in it. done is what returned err.
+func wantOpError(t testing.TB, done string, err error, op string, want error) {
 	t.Helper()
 	var opErr *net.OpError
 	if !errors.As(err, &opErr) || opErr.Op != op || opErr.Net != "unix" || opErr.Source == nil || opErr.Addr == nil {
-		t.Errorf("%s: %#v, want a net.OpError of %s, with addresses", what, err, op)
+		t.Errorf("%s: got %#v, want a net.OpError of %s on unix with both addresses", done, err, op)
 	}
 	if !errors.Is(err, want) {
-		t.Errorf("%s: %v, want %v", what, err, want)
+		t.Errorf("%s: got %v, want %v", done, err, want)
 	}
 }
 
-// wantEOF fails the test unless r ends after data.
+// wantEOF fails the test unless r yields exactly data and then io.EOF.
 func wantEOF(t testing.TB, r io.Reader, data string) {
 	t.Helper()
 	b, err := io.ReadAll(r)
 	if string(b) != data || err != nil {
-		t.Errorf("read %q, %v; want %q and the end", b, err, data)
+		t.Errorf("ReadAll: got %q, %v; want %q, nil", b, err, data)
 	}
 }
 
-// closes are all ways to close, and what each closes.
+// closes lists the ways to close a Conn, and the half that each closes.
 var closes = []struct {
 	name string
 	half sockettest.Half
@@ -123,8 +127,8 @@ var closes = []struct {
 	{"Close", sockettest.BothHalves, (*unixsock.Conn).Close},
 	{"CloseRead", sockettest.ReadHalf, (*unixsock.Conn).CloseRead},
 	{"CloseWrite", sockettest.WriteHalf, (*unixsock.Conn).CloseWrite},
-	{"in.Close", sockettest.ReadHalf, func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() }},
-	{"out.Close", sockettest.WriteHalf, func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() }},
+	{"InputPort.Close", sockettest.ReadHalf, func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() }},
+	{"OutputPort.Close", sockettest.WriteHalf, func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() }},
 }
 
 // --- Read and Write ---
@@ -133,16 +137,17 @@ func TestPortsReadAndWrite(t *testing.T) {
 	client, server := sockettest.Pair(t)
 	in, out := client.Ports()
 	peerIn, peerOut := server.Ports()
-	for _, p := range []struct {
-		r io.Reader
-		w io.Writer
-	}{{peerIn, out}, {in, peerOut}} {
-		if _, err := io.WriteString(p.w, "hello"); err != nil {
-			t.Fatal(err)
+	for _, way := range []struct {
+		name string
+		r    io.Reader
+		w    io.Writer
+	}{{"client to server", peerIn, out}, {"server to client", in, peerOut}} {
+		if _, err := io.WriteString(way.w, "hello"); err != nil {
+			t.Fatalf("Write to the OutputPort, %s: %v", way.name, err)
 		}
 		b := make([]byte, 5)
-		if _, err := io.ReadFull(p.r, b); string(b) != "hello" || err != nil {
-			t.Fatalf("read %q, %v", b, err)
+		if _, err := io.ReadFull(way.r, b); string(b) != "hello" || err != nil {
+			t.Fatalf("ReadFull from the InputPort, %s: got %q, %v; want %q, nil", way.name, b, err, "hello")
 		}
 	}
 }
@@ -152,7 +157,7 @@ func TestPortsAreTheSameEachTime(t *testing.T) {
 	in, out := c.Ports()
 	in2, out2 := c.Ports()
 	if in != in2 || out != out2 {
-		t.Error("they differ")
+		t.Errorf("second call of Ports: got %p, %p; want %p, %p as from the first", in2, out2, in, out)
 	}
 }
 
@@ -166,26 +171,26 @@ func TestBytesArriveWholeAndInOrder(t *testing.T) {
 	go func() {
 		n, err := c.Write(data)
 		if n != len(data) {
-			err = errors.Join(err, fmt.Errorf("wrote %d", n))
+			err = errors.Join(err, fmt.Errorf("got the count %d, want %d", n, len(data)))
 		}
 		sent <- errors.Join(err, c.CloseWrite())
 	}()
 	got, err := io.ReadAll(peer)
 	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("read %d bytes, %v; want the %d that were written", len(got), err, len(data))
+		t.Errorf("ReadAll at the peer: got %d bytes, %v; want the %d bytes that were written, nil", len(got), err, len(data))
 	}
 	if err := sockettest.Receive(t, "the writer", sent); err != nil {
-		t.Error(err)
+		t.Errorf("Write of %d bytes and CloseWrite: %v", len(data), err)
 	}
 }
 
 func TestReadAndWriteOfNoBytes(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	if n, err := c.Read(nil); n != 0 || err != nil {
-		t.Errorf("Read: %d, %v", n, err)
+		t.Errorf("Read of 0 bytes: got %d, %v; want 0, nil", n, err)
 	}
 	if n, err := c.Write(nil); n != 0 || err != nil {
-		t.Errorf("Write: %d, %v", n, err)
+		t.Errorf("Write of 0 bytes: got %d, %v; want 0, nil", n, err)
 	}
 	c.CloseWrite()
 	wantEOF(t, peer, "")
@@ -198,27 +203,30 @@ func TestWritesOfManyDoNotMix(t *testing.T) {
 	for i := range writers {
 		wg.Go(func() {
 			if _, err := c.Write(bytes.Repeat([]byte{byte(i)}, size)); err != nil {
-				t.Error(err)
+				t.Errorf("Write of %d bytes by writer %d: got %v, want nil", size, i, err)
 			}
 		})
 	}
 	go func() { wg.Wait(); c.CloseWrite() }()
 	got, err := io.ReadAll(peer)
 	if err != nil || len(got) != writers*size {
-		t.Fatalf("read %d bytes, %v", len(got), err)
+		t.Fatalf("ReadAll at the peer: got %d bytes, %v; want %d bytes, nil", len(got), err, writers*size)
 	}
 	for block := range slices.Chunk(got, size) {
-		if bytes.Count(block, block[:1]) != size {
-			t.Fatal("two writes are mixed")
+		if n := bytes.Count(block, block[:1]); n != size {
+			t.Fatalf("%d concurrent Writes of %d bytes: got a block with %d bytes of its first writer, want %d", writers, size, n, size)
 		}
 	}
 }
 
-// firstWrite is more than a Conn writes before the poller knows it.
+// firstWrite is the most bytes that a Write tries to write before the Conn is
+// registered with the poller. If they do not fit into the buffer, the Write
+// registers the Conn when a part of them is written.
 const firstWrite = 64 << 10
 
-// The first write that has to wait is where the poller comes in: what others
-// write must not come in between.
+// TestWritesDoNotMixWhenTheFirstHasToWait writes concurrently to new connections.
+// The first Write that has to wait registers the Conn with the poller. The other
+// goroutines must not write between the parts of that Write.
 func TestWritesDoNotMixWhenTheFirstHasToWait(t *testing.T) {
 	rounds := 500
 	if testing.Short() || sockettest.Race {
@@ -228,25 +236,26 @@ func TestWritesDoNotMixWhenTheFirstHasToWait(t *testing.T) {
 	got := make([]byte, writers*size)
 	for range rounds {
 		c, peer := newPairT(t)
-		if err := c.SetWriteBuffer(size / 4); err != nil { // so that part of it fits
-			t.Fatal(err)
+		// Only a part of a Write fits into the buffer.
+		if err := c.SetWriteBuffer(size / 4); err != nil {
+			t.Fatalf("SetWriteBuffer: %v", err)
 		}
 		var wg sync.WaitGroup
 		for i := range writers {
 			wg.Go(func() {
 				message := bytes.Repeat([]byte{byte(i)}, size)
 				if n, err := c.Write(message); n != size || err != nil {
-					t.Error(n, err)
+					t.Errorf("Write of %d bytes by writer %d: got %d, %v; want %d, nil", size, i, n, err, size)
 				}
 			})
 		}
-		if _, err := io.ReadFull(peer, got); err != nil {
-			t.Fatal(err)
+		if n, err := io.ReadFull(peer, got); err != nil {
+			t.Fatalf("ReadFull of all Writes: got %d, %v; want %d, nil", n, err, len(got))
 		}
 		wg.Wait()
 		for message := range slices.Chunk(got, size) {
-			if bytes.Count(message, message[:1]) != size {
-				t.Fatal("two writes are mixed")
+			if n := bytes.Count(message, message[:1]); n != size {
+				t.Fatalf("%d concurrent Writes of %d bytes: got a block with %d bytes of its first writer, want %d", writers, size, n, size)
 			}
 		}
 		c.Close()
@@ -258,27 +267,28 @@ func TestReadAndWriteAllocateNothing(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	in, out := c.Ports()
 	b := make([]byte, 64)
-	for what, ends := range map[string]struct {
+	for name, ends := range map[string]struct {
 		w io.Writer
 		r io.Reader
-	}{"the Conn": {c, peer}, "the ports": {peer, in}, "the ports again": {out, peer}} {
+	}{"Conn": {c, peer}, "InputPort": {peer, in}, "OutputPort": {out, peer}} {
 		n := testing.AllocsPerRun(100, func() {
 			if _, err := ends.w.Write(b); err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s: Write: %v", name, err)
 			}
 			if _, err := ends.r.Read(b); err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s: Read: %v", name, err)
 			}
 		})
 		if n != 0 {
-			t.Errorf("%s: %v allocations", what, n)
+			t.Errorf("%s: Write and Read of 64 bytes: got %v allocations, want 0", name, n)
 		}
 	}
 }
 
 // --- WriteBuffers ---
 
-// cut returns data in pieces of n bytes, with empty ones among them.
+// cut returns data in buffers of n bytes, with empty buffers before and between
+// them.
 func cut(data []byte, n int) net.Buffers {
 	v := net.Buffers{nil}
 	for piece := range slices.Chunk(data, n) {
@@ -297,13 +307,13 @@ func TestWriteBuffersWritesAll(t *testing.T) {
 			v := cut(data, c.piece)
 			_, result := gathered(t, near, far)
 			if n, err := near.WriteBuffers(&v); n != int64(c.size) || err != nil {
-				t.Errorf("wrote %d, %v", n, err)
+				t.Errorf("WriteBuffers: got %d, %v; want %d, nil", n, err, c.size)
 			}
 			if len(v) != 0 {
-				t.Errorf("%d buffers are left", len(v))
+				t.Errorf("WriteBuffers: left %d buffers, want 0", len(v))
 			}
-			if !bytes.Equal(result(), data) {
-				t.Error("other bytes came out")
+			if got := result(); !bytes.Equal(got, data) {
+				t.Errorf("WriteBuffers: the peer read %d bytes, want the %d bytes of the buffers", len(got), len(data))
 			}
 		})
 	}
@@ -314,17 +324,17 @@ func TestWriteBuffersLeavesWhatItDidNotWrite(t *testing.T) {
 	data := randomBytes(4 << 20)
 	v := cut(data, 5000)
 	if err := near.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetWriteDeadline: %v", err)
 	}
 	n, err := near.WriteBuffers(&v)
 	wantError(t, err, os.ErrDeadlineExceeded, "write", "unix")
 	near.Close()
 	got, err := io.ReadAll(far)
 	if int64(len(got)) != n || err != nil {
-		t.Errorf("%d bytes came out of %d, %v", len(got), n, err)
+		t.Errorf("WriteBuffers that a deadline ended: the peer read %d bytes, %v; want the %d bytes it returned, nil", len(got), err, n)
 	}
 	if n == 0 || !bytes.Equal(slices.Concat(got, slices.Concat(v...)), data) {
-		t.Error("what came out and what is left do not make up what was given")
+		t.Errorf("WriteBuffers that a deadline ended: wrote %d bytes, left %d buffers; want some bytes, and all data in one or the other", n, len(v))
 	}
 }
 
@@ -332,19 +342,17 @@ func TestWriteBuffersEndsWithAClose(t *testing.T) {
 	for name, end := range map[string]func(c *unixsock.Conn) error{"Close": (*unixsock.Conn).Close, "CloseWrite": (*unixsock.Conn).CloseWrite} {
 		t.Run(name, func(t *testing.T) {
 			near, _ := sockettest.Pair(t)
-			failed := make(chan error, 1)
-			go func() {
+			result := waiting(t, func() error {
 				v := cut(make([]byte, 4<<20), 100_000)
 				_, err := near.WriteBuffers(&v)
-				failed <- err
-			}()
-			sockettest.WaitInPoller(t, 1)
+				return err
+			})
 			end(near)
-			wantError(t, sockettest.Receive(t, "the end of WriteBuffers", failed), net.ErrClosed, "write", "unix")
+			wantError(t, sockettest.Receive(t, "the end of WriteBuffers", result), net.ErrClosed, "write", "unix")
 			v := net.Buffers{[]byte("more")}
 			n, err := near.WriteBuffers(&v)
 			if n != 0 || len(v) != 1 {
-				t.Errorf("wrote %d bytes, %d buffers are left", n, len(v))
+				t.Errorf("WriteBuffers after %s: got %d and %d buffers left, want 0 and 1", name, n, len(v))
 			}
 			wantError(t, err, net.ErrClosed, "write", "unix")
 		})
@@ -360,7 +368,7 @@ func TestWriteBuffersDoesNotMixWithOthers(t *testing.T) {
 			for range rounds {
 				v := cut(bytes.Repeat([]byte{byte('a' + i)}, size), 999)
 				if _, err := near.WriteBuffers(&v); err != nil {
-					t.Error(err)
+					t.Errorf("WriteBuffers of %d bytes by writer %d: got %v, want nil", size, i, err)
 				}
 			}
 		})
@@ -371,11 +379,11 @@ func TestWriteBuffersDoesNotMixWithOthers(t *testing.T) {
 	}()
 	message := make([]byte, size)
 	for range writers * rounds {
-		if _, err := io.ReadFull(far, message); err != nil {
-			t.Fatal(err)
+		if n, err := io.ReadFull(far, message); err != nil {
+			t.Fatalf("ReadFull of the bytes of one WriteBuffers: got %d, %v; want %d, nil", n, err, size)
 		}
 		if n := bytes.Count(message, message[:1]); n != size {
-			t.Fatalf("only %d bytes of %d are of one writer", n, size)
+			t.Fatalf("%d concurrent writers in WriteBuffers: got a message with %d bytes of its first writer, want %d", writers, n, size)
 		}
 	}
 }
@@ -387,17 +395,18 @@ func TestWriteBuffersIsOneSystemCall(t *testing.T) {
 	v := cut(make([]byte, 1000), 10)
 	before := writesOfThread(t)
 	if _, err := near.WriteBuffers(&v); err != nil {
-		t.Fatal(err)
+		t.Fatalf("WriteBuffers: %v", err)
 	}
 	if n := writesOfThread(t) - before; n != 1 {
-		t.Errorf("%d system calls", n)
+		t.Errorf("WriteBuffers of 1000 bytes by 10: got %d system calls, want 1", n)
 	}
-	if _, err := io.ReadFull(far, make([]byte, 1000)); err != nil {
-		t.Fatal(err)
+	if n, err := io.ReadFull(far, make([]byte, 1000)); err != nil {
+		t.Fatalf("ReadFull at the peer: got %d, %v; want 1000, nil", n, err)
 	}
 }
 
-// writesOfThread returns how often this thread has called write(2) or its like.
+// writesOfThread returns how many system calls of this thread were write(2) or
+// similar. It skips the test if the kernel does not report the count.
 func writesOfThread(t *testing.T) (n int) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/thread-self/io")
@@ -406,7 +415,7 @@ func writesOfThread(t *testing.T) (n int) {
 	}
 	_, count, _ := strings.Cut(string(b), "syscw: ")
 	if _, err := fmt.Sscan(count, &n); err != nil {
-		t.Fatal(err)
+		t.Fatalf("syscw in /proc/thread-self/io: %v", err)
 	}
 	return n
 }
@@ -414,61 +423,61 @@ func writesOfThread(t *testing.T) (n int) {
 // --- closing halves ---
 
 func TestClosedOutputIsEOFForThePeer(t *testing.T) {
-	for what, closeIt := range map[string]func(*unixsock.Conn) error{
-		"CloseWrite": (*unixsock.Conn).CloseWrite,
-		"the port":   func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() },
-		"Close":      (*unixsock.Conn).Close,
+	for name, closeOutput := range map[string]func(*unixsock.Conn) error{
+		"CloseWrite":       (*unixsock.Conn).CloseWrite,
+		"OutputPort.Close": func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() },
+		"Close":            (*unixsock.Conn).Close,
 	} {
 		c, peer := sockettest.Pair(t)
 		if _, err := c.Write([]byte("last words")); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Write: %v", err)
 		}
-		if err := closeIt(c); err != nil {
-			t.Fatalf("%s: %v", what, err)
+		if err := closeOutput(c); err != nil {
+			t.Fatalf("%s: got %v, want nil", name, err)
 		}
 		wantEOF(t, peer, "last words")
 		if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-			t.Errorf("%s: then read %d, %v; want io.EOF itself", what, n, err)
+			t.Errorf("Read after the peer's %s: got %d, %v; want 0 and io.EOF itself", name, n, err)
 		}
 	}
 }
 
 func TestClosedInputIsEPIPEForThePeer(t *testing.T) {
-	for what, closeIt := range map[string]func(*unixsock.Conn) error{
-		"CloseRead": (*unixsock.Conn).CloseRead,
-		"the port":  func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() },
-		"Close":     (*unixsock.Conn).Close,
+	for name, closeInput := range map[string]func(*unixsock.Conn) error{
+		"CloseRead":       (*unixsock.Conn).CloseRead,
+		"InputPort.Close": func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() },
+		"Close":           (*unixsock.Conn).Close,
 	} {
 		c, peer := sockettest.Pair(t)
-		if err := closeIt(c); err != nil {
-			t.Fatalf("%s: %v", what, err)
+		if err := closeInput(c); err != nil {
+			t.Fatalf("%s: got %v, want nil", name, err)
 		}
-		if what != "Close" && !sockettest.ReportsClosedInput(t) {
+		if name != "Close" && !sockettest.ReportsClosedInput(t) {
 			continue
 		}
 		_, err := peer.Write([]byte("!"))
-		wantOpError(t, what, err, "write", syscall.EPIPE)
+		wantOpError(t, "Write after the peer's "+name, err, "write", syscall.EPIPE)
 	}
 }
 
 func TestOneHalfClosedLeavesTheOther(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	if err := c.CloseWrite(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseWrite: got %v, want nil", err)
 	}
 	wantEOF(t, peer, "")
 	if _, err := peer.Write([]byte("answer")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write after the peer's CloseWrite: got %v, want nil", err)
 	}
 	peer.CloseWrite()
 	wantEOF(t, c, "answer")
 
 	c, peer = sockettest.Pair(t)
 	if err := c.CloseRead(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseRead: got %v, want nil", err)
 	}
 	if _, err := c.Write([]byte("notice")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write after CloseRead: got %v, want nil", err)
 	}
 	c.CloseWrite()
 	wantEOF(t, peer, "notice")
@@ -492,31 +501,31 @@ func TestClosesInEveryOrder(t *testing.T) {
 			i /= len(closes)
 			order += " " + way.name
 			if err := way.call(c); err != nil {
-				t.Fatalf("%s: %v", order, err)
+				t.Fatalf("last of the calls%s: got %v, want nil", order, err)
 			}
 			closed |= way.half
 
 			if got, want := isOpen(fd), closed != sockettest.BothHalves; got != want {
-				t.Fatalf("%s: the descriptor is open: %v, want %v", order, got, want)
+				t.Fatalf("descriptor after%s: got open %v, want %v", order, got, want)
 			}
 			if closed&sockettest.ReadHalf != 0 {
 				_, err := c.Read(make([]byte, 1))
-				wantOpError(t, order, err, "read", net.ErrClosed)
+				wantOpError(t, "Read after"+order, err, "read", net.ErrClosed)
 			} else if _, err := peer.Write([]byte("!")); err != nil {
-				t.Errorf("%s: the peer's write: %v", order, err)
+				t.Errorf("peer's Write after%s: got %v, want nil", order, err)
 			} else if n, err := c.Read(make([]byte, 2)); n != 1 || err != nil {
-				t.Errorf("%s: read %d, %v", order, n, err)
+				t.Errorf("Read after%s: got %d, %v; want 1, nil", order, n, err)
 			}
 			if closed&sockettest.WriteHalf != 0 {
 				_, err := c.Write([]byte("!"))
-				wantOpError(t, order, err, "write", net.ErrClosed)
+				wantOpError(t, "Write after"+order, err, "write", net.ErrClosed)
 				if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-					t.Errorf("%s: the peer read %d, %v", order, n, err)
+					t.Errorf("peer's Read after%s: got %d, %v; want 0, io.EOF", order, n, err)
 				}
 			} else if _, err := c.Write([]byte("!")); err != nil {
-				t.Errorf("%s: write: %v", order, err)
+				t.Errorf("Write after%s: got %v, want nil", order, err)
 			} else if n, err := peer.Read(make([]byte, 2)); n != 1 || err != nil {
-				t.Errorf("%s: the peer read %d, %v", order, n, err)
+				t.Errorf("peer's Read after%s: got %d, %v; want 1, nil", order, n, err)
 			}
 		}
 		c.Close()
@@ -530,10 +539,10 @@ func TestPeerThatHasGoneIsNoErrorOfAClose(t *testing.T) {
 			c, peer := sockettest.Pair(t)
 			peer.Close()
 			if err := first.call(c); err != nil {
-				t.Errorf("%s: %v", first.name, err)
+				t.Errorf("%s after the peer's Close: got %v, want nil", first.name, err)
 			}
 			if err := second.call(c); err != nil {
-				t.Errorf("%s after %s: %v", second.name, first.name, err)
+				t.Errorf("%s after the peer's Close and %s: got %v, want nil", second.name, first.name, err)
 			}
 		}
 	}
@@ -550,14 +559,14 @@ func TestCloseEndsAWaitingRead(t *testing.T) {
 			c, peer := sockettest.Pair(t)
 			result := waiting(t, readOne(c))
 			if err := way.call(c); err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s while a Read waits: got %v, want nil", way.name, err)
 			}
-			wantOpError(t, "Read", sockettest.Receive(t, "the reader", result), "read", net.ErrClosed)
+			wantOpError(t, "waiting Read after "+way.name, sockettest.Receive(t, "the reader", result), "read", net.ErrClosed)
 			if way.half == sockettest.BothHalves {
 				return
 			}
 			if _, err := c.Write([]byte("on")); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Write after %s: got %v, want nil", way.name, err)
 			}
 			c.CloseWrite()
 			wantEOF(t, peer, "on")
@@ -575,14 +584,14 @@ func TestCloseEndsAWaitingWrite(t *testing.T) {
 			fillBuffer(t, c)
 			result := waiting(t, writeOne(c))
 			if err := way.call(c); err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s while a Write waits: got %v, want nil", way.name, err)
 			}
-			wantOpError(t, "Write", sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
+			wantOpError(t, "waiting Write after "+way.name, sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
 			if way.half == sockettest.BothHalves {
 				return
 			}
 			if _, err := peer.Write([]byte("on")); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Write after the peer's %s: got %v, want nil", way.name, err)
 			}
 			peer.CloseWrite()
 			wantEOF(t, c, "on")
@@ -598,17 +607,18 @@ func TestWriteEndedByCloseReturnsTheExactCount(t *testing.T) {
 		return err
 	})
 	c.CloseWrite()
-	wantOpError(t, "Write", sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
+	wantOpError(t, "waiting Write after CloseWrite", sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
 	got, err := io.Copy(io.Discard, peer)
 	if got != int64(n) || n == 0 || err != nil {
-		t.Errorf("the peer read %d bytes, %v; Write said %d", got, err, n)
+		t.Errorf("Write that CloseWrite ended: the peer read %d bytes, %v; want the %d that Write returned, above 0", got, err, n)
 	}
 }
 
 func TestCloseWakesEveryWaitingCall(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	fillBuffer(t, c)
-	// Of many readers one waits in the poller, the others for their turn.
+	// One reader and one writer wait in the poller. The others wait for the
+	// read lock and the write lock of the descriptor.
 	errs := make(chan error, 20)
 	for range 10 {
 		go func() { errs <- readOne(c)() }()
@@ -618,7 +628,7 @@ func TestCloseWakesEveryWaitingCall(t *testing.T) {
 	c.Close()
 	for range 20 {
 		if err := sockettest.Receive(t, "the waiting call", errs); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("got %v, want net.ErrClosed", err)
+			t.Errorf("waiting Read or Write after Close: got %v, want net.ErrClosed", err)
 		}
 	}
 }
@@ -627,60 +637,62 @@ func TestOtherHalfKeepsWaitingThroughAClose(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	result := waiting(t, readOne(c))
 	if err := c.CloseWrite(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseWrite while a Read waits: got %v, want nil", err)
 	}
+	// The Read must not return for a while.
 	select {
 	case err := <-result:
-		t.Fatalf("the reader came back: %v", err)
+		t.Fatalf("waiting Read after CloseWrite: got %v, want no return", err)
 	case <-time.After(10 * time.Millisecond):
 	}
 	if _, err := peer.Write([]byte("!")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write after the peer's CloseWrite: got %v, want nil", err)
 	}
 	if err := sockettest.Receive(t, "the reader", result); err != nil {
-		t.Error(err)
+		t.Errorf("Read after CloseWrite: got %v, want nil", err)
 	}
 
 	c, peer = sockettest.Pair(t)
 	fillBuffer(t, c)
 	result = waiting(t, writeOne(c))
 	if err := c.CloseRead(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseRead while a Write waits: got %v, want nil", err)
 	}
+	// The Write must not return for a while.
 	select {
 	case err := <-result:
-		t.Fatalf("the writer came back: %v", err)
+		t.Fatalf("waiting Write after CloseRead: got %v, want no return", err)
 	case <-time.After(10 * time.Millisecond):
 	}
 	go io.Copy(io.Discard, peer)
 	if err := sockettest.Receive(t, "the writer", result); err != nil {
-		t.Error(err)
+		t.Errorf("Write after CloseRead: got %v, want nil", err)
 	}
 }
 
-// What is unread counts against the peer's buffer; poll does not tell the peer
-// that its output is shut down.
+// TestCloseReadEndsTheWaitOfAPeerThatWrites fills the peer's send buffer, against
+// which unread data counts. CloseRead must wake the peer, although poll does not
+// report to the peer that its output is shut down.
 func TestCloseReadEndsTheWaitOfAPeerThatWrites(t *testing.T) {
 	if !sockettest.ReportsClosedInput(t) {
 		t.Skip("the kernel does not report a closed input to the peer")
 	}
-	a, b := sockettest.Pair(t)
-	wrote := make(chan error, 1)
-	go func() {
-		_, err := a.Write(make([]byte, 8<<20))
-		wrote <- err
-	}()
-	sockettest.WaitInPoller(t, 1)
-	if err := b.CloseRead(); err != nil {
-		t.Fatal(err)
+	peer, c := sockettest.Pair(t)
+	result := waiting(t, func() error {
+		_, err := peer.Write(make([]byte, 8<<20))
+		return err
+	})
+	if err := c.CloseRead(); err != nil {
+		t.Fatalf("CloseRead while the peer's Write waits: got %v, want nil", err)
 	}
-	if err := sockettest.Receive(t, "the peer's Write", wrote); !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("the peer's Write: %v, want EPIPE", err)
+	if err := sockettest.Receive(t, "the peer's Write", result); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("peer's waiting Write after CloseRead: got %v, want EPIPE", err)
 	}
 }
 
-// A half that is closed during the registration must not keep a call waiting in it:
-// on Linux no event would tell, of a socket that is half full, that it is closed.
+// TestClosingAHalfEndsTheFirstWait closes a half while a call registers the Conn
+// with the poller. The call must not keep waiting in that half. On Linux no event
+// reports the close if the socket's buffer is partly full.
 func TestClosingAHalfEndsTheFirstWait(t *testing.T) {
 	rounds := 5000
 	if testing.Short() || sockettest.Race {
@@ -697,22 +709,22 @@ func TestClosingAHalfEndsTheFirstWait(t *testing.T) {
 			for range rounds {
 				c, peer := newPairT(t)
 				if err := c.SetWriteBuffer(4 << 10); err != nil {
-					t.Fatal(err)
+					t.Fatalf("SetWriteBuffer: %v", err)
 				}
 				if n, err := c.Write(make([]byte, 1<<10)); n != 1<<10 || err != nil {
-					t.Fatal(n, err)
+					t.Fatalf("Write of 1024 bytes: got %d, %v; want 1024, nil", n, err)
 				}
 				raw, err := c.SyscallConn()
 				if err != nil {
-					t.Fatal(err)
+					t.Fatalf("SyscallConn: %v", err)
 				}
 				ended := make(chan error, 1)
 				go func() { ended <- half.wait(raw) }()
 				if err := half.close(c); err != nil {
-					t.Fatal(err)
+					t.Fatalf("close of the %s during the first wait: got %v, want nil", what, err)
 				}
-				if err := sockettest.Receive(t, "the wait", ended); !errors.Is(err, net.ErrClosed) {
-					t.Fatal(err)
+				if err := sockettest.Receive(t, "the first wait", ended); !errors.Is(err, net.ErrClosed) {
+					t.Fatalf("first wait, with the %s closed: got %v, want net.ErrClosed", what, err)
 				}
 				c.Close()
 				peer.Close()
@@ -725,17 +737,17 @@ func TestCloseOfAHalfWinsAgainstDeadlinesToCome(t *testing.T) {
 	for _, h := range []sockettest.Half{sockettest.ReadHalf, sockettest.WriteHalf} {
 		for range 40 {
 			c, _ := sockettest.Pair(t)
-			do, closeHalf := readOne(c), c.CloseRead
-			set := []func(time.Time) error{c.SetReadDeadline, c.SetDeadline}
+			name, wait, closeHalf := "CloseRead", readOne(c), c.CloseRead
+			setters := []func(time.Time) error{c.SetReadDeadline, c.SetDeadline}
 			if h == sockettest.WriteHalf {
 				fillBuffer(t, c)
-				do, closeHalf = writeOne(c), c.CloseWrite
-				set[0] = c.SetWriteDeadline
+				name, wait, closeHalf = "CloseWrite", writeOne(c), c.CloseWrite
+				setters[0] = c.SetWriteDeadline
 			}
-			result := waiting(t, do)
+			result := waiting(t, wait)
 			var quit atomic.Bool
 			var wg sync.WaitGroup
-			for _, set := range set {
+			for _, set := range setters {
 				wg.Go(func() {
 					for !quit.Load() {
 						set(time.Now().Add(time.Hour))
@@ -745,13 +757,13 @@ func TestCloseOfAHalfWinsAgainstDeadlinesToCome(t *testing.T) {
 			}
 			runtime.Gosched()
 			if err := closeHalf(); err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s during calls of SetDeadline: got %v, want nil", name, err)
 			}
 			err := sockettest.Receive(t, "the call that waits in a closed half", result)
 			quit.Store(true)
 			wg.Wait()
 			if !errors.Is(err, net.ErrClosed) {
-				t.Fatalf("got %v, want net.ErrClosed", err)
+				t.Fatalf("waiting call after %s during calls of SetDeadline: got %v, want net.ErrClosed", name, err)
 			}
 			c.Close()
 		}
@@ -764,41 +776,45 @@ func TestDeadlinePastEndsItsHalfOnly(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	in, out := c.Ports()
 	past, none := time.Now().Add(-time.Second), time.Time{}
-	for what, set := range map[string]func(time.Time) error{"the Conn": c.SetReadDeadline, "the port": in.SetReadDeadline} {
+	for name, set := range map[string]func(time.Time) error{
+		"Conn.SetReadDeadline": c.SetReadDeadline, "InputPort.SetReadDeadline": in.SetReadDeadline,
+	} {
 		if err := set(past); err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s in the past: got %v, want nil", name, err)
 		}
 		_, err := c.Read(make([]byte, 1))
-		wantOpError(t, what, err, "read", os.ErrDeadlineExceeded)
+		wantOpError(t, "Read after "+name+" in the past", err, "read", os.ErrDeadlineExceeded)
 		var netErr net.Error
 		if !errors.As(err, &netErr) || !netErr.Timeout() {
-			t.Errorf("%s: %#v, want a net.Error that is a timeout", what, err)
+			t.Errorf("Read after %s in the past: got %#v, want a net.Error that is a timeout", name, err)
 		}
 		if _, err := c.Write([]byte("!")); err != nil {
-			t.Errorf("%s: the output: %v", what, err)
+			t.Errorf("Write after %s in the past: got %v, want nil", name, err)
 		}
 		if err := set(none); err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s of the zero time: got %v, want nil", name, err)
 		}
 	}
-	for what, set := range map[string]func(time.Time) error{"the Conn": c.SetWriteDeadline, "the port": out.SetWriteDeadline} {
+	for name, set := range map[string]func(time.Time) error{
+		"Conn.SetWriteDeadline": c.SetWriteDeadline, "OutputPort.SetWriteDeadline": out.SetWriteDeadline,
+	} {
 		if err := set(past); err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s in the past: got %v, want nil", name, err)
 		}
 		_, err := c.Write([]byte("!"))
-		wantOpError(t, what, err, "write", os.ErrDeadlineExceeded)
+		wantOpError(t, "Write after "+name+" in the past", err, "write", os.ErrDeadlineExceeded)
 		if _, err := peer.Write([]byte("!")); err != nil {
-			t.Fatal(err)
+			t.Fatalf("peer's Write: %v", err)
 		}
 		if n, err := c.Read(make([]byte, 2)); n != 1 || err != nil {
-			t.Errorf("%s: the input: %d, %v", what, n, err)
+			t.Errorf("Read after %s in the past: got %d, %v; want 1, nil", name, n, err)
 		}
 		if err := set(none); err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s of the zero time: got %v, want nil", name, err)
 		}
 	}
 	if _, err := c.Write([]byte("!")); err != nil {
-		t.Errorf("with the deadline taken back: %v", err)
+		t.Errorf("Write after SetWriteDeadline of the zero time: got %v, want nil", err)
 	}
 }
 
@@ -807,76 +823,79 @@ func TestDeadlineEndsWaitingCalls(t *testing.T) {
 	fillBuffer(t, c)
 	reader, writer := waiting(t, readOne(c)), waiting(t, writeOne(c))
 	if err := c.SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetDeadline while calls wait: got %v, want nil", err)
 	}
-	wantOpError(t, "Read", sockettest.Receive(t, "the reader", reader), "read", os.ErrDeadlineExceeded)
-	wantOpError(t, "Write", sockettest.Receive(t, "the writer", writer), "write", os.ErrDeadlineExceeded)
+	wantOpError(t, "waiting Read after SetDeadline", sockettest.Receive(t, "the reader", reader), "read", os.ErrDeadlineExceeded)
+	wantOpError(t, "waiting Write after SetDeadline", sockettest.Receive(t, "the writer", writer), "write", os.ErrDeadlineExceeded)
 }
 
 func TestDeadlineOfBothHalvesSetsTheOneThatIsOpen(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	c.CloseWrite()
 	if err := c.SetDeadline(time.Now().Add(-time.Second)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetDeadline after CloseWrite: got %v, want nil", err)
 	}
 	_, err := c.Read(make([]byte, 1))
-	wantOpError(t, "Read", err, "read", os.ErrDeadlineExceeded)
+	wantOpError(t, "Read after CloseWrite and SetDeadline in the past", err, "read", os.ErrDeadlineExceeded)
 
 	c, _ = sockettest.Pair(t)
 	c.CloseRead()
 	if err := c.SetDeadline(time.Now().Add(-time.Second)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetDeadline after CloseRead: got %v, want nil", err)
 	}
 	_, err = c.Write([]byte("!"))
-	wantOpError(t, "Write", err, "write", os.ErrDeadlineExceeded)
+	wantOpError(t, "Write after CloseRead and SetDeadline in the past", err, "write", os.ErrDeadlineExceeded)
 }
 
 func TestDeadlineOfWhatIsClosedIsErrClosed(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	c.CloseRead()
-	wantOpError(t, "SetReadDeadline", c.SetReadDeadline(time.Time{}), "set", net.ErrClosed)
+	wantOpError(t, "SetReadDeadline after CloseRead", c.SetReadDeadline(time.Time{}), "set", net.ErrClosed)
 	c.CloseWrite()
-	wantOpError(t, "SetWriteDeadline", c.SetWriteDeadline(time.Time{}), "set", net.ErrClosed)
-	wantOpError(t, "SetDeadline", c.SetDeadline(time.Time{}), "set", net.ErrClosed)
+	wantOpError(t, "SetWriteDeadline after CloseWrite", c.SetWriteDeadline(time.Time{}), "set", net.ErrClosed)
+	wantOpError(t, "SetDeadline after CloseRead and CloseWrite", c.SetDeadline(time.Time{}), "set", net.ErrClosed)
 }
 
 // --- CloseOn ---
 
-// A ledger is a context that never ends and knows what was left on it.
+// A ledger is a context that never ends. It records the functions that
+// context.AfterFunc registers with it.
 type ledger struct {
 	context.Context
 	done chan struct{}
-	mu   sync.Mutex
-	next int
-	left map[int]func()
+
+	mu    sync.Mutex
+	next  int            // the key of the next function
+	funcs map[int]func() // those that are not stopped
 }
 
 func newLedger() *ledger {
-	return &ledger{Context: context.Background(), done: make(chan struct{}), left: make(map[int]func())}
+	return &ledger{Context: context.Background(), done: make(chan struct{}), funcs: make(map[int]func())}
 }
 
 func (l *ledger) Done() <-chan struct{} { return l.done }
 
-// AfterFunc is what context.AfterFunc calls.
+// AfterFunc registers f. context.AfterFunc calls this method.
 func (l *ledger) AfterFunc(f func()) (stop func() bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	id := l.next
 	l.next++
-	l.left[id] = f
+	l.funcs[id] = f
 	return func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		_, ok := l.left[id]
-		delete(l.left, id)
+		_, ok := l.funcs[id]
+		delete(l.funcs, id)
 		return ok
 	}
 }
 
+// entries returns how many functions are registered.
 func (l *ledger) entries() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.left)
+	return len(l.funcs)
 }
 
 func TestCloseOnClosesWhenTheContextIsDone(t *testing.T) {
@@ -886,10 +905,10 @@ func TestCloseOnClosesWhenTheContextIsDone(t *testing.T) {
 	c.CloseOn(ctx)
 	reader := waiting(t, readOne(c))
 	if _, err := c.Write([]byte("!")); err != nil {
-		t.Fatalf("before the context is done: %v", err)
+		t.Fatalf("Write before the context is done: got %v, want nil", err)
 	}
 	cancel()
-	wantOpError(t, "Read", sockettest.Receive(t, "the reader", reader), "read", net.ErrClosed)
+	wantOpError(t, "waiting Read after the context of CloseOn is canceled", sockettest.Receive(t, "the reader", reader), "read", net.ErrClosed)
 	wantEOF(t, peer, "!")
 }
 
@@ -920,7 +939,7 @@ func TestCloseOnOfTheSameContextLeavesOneEntry(t *testing.T) {
 		c.CloseOn(ctx)
 	}
 	if n := ctx.entries(); n != 1 {
-		t.Errorf("1000 calls of CloseOn left %d entries on the context, want 1", n)
+		t.Errorf("1000 calls of CloseOn: got %d entries on the context, want 1", n)
 	}
 }
 
@@ -930,10 +949,10 @@ func TestCloseOnReplacesTheCustodian(t *testing.T) {
 	c.CloseOn(first)
 	c.CloseOn(second)
 	if n := first.entries(); n != 0 {
-		t.Errorf("CloseOn with another context left %d entries on the first, want 0", n)
+		t.Errorf("CloseOn with a second context: got %d entries on the first, want 0", n)
 	}
 	if n := second.entries(); n != 1 {
-		t.Errorf("CloseOn left %d entries on its context, want 1", n)
+		t.Errorf("CloseOn with a second context: got %d entries on the second, want 1", n)
 	}
 	mustConverse(t, c, peer)
 }
@@ -953,13 +972,14 @@ func TestCloseOnBackgroundReleasesTheConn(t *testing.T) {
 	c.CloseOn(ctx)
 	c.CloseOn(context.Background())
 	if n := ctx.entries(); n != 0 {
-		t.Errorf("CloseOn(context.Background()) left %d entries on the custodian, want 0", n)
+		t.Errorf("CloseOn(context.Background()): got %d entries on the replaced custodian, want 0", n)
 	}
 	mustConverse(t, c, peer)
 }
 
-// TestCloseOnReplacedAsTheOldContextEnds replaces a custodian while its context ends. If
-// CloseOn finds the connection open, the old context must not close it any more.
+// TestCloseOnReplacedAsTheOldContextEnds replaces a custodian while its context
+// ends. If the second CloseOn finds the connection open, the old context must no
+// longer close it.
 func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 	rounds := 10000
 	if testing.Short() {
@@ -969,25 +989,26 @@ func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 	for range rounds {
 		c, peer, err := unixsock.Pair()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Pair: %v", err)
 		}
 		old, cancel := context.WithCancel(t.Context())
 		c.CloseOn(old)
 		go cancel()
 		c.CloseOn(next)
-		if next.entries() == 1 { // it was open
+		if next.entries() == 1 { // CloseOn found the Conn open
 			<-old.Done()
+			// Let a callback of the old context run.
 			for range 3 {
 				runtime.Gosched()
 			}
 			if _, err := c.Write([]byte("x")); err != nil {
-				t.Fatalf("Write after a CloseOn that replaced an ended context: got %v, want no error", err)
+				t.Fatalf("Write after a CloseOn that replaced an ended context: got %v, want nil", err)
 			}
 		}
 		c.Close()
 		peer.Close()
 		if n := next.entries(); n != 0 {
-			t.Fatalf("a closed Conn left %d entries on its custodian, want 0", n)
+			t.Fatalf("Close: got %d entries on the custodian, want 0", n)
 		}
 	}
 }
@@ -998,8 +1019,9 @@ func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
 			ctx := newLedger()
 			c, _ := sockettest.Pair(t)
 			c.CloseOn(ctx)
+			// Without an entry, the checks below would prove nothing.
 			if n := ctx.entries(); n != 1 {
-				t.Fatalf("%d entries, want 1: this test sees nothing", n)
+				t.Fatalf("CloseOn: got %d entries on the context, want 1", n)
 			}
 			first.call(c)
 			second.call(c)
@@ -1008,12 +1030,12 @@ func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
 				want = 1
 			}
 			if n := ctx.entries(); n != want {
-				t.Errorf("after %s and %s: %d entries, want %d", first.name, second.name, n, want)
+				t.Errorf("%s and %s: got %d entries on the context, want %d", first.name, second.name, n, want)
 			}
 			c.Close()
 			c.CloseOn(ctx)
 			if n := ctx.entries(); n != 0 {
-				t.Errorf("CloseOn of a closed Conn: %d entries", n)
+				t.Errorf("CloseOn of a closed Conn: got %d entries on the context, want 0", n)
 			}
 		}
 	}
@@ -1030,15 +1052,16 @@ func TestCloseOnRacingCloseLeavesNothingOnTheContext(t *testing.T) {
 		wg.Wait()
 	}
 	if n := ctx.entries(); n != 0 {
-		t.Errorf("%d entries", n)
+		t.Errorf("200 times CloseOn during CloseRead and CloseWrite: got %d entries on the context, want 0", n)
 	}
 }
 
 // --- descriptors and the poller ---
 
-// watchStrangers opens and closes descriptors that have nothing to do with this
-// package until quit is set, and fails the test if anyone else touches one.
-func watchStrangers(t *testing.T, quit *atomic.Bool) {
+// watchForeignSockets opens and closes sockets that do not belong to this package
+// until quit is set. It fails the test if another goroutine uses or closes one of
+// their descriptors.
+func watchForeignSockets(t *testing.T, quit *atomic.Bool) {
 	type end struct {
 		fd  int
 		ino uint64
@@ -1046,7 +1069,7 @@ func watchStrangers(t *testing.T, quit *atomic.Bool) {
 	identify := func(fd int) uint64 {
 		var stat unix.Stat_t
 		if err := unix.Fstat(fd, &stat); err != nil {
-			t.Errorf("a descriptor that is not this package's: fstat: %v", err)
+			t.Errorf("fstat(2) of a foreign socket: got %v, want nil", err)
 		}
 		return uint64(stat.Ino)
 	}
@@ -1055,7 +1078,7 @@ func watchStrangers(t *testing.T, quit *atomic.Bool) {
 		for range 4 {
 			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 			if err != nil {
-				t.Error(err)
+				t.Errorf("socketpair(2): %v", err)
 				return
 			}
 			for _, fd := range fds {
@@ -1066,23 +1089,24 @@ func watchStrangers(t *testing.T, quit *atomic.Bool) {
 		for range 3 {
 			runtime.Gosched()
 			for i, e := range ends {
-				if identify(e.fd) != e.ino {
-					t.Error("a descriptor that is not this package's is now something else")
+				if ino := identify(e.fd); ino != e.ino {
+					t.Errorf("fstat(2) of a foreign socket: got inode %d, want %d", ino, e.ino)
 				}
 				b := []byte{byte(i)}
-				// MSG_DONTWAIT: were it shut down or taken, nothing would be there.
+				// If another goroutine shuts down the socket or reads the byte,
+				// recvfrom(2) finds no byte. With MSG_DONTWAIT it does not wait.
 				if err := unix.Sendto(e.fd, b, unix.MSG_DONTWAIT, nil); err != nil {
-					t.Errorf("a socket that is not this package's: write: %v", err)
+					t.Errorf("sendto(2) with a foreign socket: got %v, want nil", err)
 				}
 				n, _, err := unix.Recvfrom(ends[i^1].fd, b, unix.MSG_DONTWAIT)
 				if n != 1 || b[0] != byte(i) || err != nil {
-					t.Errorf("a socket that is not this package's: read %d, %v", n, err)
+					t.Errorf("recvfrom(2) with a foreign socket: got %d, byte %d, %v; want 1, byte %d, nil", n, b[0], err, i)
 				}
 			}
 		}
 		for _, e := range ends {
 			if err := unix.Close(e.fd); err != nil {
-				t.Errorf("a descriptor that is not this package's: close: %v", err)
+				t.Errorf("close(2) of a foreign socket: got %v, want nil", err)
 			}
 		}
 	}
@@ -1092,9 +1116,9 @@ func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	l := sockettest.Listen(t, unixsock.Backlog(100))
 	var quit atomic.Bool
-	var strangers sync.WaitGroup
+	var watchers sync.WaitGroup
 	for range 2 {
-		strangers.Go(func() { watchStrangers(t, &quit) })
+		watchers.Go(func() { watchForeignSockets(t, &quit) })
 	}
 	uses := []func(c *unixsock.Conn, ctx context.Context){
 		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
@@ -1113,12 +1137,12 @@ func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 			for range 150 {
 				c, err := unixsock.Connect(l.Addr().String())
 				if err != nil {
-					t.Error(err)
+					t.Errorf("Connect: %v", err)
 					return
 				}
 				s, err := l.AcceptContext(t.Context())
 				if err != nil {
-					t.Error(err)
+					t.Errorf("AcceptContext: %v", err)
 					return
 				}
 				ctx, cancel := context.WithCancel(t.Context())
@@ -1130,7 +1154,7 @@ func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 					for _, way := range closes {
 						all = append(all, func() {
 							if err := way.call(conn); err != nil {
-								t.Errorf("%s: %v", way.name, err)
+								t.Errorf("%s during other calls: got %v, want nil", way.name, err)
 							}
 						})
 					}
@@ -1147,14 +1171,15 @@ func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 	}
 	users.Wait()
 	quit.Store(true)
-	strangers.Wait()
+	watchers.Wait()
 	l.Close()
 	sockettest.WaitGoroutines(t, goroutines)
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// Whichever call is the first on a new connection, and whichever calls come in between,
-// everything ends, and no descriptor is left.
+// TestRegistrationRacesWithClosesAndDeadlines makes calls on a new connection
+// concurrently and in random order. Whichever call comes first and registers the
+// connection with the poller, all calls return and no descriptor is left open.
 func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 	rounds := 3000
 	if testing.Short() || sockettest.Race {
@@ -1164,7 +1189,7 @@ func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 	uses := []func(c *unixsock.Conn, ctx context.Context){
 		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
 		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
-		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, firstWrite)) }, // more than fits
+		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, firstWrite)) }, // more than fits into the buffer
 		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 1<<19)) },
 		func(c *unixsock.Conn, _ context.Context) { c.ReadFrom(bytes.NewReader(make([]byte, 8))) },
 		func(c *unixsock.Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
@@ -1182,10 +1207,10 @@ func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 	for range rounds {
 		c, peer, err := unixsock.Pair()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Pair: %v", err)
 		}
 		if err := c.SetWriteBuffer(firstWrite / 4); err != nil {
-			t.Fatal(err)
+			t.Fatalf("SetWriteBuffer: %v", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		all := slices.Clone(uses)
@@ -1194,7 +1219,7 @@ func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 		for _, use := range all {
 			wg.Go(func() { use(c, ctx) })
 		}
-		sockettest.Returns(t, "a use of a connection that is closed", wg.Wait)
+		sockettest.Returns(t, "calls on a connection that is closed", wg.Wait)
 		cancel()
 		peer.Close()
 	}
@@ -1202,11 +1227,11 @@ func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 }
 
 func TestUnreachableConnectionIsClosed(t *testing.T) {
-	for what, use := range map[string]func(t *testing.T, c, peer *unixsock.Conn){
+	for name, use := range map[string]func(t *testing.T, c, peer *unixsock.Conn){
 		"new": func(*testing.T, *unixsock.Conn, *unixsock.Conn) {},
-		"with the poller": func(t *testing.T, c, peer *unixsock.Conn) {
+		"registered with the poller": func(t *testing.T, c, peer *unixsock.Conn) {
 			if err := c.SetDeadline(time.Time{}); err != nil {
-				t.Error(err)
+				t.Errorf("SetDeadline of the zero time: got %v, want nil", err)
 			}
 		},
 		"in use": func(t *testing.T, c, peer *unixsock.Conn) { mustTalk(t, c, peer) },
@@ -1216,11 +1241,11 @@ func TestUnreachableConnectionIsClosed(t *testing.T) {
 			runtime.KeepAlive(cancel)
 		},
 	} {
-		t.Run(what, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			peer := func() *unixsock.Conn {
 				c, peer, err := unixsock.Pair()
 				if err != nil {
-					t.Fatal(err)
+					t.Fatalf("Pair: %v", err)
 				}
 				use(t, c, peer)
 				return peer
@@ -1231,27 +1256,30 @@ func TestUnreachableConnectionIsClosed(t *testing.T) {
 				_, err := peer.Read(make([]byte, 8))
 				end <- err
 			}()
-			sockettest.WaitFor(t, "it stays open", func() bool {
+			sockettest.WaitFor(t, "the unreachable Conn stays open", func() bool {
 				runtime.GC()
 				return len(end) > 0
 			})
 			if err := <-end; err != io.EOF {
-				t.Error(err)
+				t.Errorf("Read at the peer of an unreachable Conn: got %v, want io.EOF", err)
 			}
 		})
 	}
 }
 
-// The runtime's poller wants descriptors of its own when it starts, and ends the
-// process if there are none. A test would have it started: the child runs none.
+// TestPollerStartsBeforeDescriptorsRunOut checks that Conns can wait in a process
+// that is out of descriptors. The runtime's poller opens descriptors when it
+// starts, and ends the process if none is free. In a process that runs tests, the
+// poller may have started already. The child process runs no tests.
 func TestPollerStartsBeforeDescriptorsRunOut(t *testing.T) {
 	cmd := sockettest.HelperCommand(t, nil, "wait without descriptors")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
+		t.Errorf("Reads that wait in a process without free descriptors: got %v, want nil; output:\n%s", err, out)
 	}
 }
 
-// helpWaitWithoutDescriptors takes all descriptors and then has connections wait.
+// helpWaitWithoutDescriptors uses up all descriptors, and then lets a Read wait on
+// each of two connections.
 func helpWaitWithoutDescriptors([]string) error {
 	var pairs [2][2]*unixsock.Conn
 	for i := range pairs {
@@ -1280,7 +1308,7 @@ func helpWaitWithoutDescriptors([]string) error {
 			_, err := pair[0].Read(make([]byte, 1))
 			ended <- err
 		}()
-		runtime.Gosched() // it likely waits then; if not, the rest holds all the same
+		runtime.Gosched() // the Read likely waits now; if it does not, it must succeed all the same
 		if _, err := pair[1].Write([]byte("x")); err != nil {
 			return err
 		}
@@ -1297,65 +1325,68 @@ func TestRawConnFollowsTheHalves(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	raw, err := c.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	yes := func(uintptr) bool { return true }
-	unused := func(uintptr) bool { t.Error("called with a descriptor"); return true }
+	unused := func(fd uintptr) bool {
+		t.Errorf("RawConn of a closed half: called its function with descriptor %d, want no call", fd)
+		return true
+	}
 	if err := raw.Read(yes); err != nil {
-		t.Error(err)
+		t.Errorf("RawConn.Read: got %v, want nil", err)
 	}
 	if err := raw.Write(yes); err != nil {
-		t.Error(err)
+		t.Errorf("RawConn.Write: got %v, want nil", err)
 	}
 
 	c.CloseRead()
-	wantOpError(t, "Read", raw.Read(unused), "raw-read", net.ErrClosed)
+	wantOpError(t, "RawConn.Read after CloseRead", raw.Read(unused), "raw-read", net.ErrClosed)
 	if err := raw.Write(yes); err != nil {
-		t.Errorf("Write, with the input closed: %v", err)
+		t.Errorf("RawConn.Write after CloseRead: got %v, want nil", err)
 	}
 	if err := raw.Control(func(uintptr) {}); err != nil {
-		t.Errorf("Control, with the input closed: %v", err)
+		t.Errorf("RawConn.Control after CloseRead: got %v, want nil", err)
 	}
 	c.CloseWrite()
-	wantOpError(t, "Read", raw.Read(unused), "raw-read", net.ErrClosed)
-	wantOpError(t, "Write", raw.Write(unused), "raw-write", net.ErrClosed)
-	wantOpError(t, "Control", raw.Control(func(fd uintptr) { unused(fd) }), "raw-control", net.ErrClosed)
+	wantOpError(t, "RawConn.Read after both closes", raw.Read(unused), "raw-read", net.ErrClosed)
+	wantOpError(t, "RawConn.Write after both closes", raw.Write(unused), "raw-write", net.ErrClosed)
+	wantOpError(t, "RawConn.Control after both closes", raw.Control(func(fd uintptr) { unused(fd) }), "raw-control", net.ErrClosed)
 
 	raw, err = peer.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn of the peer: %v", err)
 	}
 	peer.CloseWrite()
-	wantOpError(t, "Write", raw.Write(unused), "raw-write", net.ErrClosed)
+	wantOpError(t, "RawConn.Write after CloseWrite", raw.Write(unused), "raw-write", net.ErrClosed)
 	if err := raw.Read(yes); err != nil {
-		t.Errorf("Read, with the output closed: %v", err)
+		t.Errorf("RawConn.Read after CloseWrite: got %v, want nil", err)
 	}
 }
 
 func TestRawConnThatWaitsEndsWithCloseAndDeadline(t *testing.T) {
 	never := func(uintptr) bool { return false }
-	for what, end := range map[string]struct {
-		f    func(*unixsock.Conn) error
+	for name, end := range map[string]struct {
+		call func(*unixsock.Conn) error
 		want error
 	}{
-		"a half's close": {func(c *unixsock.Conn) error { return errors.Join(c.CloseRead(), c.CloseWrite()) }, net.ErrClosed},
-		"Close":          {(*unixsock.Conn).Close, net.ErrClosed},
-		"a deadline":     {func(c *unixsock.Conn) error { return c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
+		"CloseRead and CloseWrite": {func(c *unixsock.Conn) error { return errors.Join(c.CloseRead(), c.CloseWrite()) }, net.ErrClosed},
+		"Close":                    {(*unixsock.Conn).Close, net.ErrClosed},
+		"SetDeadline":              {func(c *unixsock.Conn) error { return c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
 	} {
-		t.Run(what, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			c, _ := sockettest.Pair(t)
 			fillBuffer(t, c)
 			raw, err := c.SyscallConn()
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("SyscallConn: %v", err)
 			}
 			reader := waiting(t, func() error { return raw.Read(never) })
 			writer := waiting(t, func() error { return raw.Write(never) })
-			if err := end.f(c); err != nil {
-				t.Fatal(err)
+			if err := end.call(c); err != nil {
+				t.Fatalf("%s while calls wait: got %v, want nil", name, err)
 			}
-			wantOpError(t, "Read", sockettest.Receive(t, "the reader", reader), "raw-read", end.want)
-			wantOpError(t, "Write", sockettest.Receive(t, "the writer", writer), "raw-write", end.want)
+			wantOpError(t, "waiting RawConn.Read after "+name, sockettest.Receive(t, "the reader", reader), "raw-read", end.want)
+			wantOpError(t, "waiting RawConn.Write after "+name, sockettest.Receive(t, "the writer", writer), "raw-write", end.want)
 		})
 	}
 }
@@ -1366,9 +1397,9 @@ func TestBufferSizesAreSet(t *testing.T) {
 	near, _ := sockettest.Pair(t)
 	raw, err := near.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
-	for name, c := range map[string]struct {
+	for name, buffer := range map[string]struct {
 		set func(bytes int) error
 		opt int
 	}{
@@ -1377,16 +1408,16 @@ func TestBufferSizesAreSet(t *testing.T) {
 	} {
 		sizes := make([]int, 2)
 		for i, ask := range []int{8 << 10, 64 << 10} {
-			if err := c.set(ask); err != nil {
-				t.Fatal(name, err)
+			if err := buffer.set(ask); err != nil {
+				t.Fatalf("%s(%d): got %v, want nil", name, ask, err)
 			}
-			raw.Control(func(fd uintptr) { sizes[i], err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, c.opt) })
+			raw.Control(func(fd uintptr) { sizes[i], err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, buffer.opt) })
 			if err != nil || sizes[i] < ask {
-				t.Errorf("%s(%d) set %d, %v", name, ask, sizes[i], err)
+				t.Errorf("getsockopt(2) after %s(%d): got %d, %v; want at least %d, nil", name, ask, sizes[i], err, ask)
 			}
 		}
 		if sizes[0] >= sizes[1] {
-			t.Errorf("%s made no difference: %d", name, sizes)
+			t.Errorf("getsockopt(2) after %s of 8 KiB and 64 KiB: got %d and %d, want a larger second size", name, sizes[0], sizes[1])
 		}
 	}
 	near.CloseRead()
@@ -1401,18 +1432,18 @@ func TestAddresses(t *testing.T) {
 	l := sockettest.Listen(t)
 	client := sockettest.Connect(t, l.Addr().String())
 	server := sockettest.Accept(t, l)
-	for what, test := range map[string]struct {
+	for name, test := range map[string]struct {
 		addr net.Addr
 		want string
 	}{
-		"the client's own": {client.LocalAddr(), ""},
-		"the client's to":  {client.RemoteAddr(), l.Addr().String()},
-		"the server's own": {server.LocalAddr(), l.Addr().String()},
-		"the server's to":  {server.RemoteAddr(), ""},
+		"LocalAddr of the client":  {client.LocalAddr(), ""},
+		"RemoteAddr of the client": {client.RemoteAddr(), l.Addr().String()},
+		"LocalAddr of the server":  {server.LocalAddr(), l.Addr().String()},
+		"RemoteAddr of the server": {server.RemoteAddr(), ""},
 	} {
 		addr, ok := test.addr.(*net.UnixAddr)
 		if !ok || addr.Name != test.want || addr.Net != "unix" || addr.Network() != "unix" {
-			t.Errorf("%s: %#v, want the name %q", what, test.addr, test.want)
+			t.Errorf("%s: got %#v, want a *net.UnixAddr of unix with the name %q", name, test.addr, test.want)
 		}
 	}
 }
@@ -1421,15 +1452,15 @@ func TestAddressesStayAfterAClose(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	want := c.RemoteAddr().String()
 	c.Close()
-	if got := c.RemoteAddr().String(); got != want || c.LocalAddr().String() != "" {
-		t.Errorf("from %q to %q, want from an unnamed one to %q", c.LocalAddr(), got, want)
+	if local, remote := c.LocalAddr().String(), c.RemoteAddr().String(); local != "" || remote != want {
+		t.Errorf("LocalAddr and RemoteAddr after Close: got %q and %q, want %q and %q", local, remote, "", want)
 	}
 }
 
 // --- credentials ---
 
-// peerCredOf returns the credentials of c's peer. The test is skipped if the
-// platform cannot tell.
+// peerCredOf returns the credentials of c's peer. It skips the test if the
+// platform does not report them.
 func peerCredOf(t testing.TB, c *unixsock.Conn) unixsock.Cred {
 	t.Helper()
 	cred, err := c.PeerCred()
@@ -1437,12 +1468,13 @@ func peerCredOf(t testing.TB, c *unixsock.Conn) unixsock.Cred {
 		t.Skip(err)
 	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("PeerCred: got %v, want nil", err)
 	}
 	return cred
 }
 
-// wantCred makes sure that it is process pid of this user that is there.
+// wantCred fails the test unless the peer of c is process pid of this user. Only
+// on Linux must the kernel report the process.
 func wantCred(t testing.TB, c *unixsock.Conn, pid int) {
 	t.Helper()
 	got := peerCredOf(t, c)
@@ -1450,7 +1482,7 @@ func wantCred(t testing.TB, c *unixsock.Conn, pid int) {
 		pid = 0
 	}
 	if want := (unixsock.Cred{PID: pid, UID: os.Getuid(), GID: os.Getgid()}); got != want {
-		t.Errorf("at the other end is %+v, want %+v", got, want)
+		t.Errorf("PeerCred: got %+v, want %+v", got, want)
 	}
 }
 
@@ -1464,7 +1496,7 @@ func TestPeerCredIsThisProcess(t *testing.T) {
 func TestPeerCredOfAPair(t *testing.T) {
 	c1, c2, err := unixsock.Pair()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Pair: %v", err)
 	}
 	defer c1.Close()
 	defer c2.Close()
@@ -1490,7 +1522,7 @@ func TestPeerCredAfterThePeerIsGone(t *testing.T) {
 	cred := peerCredOf(t, server)
 	client.Close()
 	if got := peerCredOf(t, server); got.UID != cred.UID || got.GID != cred.GID {
-		t.Errorf("it was %+v, and is %+v", cred, got)
+		t.Errorf("PeerCred after the peer's Close: got %+v, want the user and the group of %+v", got, cred)
 	}
 }
 
@@ -1501,7 +1533,7 @@ func TestPeerCredOfAKilledProcess(t *testing.T) {
 	h.Expect("connected")
 	pid := h.Cmd.Process.Pid
 	h.Kill()
-	// It is accepted only now.
+	// The listener accepts the connection after the process has ended.
 	wantCred(t, sockettest.Accept(t, l), pid)
 }
 
@@ -1522,14 +1554,14 @@ func TestPeerCredAfterClose(t *testing.T) {
 	for _, c := range []*unixsock.Conn{client, server} {
 		cred, err := c.PeerCred()
 		if !errors.Is(err, net.ErrClosed) {
-			t.Errorf("error %v, want net.ErrClosed", err)
+			t.Errorf("PeerCred after Close: got %v, want net.ErrClosed", err)
 		}
 		var op *net.OpError
 		if !errors.As(err, &op) {
-			t.Errorf("error %#v, want a *net.OpError", err)
+			t.Errorf("PeerCred after Close: got %#v, want a *net.OpError", err)
 		}
 		if cred != (unixsock.Cred{}) {
-			t.Errorf("with an error comes %+v", cred)
+			t.Errorf("PeerCred after Close: got %+v, want the zero Cred", cred)
 		}
 	}
 }
@@ -1537,60 +1569,60 @@ func TestPeerCredAfterClose(t *testing.T) {
 // --- nil and zero values ---
 
 func TestNilAndZeroConnsReturnErrors(t *testing.T) {
-	for name, c := range map[string]*unixsock.Conn{"nil": nil, "zero": new(unixsock.Conn)} {
+	for value, c := range map[string]*unixsock.Conn{"nil": nil, "zero": new(unixsock.Conn)} {
 		in, out := c.Ports()
 		b := make([]byte, 1)
 		calls := map[string]func() error{
-			"Read":                    func() error { _, err := c.Read(b); return err },
-			"Write":                   func() error { _, err := c.Write(b); return err },
-			"ReadFrom":                func() error { _, err := c.ReadFrom(bytes.NewReader(b)); return err },
-			"WriteTo":                 func() error { _, err := c.WriteTo(io.Discard); return err },
-			"WriteBuffers":            func() error { _, err := c.WriteBuffers(&net.Buffers{b}); return err },
-			"WriteFiles":              func() error { _, err := c.WriteFiles(b); return err },
-			"WriteFiles of a file":    func() error { _, err := c.WriteFiles(b, os.Stdin); return err },
-			"ReadFiles":               func() error { _, _, err := c.ReadFiles(b, 1); return err },
-			"SyscallConn":             func() error { _, err := c.SyscallConn(); return err },
-			"File":                    func() error { _, err := c.File(); return err },
-			"PeerCred":                func() error { _, err := c.PeerCred(); return err },
-			"PeerGroups":              func() error { _, err := c.PeerGroups(); return err },
-			"SetDeadline":             func() error { return c.SetDeadline(time.Time{}) },
-			"SetReadDeadline":         func() error { return c.SetReadDeadline(time.Time{}) },
-			"SetWriteDeadline":        func() error { return c.SetWriteDeadline(time.Time{}) },
-			"SetReadBuffer":           func() error { return c.SetReadBuffer(1 << 16) },
-			"SetWriteBuffer":          func() error { return c.SetWriteBuffer(1 << 16) },
-			"Close":                   c.Close,
-			"CloseRead":               c.CloseRead,
-			"CloseWrite":              c.CloseWrite,
-			"InputPort.Read":          func() error { _, err := in.Read(b); return err },
-			"InputPort.WriteTo":       func() error { _, err := in.WriteTo(io.Discard); return err },
-			"InputPort.SetDeadline":   func() error { return in.SetReadDeadline(time.Time{}) },
-			"InputPort.Close":         in.Close,
-			"OutputPort.Write":        func() error { _, err := out.Write(b); return err },
-			"OutputPort.ReadFrom":     func() error { _, err := out.ReadFrom(bytes.NewReader(b)); return err },
-			"OutputPort.SetDeadline":  func() error { return out.SetWriteDeadline(time.Time{}) },
-			"OutputPort.Close":        out.Close,
-			"Close as a net.Conn":     func() error { return net.Conn(c).Close() },
-			"io.Copy to a Conn":       func() error { _, err := io.Copy(c, bytes.NewReader(b)); return err },
-			"io.Copy from an InPort":  func() error { _, err := io.Copy(io.Discard, in); return err },
-			"io.Copy between the two": func() error { _, err := io.Copy(c, c); return err },
+			"Read":                   func() error { _, err := c.Read(b); return err },
+			"Write":                  func() error { _, err := c.Write(b); return err },
+			"ReadFrom":               func() error { _, err := c.ReadFrom(bytes.NewReader(b)); return err },
+			"WriteTo":                func() error { _, err := c.WriteTo(io.Discard); return err },
+			"WriteBuffers":           func() error { _, err := c.WriteBuffers(&net.Buffers{b}); return err },
+			"WriteFiles":             func() error { _, err := c.WriteFiles(b); return err },
+			"WriteFiles of a file":   func() error { _, err := c.WriteFiles(b, os.Stdin); return err },
+			"ReadFiles":              func() error { _, _, err := c.ReadFiles(b, 1); return err },
+			"SyscallConn":            func() error { _, err := c.SyscallConn(); return err },
+			"File":                   func() error { _, err := c.File(); return err },
+			"PeerCred":               func() error { _, err := c.PeerCred(); return err },
+			"PeerGroups":             func() error { _, err := c.PeerGroups(); return err },
+			"SetDeadline":            func() error { return c.SetDeadline(time.Time{}) },
+			"SetReadDeadline":        func() error { return c.SetReadDeadline(time.Time{}) },
+			"SetWriteDeadline":       func() error { return c.SetWriteDeadline(time.Time{}) },
+			"SetReadBuffer":          func() error { return c.SetReadBuffer(1 << 16) },
+			"SetWriteBuffer":         func() error { return c.SetWriteBuffer(1 << 16) },
+			"Close":                  c.Close,
+			"CloseRead":              c.CloseRead,
+			"CloseWrite":             c.CloseWrite,
+			"InputPort.Read":         func() error { _, err := in.Read(b); return err },
+			"InputPort.WriteTo":      func() error { _, err := in.WriteTo(io.Discard); return err },
+			"InputPort.SetDeadline":  func() error { return in.SetReadDeadline(time.Time{}) },
+			"InputPort.Close":        in.Close,
+			"OutputPort.Write":       func() error { _, err := out.Write(b); return err },
+			"OutputPort.ReadFrom":    func() error { _, err := out.ReadFrom(bytes.NewReader(b)); return err },
+			"OutputPort.SetDeadline": func() error { return out.SetWriteDeadline(time.Time{}) },
+			"OutputPort.Close":       out.Close,
+			"Close as a net.Conn":    func() error { return net.Conn(c).Close() },
+			"io.Copy to a Conn":      func() error { _, err := io.Copy(c, bytes.NewReader(b)); return err },
+			"io.Copy from InputPort": func() error { _, err := io.Copy(io.Discard, in); return err },
+			"io.Copy Conn to itself": func() error { _, err := io.Copy(c, c); return err },
 		}
-		for call, do := range calls {
+		for name, call := range calls {
 			var opErr *net.OpError
-			if err := do(); !errors.Is(err, os.ErrInvalid) || !errors.As(err, &opErr) {
-				t.Errorf("%s of a %s Conn: got %v, want an OpError with os.ErrInvalid", call, name, err)
+			if err := call(); !errors.Is(err, os.ErrInvalid) || !errors.As(err, &opErr) {
+				t.Errorf("%s of a %s Conn: got %v, want a *net.OpError with os.ErrInvalid", name, value, err)
 			}
 		}
-		c.CloseOn(t.Context())
+		c.CloseOn(t.Context()) // it must not panic
 		if local, remote := c.LocalAddr(), c.RemoteAddr(); local != nil || remote != nil {
-			t.Errorf("addresses of a %s Conn: got %v and %v, want nil", name, local, remote)
+			t.Errorf("LocalAddr and RemoteAddr of a %s Conn: got %v and %v, want nil and nil", value, local, remote)
 		}
 	}
 }
 
 // --- roles of helper processes ---
 
-// helpConnect connects to each path that it reads, and stays connected until it
-// reads the next one.
+// helpConnect connects to each path that it reads from its input. It closes the
+// connections at the end of its input.
 func helpConnect([]string) error {
 	var path string
 	for {
@@ -1610,8 +1642,8 @@ func helpConnect([]string) error {
 	}
 }
 
-// helpServe listens at a path, or on the descriptor that it has inherited if
-// that is "inherited", and answers each client with its pid.
+// helpServe listens at a path, or on the inherited descriptor if its argument is
+// "inherited". It answers each client with its process ID.
 func helpServe(args []string) error {
 	var l *unixsock.Listener
 	var err error
