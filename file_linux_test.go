@@ -22,9 +22,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// nobody is the ID of an unprivileged user and of its group.
 const nobody = 65534
 
-// asNobody returns a setup that runs a child process as another user.
+// asNobody returns a function that prepares a child process to run as user nobody.
+// It skips the test unless root runs it.
 func asNobody(t testing.TB) func(*exec.Cmd) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -32,11 +34,12 @@ func asNobody(t testing.TB) func(*exec.Cmd) {
 	}
 	exe, err := os.Open("/proc/self/exe")
 	if err != nil {
-		t.Skip(err)
+		t.Skip("open of the test binary: ", err)
 	}
 	t.Cleanup(func() { exe.Close() })
 	return func(cmd *exec.Cmd) {
-		// The other user may not enter the directory that the binary is in.
+		// User nobody may lack permission to enter the directory of the binary.
+		// The child executes the binary through an inherited descriptor.
 		cmd.ExtraFiles = append(cmd.ExtraFiles, exe)
 		cmd.Path = fmt.Sprint("/proc/self/fd/", 2+len(cmd.ExtraFiles))
 		cmd.Dir = "/"
@@ -44,12 +47,12 @@ func asNobody(t testing.TB) func(*exec.Cmd) {
 	}
 }
 
-// publicDir is a ShortDir that others may read.
+// publicDir returns a ShortDir that other users may read and enter.
 func publicDir(t testing.TB) string {
 	t.Helper()
 	dir := sockettest.ShortDir(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod of the directory: %v", err)
 	}
 	return dir
 }
@@ -68,8 +71,9 @@ func TestModeIsNeverWider(t *testing.T) {
 			syscall.Umask(test.umask)
 			path := filepath.Join(sockettest.ShortDir(t), "s")
 			watcher := sockettest.StartHelper(t, nil, "watch mode", path, strconv.FormatUint(uint64(test.perm), 8))
-			// Where the umask takes away what was asked for, the watcher must have
-			// seen some file before that was made good: it looks sharply enough.
+			// If the umask removes bits of the mode, Listen restores them after it
+			// has bound the socket. The watcher must see at least one file before
+			// that, which shows that it looks often enough.
 			early := fs.FileMode(test.umask)&test.perm == 0
 			for i := 0; i < modeRounds || !early && i < 100*modeRounds; i++ {
 				watcher.Tell("next")
@@ -78,16 +82,16 @@ func TestModeIsNeverWider(t *testing.T) {
 				bits, when, _ := strings.Cut(watcher.Hear(), " ")
 				seen, err := strconv.ParseUint(bits, 8, 32)
 				if err != nil {
-					t.Fatal(err)
+					t.Fatalf("bits that the watcher printed: %v", err)
 				}
 				if fs.FileMode(seen)&^test.perm != 0 {
-					t.Fatalf("the file had the bits %#o, wider than %#o", seen, test.perm)
+					t.Fatalf("Listen with Mode(%#o): got a file with the bits %#o at some time, want no other bits than %#o", test.perm, seen, test.perm)
 				}
 				early = early || when == "true"
 				l.Close()
 			}
 			if !early {
-				t.Error("the watcher never saw a file before it had its bits")
+				t.Errorf("watch of %d files: got none before it had the mode %#o, want at least one", 100*modeRounds, test.perm)
 			}
 		})
 	}
@@ -95,8 +99,8 @@ func TestModeIsNeverWider(t *testing.T) {
 
 func TestModeIsExactWithADefaultACL(t *testing.T) {
 	dir := sockettest.ShortDir(t)
-	// Version 2: tag, permissions and id of the owner, user 65534, the group,
-	// the mask and the others.
+	// The attribute holds version 2, and then the tag, the permissions and the ID
+	// of the owner, user 65534, the group, the mask and the others.
 	acl := binary.LittleEndian.AppendUint32(nil, 2)
 	for _, e := range []struct {
 		tag, perm uint16
@@ -107,12 +111,12 @@ func TestModeIsExactWithADefaultACL(t *testing.T) {
 		acl = binary.LittleEndian.AppendUint32(acl, e.id)
 	}
 	if err := unix.Setxattr(dir, "system.posix_acl_default", acl, 0); err != nil {
-		t.Skip("no access control lists here: ", err)
+		t.Skip("the file system has no access control lists: ", err)
 	}
 	for i, perm := range []fs.FileMode{0, 0o600, 0o640, 0o666, 0o777} {
 		l := sockettest.ListenAt(t, filepath.Join(dir, fmt.Sprint(i)), unixsock.Mode(perm))
 		if got := lstat(t, l.Addr().String()).Mode().Perm(); got != perm {
-			t.Errorf("Mode(%#o): the file has %#o", perm, got)
+			t.Errorf("Listen with Mode(%#o) under a default ACL: got a file with %#o, want %#o", perm, got, perm)
 		}
 	}
 }
@@ -127,7 +131,7 @@ func TestModeKeepsOthersOut(t *testing.T) {
 		l := sockettest.ListenAt(t, path, unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
 		other.Tell(path)
 		if got := other.Hear(); got != test.want {
-			t.Errorf("Mode(%#o): another user says %q, want %q", test.perm, got, test.want)
+			t.Errorf("connect of another user with Mode(%#o): got %q, want %q", test.perm, got, test.want)
 		}
 		l.Close()
 	}
@@ -138,14 +142,14 @@ func TestModeOfAnAbstractNameIsAnError(t *testing.T) {
 	l, err := unixsock.Listen(unixsock.Abstract(t.Name()), unixsock.Mode(0o600))
 	if err == nil {
 		l.Close()
-		t.Fatal("no error")
+		t.Fatalf("Listen at an abstract name with Mode: got no error, want one with %q", "abstract")
 	}
 	if !strings.Contains(err.Error(), "abstract") {
-		t.Errorf("the error does not say what is wrong: %v", err)
+		t.Errorf("Listen at an abstract name with Mode: got %v, want an error with %q", err, "abstract")
 	}
 	if l, err := unixsock.NewTCPUnit(unixsock.Abstract(t.Name()), unixsock.Mode(0o600)).Listen("", ""); err == nil {
 		l.Close()
-		t.Error("no error through a TCPUnit")
+		t.Error("Listen of a TCPUnit at an abstract name with Mode: got no error, want one")
 	}
 }
 
@@ -154,41 +158,42 @@ func TestFileOptionsOfAnAbstractName(t *testing.T) {
 	name := unixsock.Abstract(t.Name())
 	l := sockettest.ListenAt(t, name, unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	if _, err := unixsock.Listen(name, unixsock.ReplaceStale()); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("error %v, want EADDRINUSE", err)
+		t.Errorf("second Listen at an abstract name, with ReplaceStale: got %v, want EADDRINUSE", err)
 	}
 	sockettest.Exchange(t, name, l)
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close with UnlinkOnClose of an abstract name: got %v, want nil", err)
 	}
 }
 
 func TestReplaceStaleLeavesAListenerWithAFullBacklog(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t, unixsock.Backlog(0))
-	waiting := sockettest.FillBacklog(t, l.Addr().String())
+	pending := sockettest.FillBacklog(t, l.Addr().String())
 	wantInUse(t, l.Addr().String())
-	for range waiting {
+	for range pending {
 		sockettest.Accept(t, l)
 	}
 	if polled(t, l, l.Ready()) {
-		t.Error("the listener has a connection of ReplaceStale, want none")
+		t.Errorf("Ready after %d accepts of all clients: got ready for a connection of ReplaceStale, want not ready", pending)
 	}
 }
 
 func TestReplaceStaleWithoutPermissionLeavesTheFile(t *testing.T) {
 	path := filepath.Join(publicDir(t), "s")
 	if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod of the directory: %v", err)
 	}
 	l := sockettest.ListenAt(t, path, unixsock.Mode(0o600))
 	other := sockettest.StartHelper(t, asNobody(t), "serve", path)
 	if got := sockettest.Receive(t, "the other user", other.Lines); !strings.Contains(got, "address already in use") {
-		t.Errorf("another user says %q", got)
+		t.Errorf("Listen of another user with ReplaceStale: got %q, want an error with %q", got, "address already in use")
 	}
 	sockettest.Exchange(t, path, l)
 }
 
-// TestALockOfAnotherUserDoesNotStopListen is what the lock's time limit is for.
+// TestALockOfAnotherUserDoesNotStopListen checks the time limit of the wait for the
+// directory's lock. Another user holds the lock.
 func TestALockOfAnotherUserDoesNotStopListen(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	mustListenAgainstALock(t, publicDir(t), asNobody(t), nobody)
@@ -207,43 +212,44 @@ func TestReplaceStaleInADirectoryThatCannotBeRead(t *testing.T) {
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
 	if err := os.Chmod(dir, 0o333); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod of the directory: %v", err)
 	}
 	if _, err := os.ReadDir(dir); !errors.Is(err, fs.ErrPermission) {
-		t.Fatalf("the directory can be read: %v", err)
+		t.Fatalf("ReadDir of the directory with 0333: got %v, want fs.ErrPermission", err)
 	}
 	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose(), unixsock.Mode(0o640))
 	sockettest.Exchange(t, path, l)
 	wantInUse(t, path)
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close in a directory that cannot be read: got %v, want nil", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod of the directory: %v", err)
 	}
 	wantOnly(t, dir)
 }
 
-// TestReplaceStaleLocksTheDirectoryOfTheFile is about a path whose directory is
-// not what stands before its last dot-dot.
+// TestReplaceStaleLocksTheDirectoryOfTheFile listens at a path with ".." after a
+// symbolic link. The directory of the file is the parent of the link's target, not
+// the directory that holds the link.
 func TestReplaceStaleLocksTheDirectoryOfTheFile(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	for _, name := range []string{"real", "real/sub"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Mkdir: %v", err)
 		}
 	}
 	if err := os.Symlink("real/sub", filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Symlink: %v", err)
 	}
 	path := dir + "/link/../s" // dir/real/s, not dir/s
 	leaveStale(t, path)
 	fd, err := unix.Open(filepath.Join(dir, "real"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("open(2) of the directory: %v", err)
 	}
 	if err := unix.Flock(fd, unix.LOCK_EX); err != nil {
-		t.Fatal(err)
+		t.Fatalf("flock(2) of the directory: %v", err)
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -253,25 +259,26 @@ func TestReplaceStaleLocksTheDirectoryOfTheFile(t *testing.T) {
 		}
 		done <- err
 	}()
+	// Listen must not return for a while.
 	select {
 	case err := <-done:
-		t.Errorf("Listen did not wait for the holder of the directory's lock; error %v", err)
+		t.Errorf("Listen while the directory's lock is held: got %v at once, want no return", err)
 		done <- err
 	case <-time.After(300 * time.Millisecond):
 	}
 	unix.Close(fd)
 	if err := sockettest.Receive(t, "Listen", done); err != nil {
-		t.Error(err)
+		t.Errorf("Listen after the directory's lock is free: got %v, want nil", err)
 	}
 }
 
-// connectFrom connects to path from a socket that is bound to name, which
-// Connect does not do. name may have the full length of an address.
+// connectFrom connects to path from a socket that it binds to name. Connect does
+// not bind its socket. name may have the full length of an address.
 func connectFrom(t testing.TB, name, path string) {
 	t.Helper()
 	fd, err := sockettest.Socket()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("socket(2): %v", err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	addr := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
@@ -280,10 +287,10 @@ func connectFrom(t testing.TB, name, path string) {
 	}
 	n := unsafe.Offsetof(addr.Path) + uintptr(len(name))
 	if _, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&addr)), n); errno != 0 {
-		t.Fatal(errno)
+		t.Fatalf("bind(2) to %q: %v", name, errno)
 	}
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		t.Fatal(err)
+		t.Fatalf("connect(2) to %s: %v", path, err)
 	}
 }
 
@@ -292,7 +299,7 @@ func TestAddressOfAnAbstractPeerIsWhole(t *testing.T) {
 	name := ownName(t, 70, "\x00\x00b\x00")
 	connectFrom(t, name, l.Addr().String())
 	if got := sockettest.Accept(t, l).RemoteAddr().String(); got != name {
-		t.Errorf("the peer is %q, want %q", got, name)
+		t.Errorf("RemoteAddr of a peer with an abstract name: got %q, want %q", got, name)
 	}
 }
 
@@ -301,7 +308,7 @@ func TestAddressOfAPeerAtAPathOfTheFullLengthIsWhole(t *testing.T) {
 	name := padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen)
 	connectFrom(t, name, l.Addr().String())
 	if got := sockettest.Accept(t, l).RemoteAddr().String(); got != name {
-		t.Errorf("the peer is %q, want %q", got, name)
+		t.Errorf("RemoteAddr of a peer at a path of %d bytes: got %q, want %q", len(name), got, name)
 	}
 }
 
@@ -316,22 +323,23 @@ func TestConnectToAnAddressOfAConn(t *testing.T) {
 	}
 }
 
+// TestDescriptorIsClosedOnce gives the number of a closed Conn's descriptor to
+// another descriptor. A second close(2) of the number would close that one.
 func TestDescriptorIsClosedOnce(t *testing.T) {
-	// A second close(2) would hit what has got the number since.
 	c, peer := sockettest.Pair(t)
 	fd := fdOf(t, c)
 	c.Close()
 	if err := unix.Dup3(fdOf(t, peer), fd, unix.O_CLOEXEC); err != nil {
-		t.Fatal(err)
+		t.Fatalf("dup3(2) to the number of the closed Conn: %v", err)
 	}
 	defer unix.Close(fd)
 	for _, way := range closes {
 		if err := way.call(c); err != nil {
-			t.Errorf("%s: %v", way.name, err)
+			t.Errorf("%s after Close: got %v, want nil", way.name, err)
 		}
 	}
 	if !isOpen(fd) {
-		t.Error("the number's new owner was closed")
+		t.Errorf("closes after Close: got descriptor %d of another socket closed, want it open", fd)
 	}
 }
 
@@ -343,20 +351,20 @@ func TestPeerCredOfAnotherUser(t *testing.T) {
 	h.Expect("connected")
 	want := unixsock.Cred{PID: h.Cmd.Process.Pid, UID: nobody, GID: nobody}
 	if got := peerCredOf(t, sockettest.Accept(t, l)); got != want {
-		t.Errorf("at the other end is %+v, want %+v", got, want)
+		t.Errorf("PeerCred of a client of another user: got %+v, want %+v", got, want)
 	}
 }
 
 func TestPeerCredOfAServerOfAnotherUser(t *testing.T) {
 	dir := publicDir(t)
 	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod of the directory: %v", err)
 	}
 	h := sockettest.StartHelper(t, asNobody(t), "serve", dir+"/s")
 	h.Expect("serving")
 	want := unixsock.Cred{PID: h.Cmd.Process.Pid, UID: nobody, GID: nobody}
 	if got := peerCredOf(t, sockettest.Connect(t, dir+"/s")); got != want {
-		t.Errorf("at the other end is %+v, want %+v", got, want)
+		t.Errorf("PeerCred of a server of another user: got %+v, want %+v", got, want)
 	}
 }
 
@@ -370,15 +378,15 @@ func TestAdoptedNamesAreComplete(t *testing.T) {
 		l := mustFileListener(t, mustFile(t, original))
 		original.Close()
 		if got := l.Addr().String(); got != name {
-			t.Errorf("the listener's name is %q, want %q", got, name)
+			t.Errorf("Addr of a FileListener: got %q, want %q", got, name)
 		}
 		client := sockettest.Connect(t, l.Addr().String())
 		server := sockettest.Accept(t, l)
 		if got := mustFileConn(t, mustFile(t, client)).RemoteAddr().String(); got != name {
-			t.Errorf("the client's remote name is %q, want %q", got, name)
+			t.Errorf("RemoteAddr of a FileConn of the client: got %q, want %q", got, name)
 		}
 		if got := mustFileConn(t, mustFile(t, server)).LocalAddr().String(); got != name {
-			t.Errorf("the server's local name is %q, want %q", got, name)
+			t.Errorf("LocalAddr of a FileConn of the server: got %q, want %q", got, name)
 		}
 		mustConverse(t, client, server)
 		l.Close()
@@ -388,34 +396,34 @@ func TestAdoptedNamesAreComplete(t *testing.T) {
 func TestASocketThatIsOnlyBoundIsRefused(t *testing.T) {
 	fd, err := sockettest.Socket()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("socket(2): %v", err)
 	}
 	f := os.NewFile(uintptr(fd), "bound")
 	defer f.Close()
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: sockettest.ShortDir(t) + "/s"}); err != nil {
-		t.Fatal(err)
+		t.Fatalf("bind(2): %v", err)
 	}
 	if c, err := unixsock.FileConn(f); err == nil {
 		c.Close()
-		t.Error("FileConn: no error")
+		t.Error("FileConn of a socket that is only bound: got no error, want one")
 	}
 	if l, err := unixsock.FileListener(f); err == nil {
 		l.Close()
-		t.Error("FileListener: no error")
+		t.Error("FileListener of a socket that is only bound: got no error, want one")
 	}
 }
 
-// passAlong sets an option of c that has the kernel add messages to what it
-// receives.
-func passAlong(t testing.TB, c *unixsock.Conn, option int) {
+// addControlMessages sets an option of c. With it the kernel adds a control message
+// to what c receives. The test is skipped if the kernel does not have the option.
+func addControlMessages(t testing.TB, c *unixsock.Conn, option int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, 1) })
 	if err != nil {
-		t.Skip(err)
+		t.Skip("setsockopt(2): ", err)
 	}
 }
 
@@ -426,27 +434,27 @@ func TestFilesComeAmongCredentials(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			sockettest.CheckDescriptors(t)
 			from, to := newPairT(t)
-			passAlong(t, to, option)
+			addControlMessages(t, to, option)
 			r, w := newPipes(t, 2)
 			for _, max := range []int{2, 1, 0} {
 				if _, err := from.WriteFiles([]byte("x"), w...); err != nil {
-					t.Fatal(err)
+					t.Fatalf("WriteFiles: %v", err)
 				}
 				before := sockettest.CountDescriptors(t)
 				_, files, err := to.ReadFiles(make([]byte, 1), max)
 				if (err == nil) != (max == 2) || (len(files) == 2) != (max == 2) {
-					t.Errorf("max %d of 2: %d files, %v", max, len(files), err)
+					t.Errorf("ReadFiles with max %d of 2 files: got %d files, %v; want 2, nil if max is 2, else 0, an error", max, len(files), err)
 				}
 				closeFiles(files)
 				if after := sockettest.CountDescriptors(t); after > before {
-					t.Errorf("max %d of 2: %d descriptors were open, %d are", max, before, after)
+					t.Errorf("ReadFiles with max %d of 2 files: got %d open descriptors, want at most %d", max, after, before)
 				}
 			}
 			if _, err := from.Write([]byte("x")); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Write: %v", err)
 			}
 			if n, files, err := to.ReadFiles(make([]byte, 1), 0); n != 1 || files != nil || err != nil {
-				t.Errorf("without files: %d bytes, %v, %v", n, files, err)
+				t.Errorf("ReadFiles of 1 byte without files: got %d, %v, %v; want 1, nil, nil", n, files, err)
 			}
 			closeFiles(w)
 			wantAllClosed(t, r)
@@ -472,18 +480,20 @@ func TestOwnerLetsAnotherUserConnect(t *testing.T) {
 		info := lstat(t, path)
 		stat := info.Sys().(*syscall.Stat_t)
 		if uid, gid := int(stat.Uid), int(stat.Gid); uid != max(test.uid, 0) || gid != max(test.gid, 0) || info.Mode().Perm() != test.perm {
-			t.Errorf("Owner(%d, %d), Mode(%#o): the file has %d:%d, %#o", test.uid, test.gid, test.perm, uid, gid, info.Mode().Perm())
+			t.Errorf("Listen with Owner(%d, %d) and Mode(%#o): got a file with %d:%d and %#o, want %d:%d and %#o",
+				test.uid, test.gid, test.perm, uid, gid, info.Mode().Perm(), max(test.uid, 0), max(test.gid, 0), test.perm)
 		}
 		other.Tell(path)
 		if got := other.Hear(); got != test.want {
-			t.Errorf("%s: another user's connect: got %q, want %q", test.name, got, test.want)
+			t.Errorf("connect of another user, %s: got %q, want %q", test.name, got, test.want)
 		}
 		l.Close()
 	}
 }
 
-// TestOwnerIsRightBeforeAConnect has another user connect all the time. It must not succeed
-// before Listen has set the owner, nor at any time with the owner of this process.
+// TestOwnerIsRightBeforeAConnect lets another user connect all the time. No connect
+// may succeed, neither while the file has the owner of this process nor after
+// Listen has set another owner.
 func TestOwnerIsRightBeforeAConnect(t *testing.T) {
 	dir := publicDir(t)
 	other := sockettest.StartHelper(t, asNobody(t), "watch owner", filepath.Join(dir, "s"))
@@ -491,7 +501,7 @@ func TestOwnerIsRightBeforeAConnect(t *testing.T) {
 	for range 200 {
 		l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o600), unixsock.Owner(1, 1), unixsock.UnlinkOnClose())
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Listen: %v", err)
 		}
 		l.Close()
 	}
@@ -502,11 +512,11 @@ func TestOwnerIsRightBeforeAConnect(t *testing.T) {
 func TestOwnerWithoutPrivilegeLeavesNothing(t *testing.T) {
 	dir := publicDir(t)
 	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod of the directory: %v", err)
 	}
 	other := sockettest.StartHelper(t, asNobody(t), "listen as owner", filepath.Join(dir, "s"))
 	if got, want := other.Hear(), "cannot set the owner to 0:-1"; !strings.Contains(got, want) || !strings.HasPrefix(got, "permission: true") {
-		t.Errorf("Owner(0, -1) of another user: got %q, want ErrPermission and %q in it", got, want)
+		t.Errorf("Listen of another user with Owner(0, -1): got %q, want fs.ErrPermission with %q", got, want)
 	}
 	wantOnly(t, dir)
 }
@@ -515,7 +525,7 @@ func TestOwnerOfAnAbstractNameIsAnError(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l, err := unixsock.Listen(ownName(t, 80, ""), unixsock.Owner(0, 0))
 	if l != nil || err == nil || !strings.Contains(err.Error(), "abstract name has no owner") {
-		t.Errorf("Owner of an abstract name: got %v, %v, want an error that says so", l, err)
+		t.Errorf("Listen at an abstract name with Owner: got %v, %v; want nil, an error with %q", l, err, "abstract name has no owner")
 	}
 }
 
@@ -548,11 +558,11 @@ func TestPeerGroups(t *testing.T) {
 		}
 		slices.Sort(got)
 		if err != nil || !slices.Equal(got, want) {
-			t.Errorf("PeerGroups of a process with %d groups: got %v, %v, want %v", n, got, err, want)
+			t.Errorf("PeerGroups of a process with %d groups: got %v, %v; want %v, nil", n, got, err, want)
 		}
 		c.Close()
 		if groups, err := c.PeerGroups(); groups != nil || !errors.Is(err, net.ErrClosed) {
-			t.Errorf("PeerGroups of a closed Conn: got %v, %v, want net.ErrClosed", groups, err)
+			t.Errorf("PeerGroups of a closed Conn: got %v, %v; want nil, net.ErrClosed", groups, err)
 		}
 	}
 }
