@@ -13,7 +13,7 @@
 //     pending, so a select can wait for clients, timers and contexts alike. A receive
 //     accepts nothing. [Listener.AcceptEvt] is a channel of accepted connections.
 //   - On Linux, Connect waits while the listener's backlog is full, as a blocking
-//     connect(2) does. net.Dial fails with EAGAIN. On other systems both are refused.
+//     connect(2) does; net.Dial fails with EAGAIN. Other systems refuse the connection.
 //   - The default backlog is 4. A server whose clients do not wait, such as nginx or
 //     programs that use package net, needs a larger one; see [Backlog].
 //   - A leading @ has no special meaning. An abstract name begins with NUL, and every
@@ -38,8 +38,8 @@
 //	make-unix-socket-tcp@       NewTCPUnit
 //
 // Racket's sync over several events is a select over their channels. A custodian is a
-// [context.Context]: [Conn.CloseOn] and [Listener.CloseOn] put a connection or a
-// listener in its charge, and the context of AcceptEvt is the custodian of the
+// [context.Context]: [Conn.CloseOn] and [Listener.CloseOn] set the custodian of a
+// connection or a listener, and the context of AcceptEvt is the custodian of the
 // connections that it delivers. Where Racket raises an exception, a function returns
 // an error.
 //
@@ -67,10 +67,10 @@
 //
 // # Platforms
 //
-// Linux (Android too), macOS (iOS too), FreeBSD, NetBSD, OpenBSD and DragonFly. On any
-// other platform the package compiles, [Available] is false, no path is valid, and
-// every constructor returns an error that is [errors.ErrUnsupported]. Abstract names
-// exist on Linux only.
+// The package supports Linux (including Android), macOS (including iOS), FreeBSD,
+// NetBSD, OpenBSD and DragonFly. On any other platform it compiles, [Available] is
+// false, no path is valid, and every constructor returns an error that wraps
+// [errors.ErrUnsupported]. Abstract names exist on Linux only.
 package unixsock
 
 import (
@@ -95,16 +95,15 @@ func Connect(path string) (*Conn, error) {
 //
 // On Linux it waits while the listener's backlog is full, until ctx is done; then
 // errors.Is finds ctx.Err() in the error. No kernel event reports room in a backlog,
-// so ConnectContext tries again at intervals of up to some milliseconds, longer where
-// system calls are slow or goroutines wait for many paths. Goroutines that wait for the
-// same path take turns, and all waiting goroutines of a process together use only a
-// small share of one core. Once connected, ctx has no effect on
-// the Conn. On macOS and the BSDs a full backlog is ECONNREFUSED, as if no process
-// listened.
+// so ConnectContext tries again at intervals of up to 30 ms, longer where system calls
+// are slow or goroutines wait for many paths. Goroutines that wait for the same path
+// take turns, and all waiting goroutines of a process together use only a small share
+// of one core. Once connected, ctx has no effect on the Conn. On macOS and the BSDs a
+// full backlog is reported as ECONNREFUSED, as if no process were listening.
 //
 // Errors are *[net.OpError] with Op "dial". Among others, errors.Is finds
 // [ErrInvalidPath], [io/fs.ErrNotExist], [io/fs.ErrPermission] and
-// [syscall.ECONNREFUSED]. It mirrors unix-socket-connect.
+// [syscall.ECONNREFUSED]. ConnectContext mirrors unix-socket-connect.
 func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 	name, err := resolve(path)
 	if err != nil {
@@ -138,17 +137,17 @@ func dialError(name string, err error) error {
 
 // No event reports that a full backlog has room again: the kernel wakes only threads
 // that block in connect(2), and poll does not report it. So connect is tried again at
-// intervals. Of the goroutines that wait for one name, one tries at a time, as the
-// others would find the same full backlog; so the cost does not grow with their
+// intervals. Of the goroutines that wait for one name, one tries at a time, because
+// the others would find the same full backlog. So the cost does not grow with their
 // number.
 const (
 	minRetry = 100 * time.Microsecond
 	maxRetry = 20 * time.Millisecond
 
-	// For one name, an interval is at least retryShare times as long as an attempt takes,
-	// as measured in the process. So attempts take 1 % of a core. The timers and
-	// wakeups around them, which are slow where system calls are slow, take several times
-	// as much; about ten times on gVisor.
+	// With n names, an interval is at least n*retryShare times as long as an attempt, as
+	// measured in this process, so all attempts use 1 % of a core. The timers and wakeups
+	// around them use several times as much where system calls are slow, about ten times
+	// on gVisor.
 	retryShare = 100
 )
 
@@ -170,7 +169,7 @@ func waitForBacklog(ctx context.Context, fd int, name string) error {
 			return err
 		}
 		d := max(pause, waiting.interval(time.Since(start)))
-		timer.Reset(d/2 + rand.N(d)) // so that processes do not keep in step
+		timer.Reset(d/2 + rand.N(d)) // so that processes do not retry in lockstep
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -188,9 +187,9 @@ type queues struct {
 	cost   time.Duration // of an attempt, as measured
 }
 
-// A queue is the goroutines that wait to connect to one name.
+// A queue represents the goroutines that wait to connect to one name.
 type queue struct {
-	turn    chan struct{} // holds a token while one of them tries
+	turn    chan struct{} // holds a token while one of them retries
 	members int           // guarded by queues.mu
 }
 
@@ -219,7 +218,7 @@ func (qs *queues) leave(name string, q *queue) {
 
 // interval returns the minimum time between two attempts for one name, given how long
 // the last attempt took. The measured cost falls at once, but at most doubles with each
-// attempt: the goroutine may have been preempted during this one.
+// attempt: the goroutine may have been preempted during the last one.
 func (qs *queues) interval(took time.Duration) time.Duration {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
