@@ -25,10 +25,10 @@ func ValidPath(path string) bool {
 }
 
 // CheckPath returns nil if path can name a unix domain socket on this platform.
-// Otherwise it returns an error that is [ErrInvalidPath] and says what is wrong, with
-// the length and the limit.
+// Otherwise it returns an error that wraps [ErrInvalidPath] and says what is wrong,
+// with the length and the limit.
 //
-// A string that begins with NUL is an abstract name, on Linux only. It has 1 to
+// On Linux, a string that begins with NUL is an abstract name. It has 1 to
 // [MaxPathLen] bytes with the leading NUL, and each of them counts. Any other string
 // is a filesystem path. It is valid if it is not empty, contains no NUL, and its
 // absolute form has at most MaxPathLen bytes. A leading @ has no special meaning.
@@ -70,8 +70,8 @@ func resolve(path string) (string, error) {
 	}
 	full := path
 	if path[0] != '/' {
-		// The kernel's name for the working directory: $PWD, which os.Getwd prefers,
-		// may be /proc/self/cwd or another name whose meaning a chdir changes.
+		// This is the kernel's name for the working directory. os.Getwd prefers $PWD,
+		// which may be /proc/self/cwd or another name whose meaning a chdir changes.
 		wd, err := syscall.Getwd()
 		if err != nil {
 			return "", fmt.Errorf("%w: relative path without a working directory (%d bytes, limit %d for the absolute form): %w",

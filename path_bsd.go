@@ -9,6 +9,6 @@ import "github.com/go-unixsock/unixsock/internal/sys"
 const Available = true
 
 // MaxPathLen is the maximum length, in bytes, of the absolute form of a path. The
-// whole length is usable. It is 104, but 103 on OpenBSD, whose kernel needs room for
-// a NUL after the path.
+// whole length is usable. It is 104, or 103 on OpenBSD, whose kernel needs room for a
+// NUL after the path.
 const MaxPathLen = sys.MaxPathLen
