@@ -28,10 +28,10 @@ const (
 //
 // Its two halves, the input and the output, close independently: by
 // [Conn.CloseRead] and [Conn.CloseWrite], or through its [Conn.Ports]. Closing the
-// second half closes the descriptor. Closing a half again returns nil, and it is no
-// error that the peer has gone.
+// second half closes the descriptor. It is not an error to close a half again, or after
+// the peer has gone.
 //
-// A Read or a Write allocates nothing, except for the first one that has to wait.
+// Read and Write allocate nothing, except for the first call that has to wait.
 //
 // Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and
 // [os.ErrDeadlineExceeded] past a deadline. At the end of the peer's output, Read
@@ -46,12 +46,12 @@ type Conn struct {
 	//
 	// The goroutine that sets the second bit closes the descriptor. A bit is set
 	// before its half is shut down, so a goroutine woken by the shutdown observes
-	// it. A deadline is changed only while mu is held and the bit is not set, so no
-	// change undoes the deadline that wakes the goroutine.
+	// it. SetDeadline holds mu and skips a half whose bit is set, so it does not undo
+	// the deadline that wakes the goroutine.
 	closed atomic.Uint32
 
 	mu        sync.Mutex // guards changes of closed and of deadlines, and custodian
-	custodian *custodian // of CloseOn
+	custodian *custodian // set by CloseOn and AcceptEvt
 
 	fd            *netfd.FD // keeps the descriptor open while it is in use
 	local, remote string    // socket names as the kernel reports them
@@ -75,8 +75,8 @@ func (c *Conn) netfd() *netfd.FD {
 	return c.fd
 }
 
-// registered registers the connection with the poller. If the poller refuses it, the
-// Conn is closed and the error returned.
+// registered registers the connection with the poller. If the poller refuses it,
+// registered closes the Conn and returns the error.
 func (c *Conn) registered() (*Conn, error) {
 	if _, err := c.fd.File(); err != nil {
 		c.Close()
@@ -93,14 +93,14 @@ func (c *Conn) Read(b []byte) (int, error) {
 	}
 	n, err := c.netfd().Read(b)
 	if n > 0 && c.isClosed(readHalf) {
-		// CloseRead may have discarded the bytes before these.
+		// CloseRead may have discarded bytes that came before these.
 		return 0, c.opError("read", net.ErrClosed)
 	}
 	return n, c.ioError("read", readHalf, err)
 }
 
 // Write writes all of b, or returns the number of bytes written and the error that
-// stopped it. The bytes of concurrent Writes do not mix.
+// stopped it. Concurrent Writes are not interleaved.
 func (c *Conn) Write(b []byte) (int, error) {
 	if c.isClosed(writeHalf) {
 		return 0, c.opError("write", net.ErrClosed)
@@ -109,21 +109,21 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, c.ioError("write", writeHalf, err)
 }
 
-// Close closes both halves. Goroutines that wait in either return
+// Close closes both halves. Calls that wait in either half fail with
 // [net.ErrClosed]. A second Close returns nil.
 func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 
-// CloseRead closes the input. Read returns [net.ErrClosed] from then on, also to
-// goroutines that wait in it. Unread data is discarded. If the output is closed
-// already, the descriptor is closed.
+// CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including
+// those that are waiting. Unread data is discarded. If the output is closed already,
+// the descriptor is closed.
 //
 // On Linux the peer's writes fail with EPIPE from then on. On macOS, FreeBSD and
-// OpenBSD the kernel does not tell the peer, and discards what it writes.
+// OpenBSD the kernel discards the data that the peer writes, and reports no error.
 func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
 
-// CloseWrite closes the output. The peer reads EOF, and Write returns
-// [net.ErrClosed] from then on, also to goroutines that wait in it. If the input is
-// closed already, the descriptor is closed.
+// CloseWrite closes the output. The peer reads EOF. Writes fail with [net.ErrClosed]
+// from then on, including those that are waiting. If the input is closed already, the
+// descriptor is closed.
 func (c *Conn) CloseWrite() error { return c.close(writeHalf, nil) }
 
 func (c *Conn) isClosed(h half) bool {
@@ -172,7 +172,7 @@ func (c *Conn) shutdown(h half) error {
 			return sys.ShutdownWrite(fd)
 		}
 		err := sys.ShutdownRead(fd)
-		sys.Discard(fd) // a Read that gets bytes after this finds closed set
+		sys.Discard(fd) // a Read that gets bytes after this observes the bit in closed
 		return err
 	})
 	// The shutdown alone does not wake a writer on Linux: poll reports nothing for a
@@ -188,12 +188,12 @@ func (c *Conn) shutdown(h half) error {
 	return err
 }
 
-// CloseOn makes ctx the custodian of the Conn: it closes the Conn when ctx is done.
+// CloseOn makes ctx the custodian of the Conn: the Conn is closed when ctx is done.
 // A Conn has one custodian at a time. A later call replaces ctx, and
 // CloseOn(context.Background()) releases the Conn. A Conn that is closed or
 // released leaves nothing behind on ctx.
 //
-// It mirrors a custodian in Racket.
+// CloseOn mirrors Racket's custodians.
 func (c *Conn) CloseOn(ctx context.Context) {
 	if c.netfd() == nil {
 		return
@@ -222,7 +222,7 @@ func (c *Conn) deliveredOn(ctx context.Context) {
 }
 
 // A custodian is the context that closes one Conn or Listener, whose mutex guards
-// it. A nil custodian is one that never closes anything.
+// it. A nil custodian never closes anything.
 type custodian struct {
 	stop func() bool // releases the context
 }
@@ -230,9 +230,9 @@ type custodian struct {
 // undelivered is the custodian of a Conn that AcceptEvt offers to receivers.
 var undelivered = &custodian{stop: func() bool { return true }}
 
-// newCustodian has ctx call close, with the custodian itself, when it is done. A
-// call that is on its way while the custodian is replaced must do nothing: close
-// compares its argument with the current custodian.
+// newCustodian returns a custodian that calls close with itself when ctx is done. If it
+// is replaced at the same time, the call must do nothing: close compares its argument
+// with the current custodian.
 func newCustodian(ctx context.Context, close func(*custodian)) *custodian {
 	if ctx.Done() == nil {
 		return nil
@@ -270,16 +270,16 @@ func unixAddr(name string) *net.UnixAddr {
 	return &net.UnixAddr{Name: name, Net: "unix"}
 }
 
-// SetDeadline sets the deadline of the halves that are open. The zero time means
-// none.
+// SetDeadline sets the deadline of the halves that are open. The zero time means no
+// deadline.
 func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadline(bothHalves, t) }
 
 // SetReadDeadline sets the deadline of the input: a Read that waits beyond it fails
-// with [os.ErrDeadlineExceeded]. The zero time means none.
+// with [os.ErrDeadlineExceeded]. The zero time means no deadline.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(readHalf, t) }
 
 // SetWriteDeadline sets the deadline of the output: a Write that waits beyond it
-// fails with [os.ErrDeadlineExceeded]. The zero time means none.
+// fails with [os.ErrDeadlineExceeded]. The zero time means no deadline.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(writeHalf, t) }
 
 func (c *Conn) setDeadline(h half, t time.Time) error {
@@ -304,9 +304,9 @@ func (c *Conn) setDeadline(h half, t time.Time) error {
 	return nil
 }
 
-// SyscallConn returns access to the descriptor, for what this package does not
-// offer. It fails once the Conn, or the half that it reads or writes, is closed. A
-// callback must not call Close, which waits for it to return.
+// SyscallConn returns access to the descriptor, for operations that this package lacks.
+// The RawConn's methods fail once the Conn, or the half that they use, is closed. A
+// callback must not call Close, which waits for the callback to return.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	if c.netfd() == nil {
 		return nil, c.opError("raw", os.ErrInvalid)
@@ -315,8 +315,8 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 }
 
 // raw returns the RawConn for a call that may have to wait in half h. Closing h
-// wakes the call by the file's deadline: so the file must exist before h is seen to
-// be open.
+// wakes the call through the file's deadline, so the file must exist before raw
+// checks that h is open.
 func (c *Conn) raw(h half) (syscall.RawConn, error) {
 	file, err := c.netfd().File()
 	switch {
@@ -332,7 +332,7 @@ func (c *Conn) raw(h half) (syscall.RawConn, error) {
 type rawConn struct{ c *Conn }
 
 func (r rawConn) Control(f func(fd uintptr)) error {
-	// By the file, which is not locked during the call: f may use the Conn.
+	// The file is not locked during the call, unlike a direct FD, so f may use the Conn.
 	raw, err := r.c.fd.SyscallConn()
 	if err == nil {
 		err = netfd.MapRawErr(raw.Control(f))
@@ -415,10 +415,10 @@ func (c *Conn) PeerCred() (Cred, error) {
 }
 
 // PeerGroups returns the IDs of the peer's supplementary groups, as recorded by the
-// kernel together with [Cred]: SO_PEERGROUPS on Linux, and the first 15 of them,
-// from LOCAL_PEERCRED, on macOS and FreeBSD. A server that authorizes by group
-// compares Cred.GID, too, which need not be among them. On other platforms, and on
-// kernels that do not record the groups, the error is [errors.ErrUnsupported].
+// kernel together with [Cred]: SO_PEERGROUPS on Linux, LOCAL_PEERCRED, which has at
+// most 15, on macOS and FreeBSD. A server that authorizes by group must also compare
+// Cred.GID, which need not be among them. On other platforms, and on kernels that do
+// not record the groups, the error is [errors.ErrUnsupported].
 func (c *Conn) PeerGroups() ([]int, error) {
 	var groups []int
 	err := c.netfd().Control(func(fd int) (err error) {
@@ -432,10 +432,10 @@ func (c *Conn) PeerGroups() ([]int, error) {
 }
 
 // WriteBuffers writes all of the buffers, or returns the number of bytes written and
-// the error that stopped it. The kernel takes up to 1,024 buffers in one system call,
-// without a copy. Written bytes are removed from *v, as [net.Buffers.WriteTo] does,
-// which itself uses writev only for the connections of package net. The bytes of
-// concurrent Writes do not mix with the buffers.
+// the error that stopped it. One system call writes up to 1,024 buffers, without joining
+// them first. Written bytes are removed from *v, as by [net.Buffers.WriteTo], which
+// itself uses writev only for the connections of package net. Concurrent Writes are not
+// interleaved with the buffers.
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	raw, err := c.raw(writeHalf)
 	if err != nil {
@@ -499,15 +499,15 @@ func consume(v *net.Buffers, n int) {
 }
 
 // SetReadBuffer sets the size of the kernel's receive buffer (SO_RCVBUF) in bytes.
-// On Linux it does not matter for a unix socket: unread data counts against the
-// writer's send buffer.
+// On Linux it has no effect on a unix socket: unread data counts against the writer's
+// send buffer.
 func (c *Conn) SetReadBuffer(bytes int) error {
 	return c.setBuffer(readHalf, sys.SetReadBuffer, bytes)
 }
 
-// SetWriteBuffer sets the size of the kernel's send buffer (SO_SNDBUF) in bytes: how
-// much may be written before the peer reads. The kernel applies its own limits, and
-// Linux doubles the value to allow for bookkeeping.
+// SetWriteBuffer sets the size of the kernel's send buffer (SO_SNDBUF) in bytes,
+// which limits how much may be written before the peer reads. The kernel applies its
+// own limits, and Linux doubles the value to allow for bookkeeping.
 func (c *Conn) SetWriteBuffer(bytes int) error {
 	return c.setBuffer(writeHalf, sys.SetWriteBuffer, bytes)
 }
