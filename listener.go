@@ -28,7 +28,7 @@ type listenConfig struct {
 
 // Backlog sets the maximum number of pending connections. The default is 4, as in
 // Racket. A server behind nginx or haproxy, or with clients that use package net,
-// needs more, for example 511: their connects fail while the backlog is full. Linux
+// needs more, for example 511: such clients fail while the backlog is full. Linux
 // queues one more than n, so 0 is usable, and caps n at net.core.somaxconn. [Listen]
 // returns an error if n is negative.
 func Backlog(n int) ListenOption {
@@ -36,13 +36,13 @@ func Backlog(n int) ListenOption {
 }
 
 // Mode sets the permission bits of the socket file to exactly perm, whatever the umask,
-// which stays unchanged: it belongs to the whole process. No process can connect before
-// the bits are right. Connecting takes write permission. On Linux the file is never
-// wider than perm, not for a moment. On macOS and the BSDs, whose kernels offer no means
-// for that, it may be, before any process can connect.
+// which belongs to the whole process and stays unchanged. No process can connect before
+// the bits are set. Connecting requires write permission. On Linux the bits are never
+// wider than perm. On macOS and the BSDs, whose kernels do not support that, they may be,
+// before any process can connect.
 //
-// [Listen] returns an error if perm has other bits than those of [fs.ModePerm], or if the
-// path is an abstract name, which has no permissions.
+// [Listen] returns an error if perm has bits outside [fs.ModePerm], or if the path is an
+// abstract name, which has no permissions.
 func Mode(perm fs.FileMode) ListenOption {
 	return func(c *listenConfig) { c.file.Mode = &perm }
 }
@@ -52,23 +52,23 @@ func Mode(perm fs.FileMode) ListenOption {
 // front-end server of another group connect.
 //
 // [Listen] returns an error, and leaves no socket file, if the process may not change the
-// owner or the group, or if the path is an abstract name, which has no owner. To change
-// the owner takes root's privileges. The group may be one of the process's own.
+// owner or the group, or if the path is an abstract name, which has no owner. Changing
+// the owner requires root's privileges. The group may be one of the process's own.
 func Owner(uid, gid int) ListenOption {
 	return func(c *listenConfig) { c.file.Owner = &sockfile.Owner{UID: uid, GID: gid} }
 }
 
 // ReplaceStale makes [Listen] replace a socket file that no process listens on, such as
-// a killed process leaves behind. It never replaces the file of a live listener, whose
-// backlog may be full, a file that is not a socket, or a symbolic link. Then, and
-// wherever the answer is not certain, the file stays and the error is
+// one that a killed process left behind. It never replaces a symbolic link, a file that
+// is not a socket, or the file of a live listener, even if its backlog is full. Then, and
+// if the kernel's answer is not conclusive, the file stays and the error is
 // [syscall.EADDRINUSE].
 //
 // If many processes race for one stale path, one wins, and the others get EADDRINUSE.
 // They exclude each other with a lock on the directory. Any user who can read the
 // directory can hold the lock. Listen waits for it for at most two seconds. Then, or if
-// the directory cannot be read, it proceeds without the lock, asks twice, and checks
-// 50 ms after bind that the file is still its own.
+// the directory cannot be read, it proceeds without the lock, probes the file twice, and
+// checks 50 ms after bind that the file is still its own.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.file.ReplaceStale = true }
 }
@@ -92,13 +92,12 @@ type Listener struct {
 
 	// pollSem holds a token while a goroutine waits, or is about to wait, in the poller.
 	// Only one goroutine may wait at a time: a second would block on os.File's read lock,
-	// where its context cannot interrupt it. The file's deadline is reset by the holder
-	// only.
+	// where its context cannot interrupt it. Only the holder resets the file's deadline.
 	pollSem chan struct{}
 	done    chan struct{} // closed by Close
 	removed chan struct{} // closed once Close has dealt with the socket file
 
-	mu            sync.Mutex // guards what follows, and every accept(2) on the descriptor
+	mu            sync.Mutex // guards the fields below, and every accept(2) on the descriptor
 	closed        bool
 	changed       chan struct{}  // closed by wake; nil if no goroutine waits for it
 	deadline      time.Time      // zero: none
@@ -120,12 +119,12 @@ var (
 // [Backlog](511) or more.
 //
 // Binding a filesystem path creates a file, which stays after Close, as in Racket:
-// remove it, or use [UnlinkOnClose]. A file that exists already is an error,
+// remove it, or use [UnlinkOnClose]. If a file exists already, the error is
 // [syscall.EADDRINUSE]; see [ReplaceStale].
 //
 // Errors are *[net.OpError] with Op "listen". Among others, errors.Is finds
 // [ErrInvalidPath], [syscall.EADDRINUSE], [io/fs.ErrNotExist] and
-// [io/fs.ErrPermission]. It mirrors unix-socket-listen.
+// [io/fs.ErrPermission]. Listen mirrors unix-socket-listen.
 func Listen(path string, opts ...ListenOption) (*Listener, error) {
 	name, err := resolve(path)
 	if err != nil {
@@ -178,7 +177,7 @@ func (config *listenConfig) listen(name string) (*Listener, error) {
 	return l, nil
 }
 
-// newListener returns a Listener for fd, which it owns from then on, also with an error.
+// newListener returns a Listener for fd, which it owns from then on, even if it fails.
 func newListener(fd int, name string) (*Listener, error) {
 	file, err := netfd.NewFile(fd)
 	if err != nil {
@@ -203,10 +202,10 @@ func newListener(fd int, name string) (*Listener, error) {
 // ok reports whether l is not nil or zero.
 func (l *Listener) ok() bool { return l != nil && l.file != nil }
 
-// Accept waits for a connection and returns it, a *[Conn]. If the process is out of
-// descriptors, the error is EMFILE: a loop pauses before it tries again. The connection
-// stays pending on Linux. macOS may drop it. It mirrors unix-socket-accept, whose two
-// ports are [Conn.Ports].
+// Accept waits for a connection and returns it as a *[Conn]. If the process is out of
+// descriptors, the error is EMFILE: a loop should pause before it tries again. The
+// connection stays pending on Linux; macOS may drop it. Accept mirrors
+// unix-socket-accept, whose two ports are [Conn.Ports].
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
 	if err != nil {
@@ -215,8 +214,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// AcceptContext is [Listener.Accept] until ctx is done; then errors.Is finds ctx.Err()
-// in the error. Once a connection is accepted, ctx has no effect on it.
+// AcceptContext is [Listener.Accept], but waits only until ctx is done; then errors.Is
+// finds ctx.Err() in the error. Once a connection is accepted, ctx has no effect on it.
 func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
@@ -246,15 +245,15 @@ func (l *Listener) accept(ctx context.Context) (*Conn, error) {
 		return nil, err
 	}
 	if res.waited && res.err == nil {
-		// The server was idle and is here before the client's first bytes: its first
-		// Read would register the connection anyway, and now there is time.
+		// The server was idle, and the client's first bytes have probably not come. The
+		// first Read would register the connection anyway, and now there is time.
 		return res.conn.registered()
 	}
 	return res.conn, res.err
 }
 
-// take accepts one connection, the one that is accepted ahead first, or returns
-// ErrWouldBlock.
+// take returns the connection that is accepted ahead, if there is one. Otherwise it
+// accepts one, or returns ErrWouldBlock.
 func (l *Listener) take(fd int) (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -278,7 +277,7 @@ func (l *Listener) acceptOne(fd int) (*Conn, error) {
 	return newConn(nfd, l.name, peer), nil
 }
 
-// errWatched is the error of a wait in the poller, which the watcher has taken over.
+// errWatched is pollWait's error once only the watcher waits in the poller.
 var errWatched = errors.New("the watcher waits in the poller")
 
 // tryOrWait calls try with the descriptor, now and after each arrival of a connection,
@@ -403,15 +402,15 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 // interrupt makes the goroutine that waits in the poller check its conditions. The
-// file's deadline serves for nothing else.
+// file's deadline has no other purpose.
 func (l *Listener) interrupt() {
 	l.file.SetReadDeadline(netfd.ALongTimeAgo)
 }
 
-// Close closes the listener. Goroutines that wait for it return [net.ErrClosed]. The
+// Close closes the listener. Accepts that are waiting fail with [net.ErrClosed]. The
 // socket file stays, as with unix-socket-close-listener, unless [UnlinkOnClose] or
-// [Listener.SetUnlinkOnClose] says otherwise. A second Close returns nil, once the first
-// one has dealt with the file.
+// [Listener.SetUnlinkOnClose] says otherwise. A second Close waits until the first one
+// has dealt with the file, and returns nil.
 func (l *Listener) Close() error { return l.close(nil) }
 
 // close closes the listener. If by is set, it does so only if by is still the custodian.
@@ -426,8 +425,8 @@ func (l *Listener) close(by *custodian) error {
 	}
 	if l.closed {
 		l.mu.Unlock()
-		// This call does not wait until the descriptor is closed: a callback of
-		// SyscallConn may make it, for which the first one waits.
+		// This call does not wait until the descriptor is closed: it may come from a
+		// callback of SyscallConn, for which the first Close waits.
 		<-l.removed
 		return nil
 	}
@@ -446,10 +445,10 @@ func (l *Listener) close(by *custodian) error {
 	}
 	l.mu.Unlock()
 
-	// While the socket is open, its file is not taken for a stale one.
+	// The socket is still open, so no other process takes the file for a stale one.
 	removeErr := file.Remove()
 	close(l.removed)
-	// Without mu: closing the file waits for callbacks that lock it.
+	// Without mu: closing the descriptor waits for callbacks that lock mu.
 	err := errors.Join(netfd.MapErr(removeErr), netfd.MapErr(l.file.Close()))
 	if pending != nil {
 		pending.Close()
@@ -460,12 +459,12 @@ func (l *Listener) close(by *custodian) error {
 	return nil
 }
 
-// CloseOn makes ctx the custodian of the Listener: it closes the Listener when ctx is
+// CloseOn makes ctx the custodian of the Listener: the Listener is closed when ctx is
 // done. A Listener has one custodian at a time. A later call replaces ctx, and
 // CloseOn(context.Background()) releases the Listener. A Listener that is closed or
 // released leaves nothing behind on ctx.
 //
-// It mirrors a custodian in Racket.
+// CloseOn mirrors Racket's custodians.
 func (l *Listener) CloseOn(ctx context.Context) {
 	if !l.ok() {
 		return
@@ -482,14 +481,13 @@ func (l *Listener) CloseOn(ctx context.Context) {
 // [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with
 // [UnlinkOnClose].
 //
-// Close removes the file only if it is still this listener's own, and no other file at
-// the path: the one that Listen created, or, for a listener from [FileListener], the
-// socket file that was at its path then. Close waits for at most a second for a process
-// that replaces the file. An abstract name vanishes with its socket, and the setting has
-// no effect.
+// Close removes only this listener's own file: the one that Listen created, or, for a
+// listener from [FileListener] with an absolute path, the socket file that was there then.
+// Close waits at most a second for a process that is replacing the file. An abstract name
+// vanishes with its socket, and the setting has no effect.
 //
-// A process that hands its listener to a successor switches it off before it closes the
-// listener, and the successor switches it on for the adopted one.
+// A process that hands its listener to a successor turns the setting off before it closes
+// the listener, and the successor turns it on for the adopted one.
 func (l *Listener) SetUnlinkOnClose(unlink bool) {
 	if !l.ok() {
 		return
@@ -509,9 +507,9 @@ func (l *Listener) Addr() net.Addr {
 	return unixAddr(l.name)
 }
 
-// SetDeadline sets the deadline of Accept and AcceptContext: those that wait beyond it
-// fail with [os.ErrDeadlineExceeded]. The zero time means none. [Listener.Ready] and
-// [Listener.AcceptEvt] have no deadline.
+// SetDeadline sets the deadline of Accept and AcceptContext: calls that wait beyond it
+// fail with [os.ErrDeadlineExceeded]. The zero time means no deadline.
+// [Listener.Ready] and [Listener.AcceptEvt] ignore the deadline.
 func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
 		return l.opError("set", os.ErrInvalid)
@@ -541,8 +539,8 @@ func (l *Listener) onDeadline() {
 	l.interrupt()
 }
 
-// SyscallConn returns access to the descriptor, for what this package does not offer. Its
-// Read waits as Accept does, with the same deadline. Its Write fails with
+// SyscallConn returns access to the descriptor, for operations that this package lacks.
+// The RawConn's Read waits as Accept does, with the same deadline. Its Write fails with
 // [errors.ErrUnsupported]. Several callbacks may run concurrently.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if !l.ok() {
