@@ -18,21 +18,21 @@ type Accepted struct {
 	Err  error
 }
 
-// events is the part of a Listener that Ready and AcceptEvt need. Before the first call
-// of either it is not in use.
+// events is the part of a Listener that Ready and AcceptEvt need. It is unused before the
+// first call of either.
 //
-// One invariant ties the channels to the backlog. A connection is pending if it is
-// accepted ahead, or in the backlog.
+// One invariant ties the channels to the backlog. A connection is pending if it is in the
+// backlog, or accepted ahead: accepted before its receiver is known.
 //
 //   - While a connection is pending, ready is full, and if there are events, one
 //     connection is accepted ahead and offered to all of them.
 //   - While none is pending, ready is empty and nothing is offered.
 //
-// Only syncFD, called with mu held, establishes it, and it never blocks. It is called
-// whenever the invariant may have been broken: by Ready, after every accept, when an
-// event begins or ends, at each arrival of a connection, after each offer, and by a tick:
-// while a connection is pending, receives empty the ready channel, another process may
-// accept the connection, and an error of accept(2) may pass.
+// Only syncFD, called with mu held, establishes the invariant, and it never blocks. It is
+// called whenever the invariant may be broken: by Ready, after every accept, when an event
+// begins or ends, at each arrival of a connection, after each offer, and at each tick.
+// Ticks are needed while a connection is pending: receives empty the ready channel,
+// another process may accept the connection, and an error of accept(2) may pass.
 //
 // The watcher is a goroutine that waits for arrivals in the poller, from the first use
 // until Close. An Accept that must wait then waits for nextChange instead.
@@ -50,26 +50,26 @@ type events struct {
 }
 
 const (
-	// readyTokens is the number of receives that a kept channel serves between two
-	// calls of syncFD, in addition to those of goroutines that wait already.
+	// readyTokens is the number of receives that a channel kept in a variable serves
+	// between two calls of syncFD, in addition to those of goroutines that already wait.
 	readyTokens = 8
 
 	// maxServed bounds the receivers that one call of syncFD serves, so that it ends
-	// even if they come back at once. The next tick serves the others.
+	// even if they receive again at once. The next tick serves the others.
 	maxServed = 1 << 10
 
 	// A connection is offered to at most maxOffers events at once: the time that
 	// reflect.Select takes grows with their number, and it has a limit.
 	maxOffers = 1 << 8
 
-	// The interval of the ticks. It doubles while nothing is received without an
-	// accept. Another process's accept is noticed within maxTick.
+	// The interval of the ticks. It doubles at each tick that finds the ready channel
+	// full. An accept by another process is noticed within maxTick.
 	minTick = 1 * time.Millisecond
 	maxTick = 40 * time.Millisecond
 )
 
 // Ready returns the listener's readiness channel, always the same one. A receive yields
-// the listener itself. It is the listener as a Racket synchronizable event.
+// the listener itself. The channel mirrors Racket's listener as a synchronizable event.
 //
 // While a connection is pending, every receive succeeds, for every goroutine, repeatedly.
 // While none is pending, no receive succeeds; an accept has emptied the channel when it
@@ -84,16 +84,16 @@ const (
 //	default:
 //	}
 //
-// (Other goroutines that receive between the call and the select may leave it nothing for
-// that moment.) A channel kept in a variable and polled in this way may lag until another
+// (If other goroutines receive between the call and the select, the channel may be empty
+// for a moment.) A channel kept in a variable and polled in this way may lag until another
 // goroutine of the program has run: after a connect, after a receive from AcceptEvt, and
 // after more than 8 receives without an accept. A blocking receive from it is always
 // woken.
 //
 // Readiness accepts nothing: the connection stays in the backlog. Between a receive and
 // an Accept, another goroutine or process may accept the connection, and the Accept then
-// waits for the next one. If there are such, pass AcceptContext a context that ends.
-// Server processes that share one socket use Ready and AcceptContext in this way.
+// waits for the next one. If others accept, call AcceptContext with a timeout. Server
+// processes that share one socket use Ready and AcceptContext in this way.
 //
 // The first call starts a goroutine, which ends with Close. Closing the listener closes
 // the channel: a receive then yields nil, false, so a loop must check the second value.
@@ -124,18 +124,17 @@ func (l *Listener) Ready() <-chan *Listener {
 // receive from a channel kept in a variable that races with the end of ctx may yield a
 // connection that is closed at once.
 //
-// At most one connection is accepted before its receiver is known. Within the listener it
-// blocks no caller: Ready reports it, and the next Accept, AcceptContext or receive from
-// another event gets it, also after ctx is done. But another process, or another Listener
-// of the same socket, cannot have it until this listener is closed. A server process that
-// shares its socket with others, and may stop receiving, uses [Listener.Ready] and
-// [Listener.AcceptContext] instead.
+// At most one connection is accepted before its receiver is known. It stays available to
+// this listener: Ready reports it, and the next Accept, AcceptContext or receive from
+// another event gets it, even after ctx is done. But another process, or another Listener
+// of the same socket, never gets it. A server process that shares its socket with others,
+// and may stop receiving, should use [Listener.Ready] and [Listener.AcceptContext] instead.
 //
 // An error of accept(2), such as EMFILE, is delivered as an Accepted with Err, one per
-// receive, and the event goes on. Closing the listener closes the channel, and a
+// receive, and the channel stays open. Closing the listener closes the channel, and a
 // connection that no goroutine received.
 //
-// It mirrors unix-socket-accept-evt, whose custodian is the current one.
+// AcceptEvt mirrors unix-socket-accept-evt, which uses Racket's current custodian.
 func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 	if !l.ok() {
 		return closedEvt
@@ -198,7 +197,7 @@ func (l *Listener) startWatcher() {
 
 // watch is the watcher.
 func (l *Listener) watch() {
-	l.pollSem <- struct{}{} // for good
+	l.pollSem <- struct{}{} // never released
 	for {
 		err := netfd.MapRawErr(l.raw.Read(l.arrived))
 		if isClosed(l.done) || err != os.ErrDeadlineExceeded {
@@ -208,7 +207,7 @@ func (l *Listener) watch() {
 	}
 }
 
-// arrived is called by the poller at first, and when connections have arrived.
+// arrived is called by the watcher at first, and when connections have arrived.
 func (l *Listener) arrived(fd uintptr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -242,19 +241,18 @@ func (l *Listener) syncFD(fd int) {
 	}
 	pending := e.pending.Conn != nil || !drained && sys.Readable(fd)
 	l.fillReady(pending)
-	// A connection that is on offer to all events stays so without a tick, and without
-	// events nothing has to be offered.
+	// A connection that is offered to all events needs no tick, and without events no
+	// connection has to be offered.
 	offered := e.offer != nil && e.pending.Err == nil && len(e.byDone) <= maxOffers
 	observed := e.ready != nil || len(e.byDone) > 0 && !offered
 	l.setTicker((pending || e.pending.Err != nil) && observed)
 }
 
-// acceptAhead accepts connections for the events until no receiver waits for the one that
-// is pending, or the backlog is empty, which it reports. mu is held, and there is no
-// offer.
+// acceptAhead accepts connections for the events until no receiver waits for the pending
+// one, or the backlog is empty; then drained is true. mu is held, and there is no offer.
 func (l *Listener) acceptAhead(fd int) (drained bool) {
 	e := &l.events
-	e.pending.Err = nil // an error that no goroutine received may have passed
+	e.pending.Err = nil // an error that was not received may have passed
 	if len(e.byDone) == 0 {
 		return false
 	}
@@ -282,7 +280,8 @@ func (l *Listener) acceptAhead(fd int) (drained bool) {
 	return false
 }
 
-// deliver sends the pending connection to a receiver that waits already. mu is held.
+// deliver sends the pending connection to a receiver that already waits, and reports
+// whether there was one. mu is held.
 func (l *Listener) deliver() bool {
 	for _, evt := range l.events.byDone {
 		if evt.ended() {
@@ -298,7 +297,7 @@ func (l *Listener) deliver() bool {
 	return false
 }
 
-// delivered records that evt's receiver has what was pending. mu is held.
+// delivered records that a receiver of evt has what was pending. mu is held.
 func (l *Listener) delivered(evt *acceptEvt) {
 	if c := l.events.pending.Conn; c != nil {
 		c.deliveredOn(evt.ctx)
@@ -420,7 +419,7 @@ func (l *Listener) endEvents() *Conn {
 // An offer is one goroutine that sends what is pending to the first event that receives.
 // It ends in one of two ways: a receiver takes what is pending, or a context ends, and the
 // goroutine synchronizes the listener; or cancelOffer ends it, with mu held. In either
-// case the goroutine reports the receiver's event, nil if there is none, without mu.
+// case the goroutine reports the receiver's event, or nil, without holding mu.
 type offer struct {
 	cancel chan struct{}
 	taker  chan *acceptEvt // of size 1
@@ -469,7 +468,7 @@ func (l *Listener) endOffer() {
 //
 // Closing a Done channel takes the waiting goroutine out of its select before the cancel
 // returns, so no later receive finds it there. No select can rule out a receive that begins
-// after the cancel while the goroutine is between its look at the context and its wait. Such
+// after the cancel while the goroutine is between its check of the context and its wait. Such
 // a connection is closed at once, by its context.
 func (o *offer) send(pending Accepted, evts []*acceptEvt) *acceptEvt {
 	if len(evts) == 1 {
