@@ -7,9 +7,9 @@ import (
 
 // A TCPUnit lets code that was written against TCP use one unix domain socket.
 //
-// Every client then looks like loopback, 127.0.0.1:0. Middleware that trusts, logs or
-// limits clients by address takes all of them for local ones, and for the same one. An
-// HTTP server needs no TCPUnit: it serves on the Listener of [Listen].
+// Every client then has the loopback address 127.0.0.1:0. Middleware that trusts, logs or
+// limits clients by address treats all of them as one local client. An HTTP server needs
+// no TCPUnit: it can serve on the Listener of [Listen].
 //
 // It mirrors make-unix-socket-tcp@, the unit that Racket's web server takes.
 type TCPUnit struct {
@@ -19,7 +19,7 @@ type TCPUnit struct {
 	opts []ListenOption
 }
 
-// NewTCPUnit returns a unit for the socket at path, whose absolute form is determined at
+// NewTCPUnit returns a unit for the socket at path, whose absolute form it determines at
 // once. The default backlog is 511, as in Racket's web server. If path is not valid, the
 // unit's methods return the error.
 func NewTCPUnit(path string, opts ...ListenOption) *TCPUnit {
@@ -43,7 +43,7 @@ func (u *TCPUnit) check() error {
 // Listen is [Listen] on the unit's path. It ignores its arguments. The addresses of the
 // listener and of its connections look like TCP's. A type assertion gives access to the
 // other methods of a [Listener]. Accept returns connections as [TCPUnit.DialContext]
-// does, the other methods return plain Conns.
+// does; the other methods return plain Conns.
 func (u *TCPUnit) Listen(network, address string) (net.Listener, error) {
 	if err := u.check(); err != nil {
 		return nil, listenError(u.path, err)
