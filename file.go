@@ -14,7 +14,7 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// Pair returns two connected Conns without names, as socketpair(2) makes them.
+// Pair returns two connected Conns without names, as made by socketpair(2).
 func Pair() (*Conn, *Conn, error) {
 	if !Available {
 		return nil, nil, fileError(errUnavailable)
@@ -45,9 +45,9 @@ func FileConn(f *os.File) (*Conn, error) {
 // FileListener returns a Listener for a copy of f's descriptor, which was inherited
 // from systemd or a parent process, or received. It must be a listening AF_UNIX
 // stream socket, or FileListener returns an error. (macOS, NetBSD, OpenBSD and
-// DragonFly do not report whether a socket listens. There an error comes from the
-// first accept.) f stays open, and the caller closes it. Both descriptors share the
-// backlog and the non-blocking mode, which FileListener sets.
+// DragonFly do not report whether a socket listens. There the first accept fails.)
+// f stays open, and the caller closes it. Both descriptors share the backlog and the
+// non-blocking mode, which FileListener sets.
 //
 // Close leaves the socket file unless [Listener.SetUnlinkOnClose] says otherwise.
 func FileListener(f *os.File) (*Listener, error) {
@@ -65,8 +65,8 @@ func FileListener(f *os.File) (*Listener, error) {
 	return l, nil
 }
 
-// adopt copies the descriptor of f, makes sure that it is a stream socket that
-// listens or else is connected, and returns the copy and its names.
+// adopt copies the descriptor of f, checks that it is a stream socket that listens,
+// or is connected if listening is false, and returns the copy and its names.
 func adopt(f *os.File, listening bool) (fd int, local, remote string, err error) {
 	if !Available {
 		return -1, "", "", errUnavailable
@@ -107,9 +107,9 @@ func fileError(err error) error {
 }
 
 // File returns a copy of the Conn's descriptor, to pass to a child process or to
-// send to another process. Each descriptor must be closed, but both are one socket:
-// shutting down a half affects both. The copy is non-blocking, as the Conn is, and
-// close-on-exec: a child process gets it through ExtraFiles of os/exec.
+// send to another process. Each descriptor must be closed, but both refer to one
+// socket: shutting down a half affects both. The copy is non-blocking, as the Conn
+// is, and close-on-exec: a child process gets it through ExtraFiles of os/exec.
 //
 // For a library that insists on a *[net.UnixConn], pass the copy to [net.FileConn].
 func (c *Conn) File() (*os.File, error) {
@@ -129,8 +129,8 @@ func (c *Conn) File() (*os.File, error) {
 // backlog. The copy is non-blocking, as the Listener is, and close-on-exec: a child
 // process gets it through ExtraFiles of os/exec.
 //
-// A process that hands its listener to a successor in this way, and has
-// [UnlinkOnClose], calls SetUnlinkOnClose(false) first; see
+// A process that hands its listener to a successor in this way, and has set
+// [UnlinkOnClose], calls SetUnlinkOnClose(false) before Close; see
 // [Listener.SetUnlinkOnClose].
 func (l *Listener) File() (*os.File, error) {
 	if !l.ok() {
@@ -144,11 +144,11 @@ func (l *Listener) File() (*os.File, error) {
 }
 
 // WriteFiles writes b, and passes copies of the descriptors of files with its first
-// byte (SCM_RIGHTS). It returns the number of bytes written. If it is not 0, the
-// descriptors have been sent. The files stay open here.
+// byte (SCM_RIGHTS). It returns the number of bytes written. If n is not 0, the
+// descriptors have been sent. The files stay open in this process.
 //
 // The limit is 253 files. b must not be empty if there are files, because a stream
-// carries descriptors with data only. If there are too many files, b is empty or a
+// carries descriptors only with data. If there are too many files, b is empty or a
 // file is closed, WriteFiles returns an error and sends nothing.
 //
 // The peer must use [Conn.ReadFiles]: with a plain Read, the kernel discards the
@@ -215,12 +215,12 @@ func withDescriptors(raws []syscall.RawConn, fds []int, f func(fds []int) error)
 }
 
 // ReadFiles reads up to len(b) bytes as Read does, and receives the descriptors that
-// come with them, at most max. files is nil if none come. They are close-on-exec,
-// and the caller closes them.
+// come with them, at most max. files is nil if there are none. They are
+// close-on-exec, and the caller closes them.
 //
-// ReadFiles returns an error if max is negative, if more than max descriptors come,
-// or if the process is out of descriptors for them. Then it has closed every
-// descriptor that came, but the n bytes have been read.
+// ReadFiles returns an error if max is negative, if it receives more than max
+// descriptors, or if the process is out of descriptors for them. In the last two
+// cases it has closed every received descriptor, but the n bytes have been read.
 func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error) {
 	switch {
 	case c.isClosed(readHalf):
