@@ -22,14 +22,14 @@ var (
 // number of bytes written. [io.Copy] calls it. Close and deadlines apply as they do
 // to Write. Errors are those of Write, and the errors of r unchanged.
 //
-// On Linux the kernel moves the bytes, without a buffer of the program, if r is an
+// On Linux the kernel moves the bytes, without a buffer in the program, if r is an
 // *[os.File], a *[net.TCPConn], a *[net.UnixConn] of the network "unix", a *Conn, an
 // *[InputPort], a connection of a [TCPUnit], or an *[io.LimitedReader] around one of
 // these. A file must be a regular file, or a pipe or stream socket in non-blocking
-// mode. ReadFrom reads every other type by its Read method, also one that embeds a
-// connection or has a SyscallConn method.
+// mode. For every other type ReadFrom calls its Read method, even if the type embeds
+// a connection or has a SyscallConn method.
 //
-// Bytes that other goroutines write concurrently may come in between the bytes of r.
+// Concurrent writes by other goroutines may be interleaved with the bytes of r.
 // The kernel may send a file's pages without copying them. If the file is modified
 // before the peer reads, the peer may see the modification.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
@@ -44,9 +44,9 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 // deadlines apply as they do to Read. Errors are those of Read, and the errors of w
 // unchanged.
 //
-// The kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists, with an
-// *[OutputPort] in the place of the InputPort. WriteTo writes to every other type by
-// its Write method.
+// On Linux the kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists,
+// with an *[OutputPort] in the place of the InputPort. For every other type WriteTo
+// calls its Write method.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	if err := c.checkOpen("read", readHalf); err != nil {
 		return 0, err
@@ -82,15 +82,15 @@ func copyAll(w io.Writer, r io.Reader) (int64, error) {
 	return n + rest, err
 }
 
-// plainCopy copies r to w by Read and Write. It hides other methods, which would
-// lead back to ReadFrom and WriteTo.
+// plainCopy copies r to w by Read and Write. It hides their other methods, which
+// would lead back to ReadFrom and WriteTo.
 func plainCopy(w io.Writer, r io.Reader) (int64, error) {
 	return io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{r})
 }
 
 // kernelCopy copies r to w in the kernel. One of them is a Conn. It returns the
 // number of bytes written. If handled is true, the copy is complete, or err ended it.
-// If handled is false, plainCopy has to continue it.
+// If handled is false, plainCopy has to continue the copy.
 func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
 	if !zerocopy.Available {
 		return 0, false, nil
