@@ -1,5 +1,5 @@
 // Package netfd provides a socket descriptor that is registered with the
-// runtime's poller no sooner than a call must wait for it.
+// runtime's poller only once a call needs the poller.
 package netfd
 
 import (
@@ -17,15 +17,15 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// maxDirect is the maximum number of bytes that a direct call moves, with mu
-// held: other calls wait for it.
+// maxDirect is the maximum number of bytes that a direct call moves. The call
+// holds mu, so others wait for it.
 const maxDirect = 64 << 10
 
-// An FD is a connected socket that turns into an os.File, and so is registered
-// with the runtime's poller, no sooner than a call has to wait, sets a deadline
-// or moves more than maxDirect bytes. Until then plain system calls read, write
-// and close the descriptor. A connection on which each end finds the other's
-// bytes there never meets the poller, which saves half of its system calls.
+// An FD is a connected socket. It becomes an os.File, which is registered with the
+// runtime's poller, when a call has to wait, sets a deadline or moves more than
+// maxDirect bytes. Until then plain system calls read, write and close the
+// descriptor. A connection on which no call has to wait is never registered, which
+// saves half of its system calls.
 //
 //	direct      fd is open, and used with mu held only
 //	registered  file is set, and owns the descriptor
@@ -35,9 +35,9 @@ const maxDirect = 64 << 10
 // file. The methods of a nil FD return [os.ErrInvalid].
 type FD struct {
 	file atomic.Pointer[os.File]
-	fd   int // constant; the state says who may use it
+	fd   int // constant; the state says how it may be used
 
-	mu     sync.Mutex // guards direct, and every use of fd while it is set
+	mu     sync.Mutex // guards direct, and every use of fd while direct is set
 	direct bool
 }
 
@@ -52,7 +52,7 @@ func New(fd int) *FD {
 
 // startPoller registers the first FD of the process at once. That starts the
 // runtime's poller, which needs descriptors of its own, and ends the process if
-// it cannot have them: later there may be none left.
+// it cannot open them. Later there may be none left.
 var startPoller sync.Once
 
 // NewFile registers fd with the runtime's poller. The file owns fd from then on.
@@ -99,7 +99,7 @@ func (f *FD) register() (*os.File, error) {
 	return file, err
 }
 
-// Read is os.File's.
+// Read is [os.File.Read].
 func (f *FD) Read(b []byte) (int, error) {
 	if n, err := f.readDirect(b); err != sys.ErrWouldBlock {
 		return n, err
@@ -124,7 +124,7 @@ func (f *FD) readDirect(b []byte) (int, error) {
 	return sys.Read(f.fd, b)
 }
 
-// Write is os.File's.
+// Write is [os.File.Write].
 func (f *FD) Write(b []byte) (int, error) {
 	if f != nil && f.file.Load() == nil && len(b) <= maxDirect {
 		f.mu.Lock()
@@ -147,8 +147,8 @@ func (f *FD) Write(b []byte) (int, error) {
 }
 
 // writeRest writes what a direct Write has left. It is called with mu held, and
-// releases it: once the file's write lock is held here, so that no other Write
-// comes in between.
+// releases mu once it holds the file's write lock, so that no other Write comes in
+// between.
 func (f *FD) writeRest(b []byte) (n int, err error) {
 	unlock := sync.OnceFunc(f.mu.Unlock)
 	defer unlock()
@@ -219,7 +219,7 @@ func (f *FD) InterruptWrite() {
 // ALongTimeAgo is a deadline that interrupts every call that waits.
 var ALongTimeAgo = time.Unix(1, 0)
 
-// SyscallConn is os.File's.
+// SyscallConn is [os.File.SyscallConn].
 func (f *FD) SyscallConn() (syscall.RawConn, error) {
 	file, err := f.File()
 	if err != nil {
@@ -228,8 +228,9 @@ func (f *FD) SyscallConn() (syscall.RawConn, error) {
 	return file.SyscallConn()
 }
 
-// Control returns what do returns, which is called with the descriptor. It stays
-// open during the call. If it is closed already, the error is [net.ErrClosed].
+// Control calls do with the descriptor, which stays open during the call, and
+// returns do's error. If the descriptor is closed already, the error is
+// [net.ErrClosed].
 func (f *FD) Control(do func(fd int) error) error {
 	if f == nil {
 		return os.ErrInvalid
@@ -254,7 +255,7 @@ func (f *FD) Control(do func(fd int) error) error {
 	return err
 }
 
-// MapErr turns an error of os.File into one as package net returns it.
+// MapErr turns an error of os.File into the one that package net would return.
 func MapErr(err error) error {
 	pathErr, ok := err.(*fs.PathError)
 	if !ok {
@@ -269,9 +270,9 @@ func MapErr(err error) error {
 	return os.NewSyscallError(pathErr.Op, pathErr.Err)
 }
 
-// MapRawErr turns an error of os.File's RawConn into one as package net returns
-// it. It is a deadline, or a close, for which the poller's own error is nothing
-// that errors.Is can find.
+// MapRawErr turns an error of os.File's RawConn into the one that package net would
+// return. The cause is a deadline or a close. For a close, the poller's own error
+// is not one that errors.Is can find.
 func MapRawErr(err error) error {
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
