@@ -40,7 +40,7 @@ func (o *Options) Check(name string) error {
 	return nil
 }
 
-// maxID is the largest user or group ID. The next number stands for -1.
+// maxID is the largest user or group ID. The next number is -1 as a uint32.
 const maxID = math.MaxUint32 - 1
 
 func validID(id int) bool { return id >= -1 && int64(id) <= maxID }
@@ -68,8 +68,8 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 		}
 		return o.listen(fd, name, backlog)
 	}
-	// The lock is held until the socket listens: on some kernels one that is bound
-	// and does not listen yet looks like a stale one.
+	// The lock is held until the socket listens: on some kernels a socket that is
+	// bound, but does not listen yet, looks stale.
 	unlock, locked := lockDir(dirOf(name), time.Second+rand.N(time.Second))
 	defer unlock()
 	if err := bindOrReplace(fd, name, locked); err != nil {
@@ -80,7 +80,7 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 		return nil, err
 	}
 	// A process without the lock may remove the file, if it has probed before this
-	// bind, or before this listen. Then it wins.
+	// bind, or before this listen. Then that process wins.
 	if !locked {
 		time.Sleep(unlockedPause)
 	}
@@ -104,13 +104,13 @@ func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
 	return file, nil
 }
 
-// prepare sets the mode and the owner of the file called name. With an error it
-// returns the file if there is one.
+// prepare sets the mode and the owner of the file called name. If it fails, it also
+// returns the file, if there is one.
 func (o *Options) prepare(name string) (*File, error) {
 	file, err := Stat(name)
 	if err != nil {
 		if o.Mode == nil && o.Owner == nil {
-			err = nil // removed already, which is no concern of this process
+			err = nil // another process has removed it, and nothing has to be set
 		}
 		return nil, err
 	}
@@ -149,8 +149,8 @@ func bindOrReplace(fd int, name string, locked bool) error {
 	}
 	stale, err := isStale(name)
 	if stale && !locked {
-		// Without the lock it may be the socket of a process between its bind and
-		// its listen.
+		// Without the lock it may be the socket of a process that is between bind
+		// and listen.
 		time.Sleep(unlockedPause)
 		stale, err = isStale(name)
 	}
@@ -168,14 +168,14 @@ func bindOrReplace(fd int, name string, locked bool) error {
 
 // isStale reports whether no socket is bound to the file called name.
 //
-// A datagram socket asks first: most kernels look for the socket that is bound to
-// the file, and compare the types only if there is one. So the answer depends
-// neither on the backlog, which may be full, nor on whether the other socket
-// listens yet, and the other socket does not notice. But gVisor refuses a
-// connection between types in any case, and macOS and the BSDs refuse one to a
-// full backlog: only if both types are refused is the socket stale. A listening
-// socket gets a connection that ends at once from the second question, where the
-// first one was not decisive.
+// The first probe is a datagram socket. Most kernels look for the socket that is
+// bound to the file, and compare the types only if there is one. So the answer
+// depends neither on the backlog, which may be full, nor on whether the bound
+// socket listens yet, and the bound socket does not notice. But gVisor refuses
+// every connection between types, and macOS and the BSDs refuse one to a full
+// backlog. So the socket is stale only if both probes are refused. Where the first
+// is not decisive, a listening socket gets a connection that ends at once from the
+// second.
 func isStale(name string) (bool, error) {
 	for _, kind := range []sys.Kind{sys.Datagram, sys.Stream} {
 		answer, err := sys.Probe(kind, name)
@@ -190,7 +190,7 @@ func isStale(name string) (bool, error) {
 }
 
 // unchanged reports whether the file called name is still the one that info
-// describes. The time tells a new file from one whose inode it has reused.
+// describes. The time distinguishes a new file from one whose inode it reuses.
 func unchanged(name string, info fs.FileInfo) bool {
 	now, err := os.Lstat(name)
 	return err == nil && os.SameFile(info, now) && info.ModTime().Equal(now.ModTime())
@@ -215,8 +215,8 @@ func Stat(path string) (*File, error) {
 	return &File{path, info}, nil
 }
 
-// Remove removes the file if it is still there, and no other at its path. It
-// waits for at most a second for another process that replaces the file.
+// Remove removes the file if it is still there, and no other file at its path. It
+// waits at most a second for another process that is replacing the file.
 func (f *File) Remove() error {
 	if f == nil {
 		return nil
@@ -250,7 +250,7 @@ func dirOf(path string) string {
 
 // lockDir locks the directory dir against other processes that replace or remove
 // socket files there. It reports whether it got the lock within timeout: any user
-// who can read the directory can hold it, so nothing may depend on it forever.
+// who can read the directory can hold it, so no caller may wait for it forever.
 func lockDir(dir string, timeout time.Duration) (unlock func(), locked bool) {
 	giveUp := time.Now().Add(timeout)
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
