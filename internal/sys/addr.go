@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// A socket address goes to and from the kernel as bytes with their own length:
-// a header of two bytes, then the name, with no NUL after it. The functions of
+// A socket address is passed to and from the kernel as bytes with a length: a
+// header of two bytes, then the name, with no NUL after it. The functions of
 // x/sys/unix lose the last byte of a path of full length, treat a leading @ as
 // NUL, and cut an abstract name at its second NUL.
 

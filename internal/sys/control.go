@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scmPidfd is Linux's SCM_PIDFD, a descriptor that comes unasked for if the user
-// has set SO_PASSPIDFD on the socket.
+// scmPidfd is Linux's SCM_PIDFD. The kernel adds a descriptor of this kind to
+// messages if the user has set SO_PASSPIDFD on the socket.
 const scmPidfd = 4
 
 // rights returns the descriptors of SCM_RIGHTS in received control messages. It
@@ -25,7 +25,7 @@ func rights(control []byte) []int {
 // descriptors returns the descriptors in the control messages of one kind. A
 // length beyond the end of control is clipped: macOS reports the full length of a
 // message that it has cut off. A length below that of a header ends the messages.
-// The functions of x/sys/unix reject such lengths, and lose what is there.
+// The functions of x/sys/unix reject such lengths, and lose the descriptors.
 func descriptors(control []byte, kind int32) (fds []int) {
 	head := unix.CmsgLen(0)
 	for len(control) >= head {

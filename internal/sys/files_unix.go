@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errReplaced is the error of a change to a socket file that is not the expected
-// one.
+// errReplaced is the error of Chmod and Chown if the socket file is not the
+// expected one.
 var errReplaced = errors.New("the socket file was replaced by another")
 
 // Unlink removes a file. os.Remove would also remove an empty directory.

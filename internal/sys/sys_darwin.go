@@ -5,7 +5,7 @@ import "golang.org/x/sys/unix"
 // MaxPathLen is the maximum length of a path in a socket address.
 const MaxPathLen = 104
 
-// macOS has no flags that mark a descriptor at its birth.
+// macOS has no flags that make a new descriptor close-on-exec and non-blocking.
 const (
 	bornMarked   = false
 	birthFlags   = 0

@@ -90,8 +90,8 @@ func RestrictMode(fd int, perm fs.FileMode) error {
 }
 
 // Chmod sets the permissions of the socket file called name if it is the file that
-// want describes. fchmodat2 is only for a system without /proc: it is newer than
-// the system call filters of many containers.
+// want describes. It calls fchmodat2 only on a system without /proc, because the
+// system call filters of many containers are older than fchmodat2.
 func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
 	return withFile(name, want, func(fd int) error {
 		err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(perm))

@@ -12,8 +12,8 @@ const Available = false
 
 var EADDRINUSE, ECONNREFUSED = errors.ErrUnsupported, errors.ErrUnsupported
 
-// The package unixsock calls none of these functions, as no path is valid here
-// and every constructor fails first. They let the portable code compile.
+// Package unixsock calls none of these functions, because no path is valid here and
+// every constructor fails first. They let the portable code compile.
 
 func Socket() (int, error)                          { return -1, errors.ErrUnsupported }
 func Socketpair() (int, int, error)                 { return -1, -1, errors.ErrUnsupported }

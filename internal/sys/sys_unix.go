@@ -16,7 +16,7 @@ import (
 // Available reports whether the platform has unix domain sockets.
 const Available = true
 
-// The errors by which package sockfile recognizes a file in the way, and a socket
+// The errors by which package sockfile recognizes an existing file, and a socket
 // file without a socket.
 const (
 	EADDRINUSE   = unix.EADDRINUSE
@@ -87,8 +87,8 @@ func Listen(fd, backlog int) error {
 }
 
 // Connect connects fd to name. It returns ErrWouldBlock if the listener's
-// backlog is full. On macOS and the BSDs that is ECONNREFUSED, as if no process
-// listened.
+// backlog is full. On macOS and the BSDs that is ECONNREFUSED, as if no process were
+// listening.
 func Connect(fd int, name string) error {
 	for {
 		switch err := connect(fd, name); err {
@@ -104,8 +104,8 @@ func Connect(fd int, name string) error {
 }
 
 // Probe connects a new socket of the given kind to name, closes it, and returns
-// connect's error as answer, nil if it connected. err reports that there was no
-// socket to probe with.
+// connect's error as answer, nil if it connected. err is set if no socket could be
+// created.
 func Probe(kind Kind, name string) (answer, err error) {
 	socketType := unix.SOCK_STREAM
 	if kind == Datagram {
@@ -137,8 +137,8 @@ func Accept(fd int) (nfd int, peer string, err error) {
 		case unix.EMFILE, unix.ENFILE:
 			// Linux allocates the descriptor before it checks the queue, so this error
 			// need not mean that a connection is pending. gVisor checks the queue first,
-			// and has dropped the connection. A second call tells: on Linux it fails in
-			// the same way, on gVisor there is nothing left to accept.
+			// and has dropped the connection. A second call distinguishes them: on Linux
+			// it fails in the same way, on gVisor there is nothing left to accept.
 			if !Readable(fd) {
 				if noFile != nil {
 					return -1, "", ErrWouldBlock
@@ -151,13 +151,13 @@ func Accept(fd int) (nfd int, peer string, err error) {
 	}
 }
 
-// acceptDrops reports that accept(2) removes a connection from the queue before
-// it allocates a descriptor, and drops the connection if there is none. XNU does.
+// acceptDrops reports whether accept(2) removes a connection from the queue before
+// it allocates a descriptor, and drops the connection if that fails. XNU does.
 const acceptDrops = runtime.GOOS == "darwin" || runtime.GOOS == "ios"
 
 // acceptKept is accept(2). On a system where that drops connections it first
-// checks that a descriptor is free. Another goroutine may still take the last
-// one in between; such a connection is lost.
+// checks that a descriptor is free. If another goroutine takes the last one in
+// between, the connection is lost.
 func acceptKept(fd int) (nfd int, peer string, err error) {
 	if acceptDrops {
 		if !Readable(fd) {
@@ -181,7 +181,7 @@ func freeDescriptor(fd int) error {
 }
 
 // CheckStream returns the names of fd if it is a unix stream socket that listens,
-// or else is connected, and an error that says why it is not.
+// or is connected if listening is false. Otherwise the error says why it is not.
 //
 // macOS, NetBSD, OpenBSD and DragonFly do not report whether a socket listens.
 // There, one without a peer passes as listening, and its first accept fails.
@@ -314,9 +314,9 @@ func shutdown(fd, how int) error {
 	return nil
 }
 
-// Discard reads and drops the unread data of fd, whose input is shut down. The
-// kernel charges it to the peer: on Linux a peer that waits to write would wait
-// forever.
+// Discard reads and discards the unread data of fd, whose input is shut down. The
+// kernel charges the data to the peer: on Linux a peer that waits to write would
+// otherwise wait forever.
 func Discard(fd int) {
 	var b [16 << 10]byte
 	for {

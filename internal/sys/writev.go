@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writev is writev(2), which x/sys/unix lacks on the BSDs. That of Linux there
-// allocates for more than eight buffers.
+// writev is writev(2). x/sys/unix lacks it on these BSDs, and on Linux allocates
+// for more than eight buffers.
 func writev(fd int, v [][]byte) (int, error) {
 	var few [64]unix.Iovec
 	vector := few[:0]
