@@ -16,7 +16,7 @@ type pipe struct {
 	cleanup runtime.Cleanup
 }
 
-// pipes holds the pipes that are not in use, *pipe, all of them empty. The garbage
+// pipes holds the unused pipes, of type *pipe, all of them empty. The garbage
 // collector removes pipes from it, and their cleanup closes them.
 var pipes sync.Pool
 
@@ -53,7 +53,7 @@ func (p *pipe) release() {
 }
 
 // drain moves the bytes of the pipe to dst, and returns how many it has moved. The
-// others remain in the pipe if dst is closed, past its deadline, broken or of a
+// rest remains in the pipe if dst is closed, past its deadline, broken or of a
 // kind that the kernel refuses.
 func (p *pipe) drain(dst syscall.RawConn) int {
 	size := p.data

@@ -1,5 +1,5 @@
 // Package zerocopy copies bytes between two descriptors in the kernel, without a
-// buffer of the program. It does so on Linux, by sendfile(2) and splice(2).
+// buffer in the program. It does so on Linux, with sendfile(2) and splice(2).
 //
 // The descriptors are non-blocking and registered with the runtime's poller, so a
 // copy waits as Read and Write do, and a deadline or a close ends it.

@@ -19,8 +19,8 @@ const Available = true
 // may use the descriptors, and a deadline takes effect.
 const maxStep = 1 << 20
 
-// errRefused is the error of a step that moved nothing and that Read and Write
-// have to make instead.
+// errRefused is the error of a step that moved nothing, and that Read and Write
+// have to perform instead.
 var errRefused = errors.New("the kernel refuses the copy")
 
 func kindOf(fd int) Kind {
@@ -47,7 +47,7 @@ func kindOf(fd int) Kind {
 	return Stream
 }
 
-// SendFile copies up to limit bytes of a [File], from its offset on, to a
+// SendFile copies up to limit bytes of a [File], starting at its offset, to a
 // [Stream] that is a socket. It returns the number of bytes copied. The offset
 // moves by as many.
 //
@@ -78,7 +78,7 @@ func SendFile(dst, src syscall.RawConn, limit int64) (n int64, handled bool, err
 // has no room. At the end of src it is io.EOF.
 //
 // The file is locked for the step, so that a concurrent Read of it cannot take
-// bytes out of the middle. It is not locked while dst has no room: that may be
+// bytes out of the middle. It is not locked while dst has no room: that may take
 // long, and a goroutine that waits for the lock ignores deadlines and closes. It
 // is locked before dst, because another goroutine may hold it for long, and would
 // then keep dst from being used and closed.
@@ -125,7 +125,7 @@ func sendfile(out, in, size int) (int, error) {
 func waitWritable(dst syscall.RawConn) error {
 	woken := false
 	return dst.Write(func(out uintptr) bool {
-		// The poller reports a change. dst may have changed already.
+		// The poller reports only changes, and dst may already have room.
 		ready := woken || sys.Writable(int(out))
 		woken = true
 		return ready
@@ -133,9 +133,9 @@ func waitWritable(dst syscall.RawConn) error {
 }
 
 // Splice copies up to limit bytes from a [Stream] to a [Stream] or a [File]. One of
-// them is a socket. It returns the number of bytes copied, and the bytes that it
-// has read from src and that dst did not take, of which there are only some if
-// handled is false: the caller writes them next.
+// them is a socket. It returns the number of bytes copied, and in rest the bytes
+// that it has read from src but could not write to dst, which the caller writes
+// next. rest is empty if handled is true.
 //
 // If handled is true, the copy is complete, or err, an error of src, ended it. If
 // handled is false, the kernel cannot continue: Read and Write have to copy the
@@ -179,7 +179,7 @@ func fill(src syscall.RawConn, size int) (*pipe, error) {
 		if err != unix.EAGAIN {
 			return true
 		}
-		p.release() // It is empty, so it is src that has to be waited for.
+		p.release() // the pipe is empty, so src had no bytes
 		p = nil
 		return false
 	})
