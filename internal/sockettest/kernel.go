@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The functions of this file ask the kernel what it does where kernels differ, with
-// system calls of their own. A test that asserts one kernel's answer asks, and skips
-// what another kernel cannot do.
+// The functions of this file probe what the kernel does where kernels differ, with
+// system calls of their own. A test that asserts what one kernel does calls them, and
+// skips what another kernel cannot do.
 
 // probeListener returns a listening socket of the given type and its path.
 func probeListener(t testing.TB, socketType int) (fd int, path string) {
@@ -83,8 +83,8 @@ func KeepsPendingWithoutDescriptors(t testing.TB) bool {
 	return err == nil
 }
 
-// ReportsRightsCutByLimit reports whether recvmsg(2) says so if it receives fewer
-// descriptors than were sent because the process is out of them. gVisor does not,
+// ReportsRightsCutByLimit reports whether recvmsg(2) sets MSG_CTRUNC if it receives
+// fewer descriptors than were sent because the process is out of them. gVisor does not,
 // and keeps the others open in the kernel. Call it in a child process.
 func ReportsRightsCutByLimit(t testing.TB) bool {
 	t.Helper()

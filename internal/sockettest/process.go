@@ -31,8 +31,8 @@ const (
 func Main(m *testing.M, roles map[string]func(args []string) error) {
 	role := os.Getenv(helperVar)
 	if role == "" {
-		// A test must not count the descriptors of the runtime's poller as left
-		// open. This starts the poller, as -timeout does, unless it is 0.
+		// This starts the runtime's poller, so that no test counts the poller's
+		// descriptors as left open. -timeout starts it, too, unless it is 0.
 		if r, w, err := os.Pipe(); err == nil {
 			r.Close()
 			w.Close()
@@ -52,8 +52,8 @@ func Main(m *testing.M, roles map[string]func(args []string) error) {
 	os.Exit(0)
 }
 
-// InChild runs the calling test in a child process, because the test changes the state of
-// the process. It returns true in the child, and false in the parent once the child has
+// InChild runs the calling test, which changes the state of the process, in a child
+// process. It returns true in the child, and false in the parent once the child has
 // passed. setup, which may be nil, prepares the child.
 func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
 	t.Helper()
@@ -195,7 +195,7 @@ func (h *Helper) Expect(want string) {
 	}
 }
 
-// UntilEOF returns, in a helper, at the end of its input.
+// UntilEOF waits, in a helper, for the end of the helper's input.
 func UntilEOF() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
 // ExhaustDescriptors uses up all descriptors of this process until free is called. The

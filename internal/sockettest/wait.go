@@ -21,7 +21,7 @@ func WaitFor(t testing.TB, what string, done func() bool) {
 	waitFor(t, func() string { return what }, done)
 }
 
-// waitFor is WaitFor with a message that is made at the end of the wait.
+// waitFor is WaitFor with a message that is built only if the wait fails.
 func waitFor(t testing.TB, what func() string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(Timeout); !done(); time.Sleep(time.Millisecond) {
@@ -91,7 +91,7 @@ func GoroutinesIn(state string) (n int) {
 }
 
 // Parked returns how many goroutines wait for an event, the poller or a timer
-// and have a function on their stack. The name of the function begins behind the
+// and have a function on their stack. The name of the function begins after the
 // last slash of its package path: "unixsock.ConnectContext(".
 func Parked(function string) (n int) {
 	for _, stack := range Goroutines() {
@@ -104,7 +104,7 @@ func Parked(function string) (n int) {
 	return n
 }
 
-// stateOf returns what a stack trace says between brackets in its first line.
+// stateOf returns the text between brackets in the first line of a stack trace.
 func stateOf(stack string) string {
 	head, _, _ := strings.Cut(stack, "\n")
 	_, state, _ := strings.Cut(head, " [")
