@@ -104,9 +104,9 @@ func ExampleListen() {
 	defer remove()
 
 	listener, err := unixsock.Listen(path,
-		unixsock.Backlog(511),    // for clients such as nginx, which fail while it is full
+		unixsock.Backlog(511),    // clients such as nginx fail while the backlog is full
 		unixsock.Mode(0o660),     // the owner and the group may connect
-		unixsock.Owner(-1, -1),   // or the group of the front end: Owner(-1, gid)
+		unixsock.Owner(-1, -1),   // no change; for a front end's group: Owner(-1, gid)
 		unixsock.ReplaceStale(),  // never the file of a live server
 		unixsock.UnlinkOnClose()) // never the file of another server
 	if err != nil {
@@ -377,7 +377,7 @@ func ExampleConn_WriteFiles() {
 	w.Close() // the copy is on its way
 
 	b := make([]byte, 100)
-	n, files, err := peer.ReadFiles(b, 1) // more than one is an error, and stays open nowhere
+	n, files, err := peer.ReadFiles(b, 1) // an error if more arrive
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -407,8 +407,9 @@ func ExamplePair() {
 	// "hello", <nil>
 }
 
-// A process hands its listener to a successor, here in one process. File's copy would be
-// in ExtraFiles of an exec.Cmd, and the successor would find it as descriptor 3.
+// A process hands its listener to a successor, here in the same process. Between
+// processes, the copy from File is passed in ExtraFiles of an exec.Cmd, and the successor
+// finds it as descriptor 3.
 func ExampleFileListener() {
 	path, remove := newPath()
 	defer remove()
@@ -446,8 +447,8 @@ func ExampleFileListener() {
 	// the file is gone: true
 }
 
-// An HTTP server on a unix domain socket, which knows the user of each client, and a
-// client of it.
+// An HTTP server on a unix domain socket knows the user of each client. The client dials
+// the same path.
 func ExampleListen_http() {
 	path, remove := newPath()
 	defer remove()
