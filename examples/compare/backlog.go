@@ -11,8 +11,8 @@ import (
 // connects is how many goroutines connect at once in the rows about the backlog.
 const connects = 1000
 
-// manyConnects measures how long it takes until many goroutines that connect at
-// once to a server with a short backlog have connected.
+// manyConnects measures how long many goroutines take to connect at once to a
+// server with a short backlog.
 func (b *bench) manyConnects() (sampler, func(), error) {
 	path := b.path()
 	l, err := unixsock.Listen(path, unixsock.Backlog(4))
@@ -34,8 +34,8 @@ func (b *bench) manyConnects() (sampler, func(), error) {
 	return sample, func() { l.Close() }, nil
 }
 
-// waitingConnects measures what share of a core many goroutines use that wait in
-// ConnectContext while nothing accepts.
+// waitingConnects measures the share of a core that many goroutines use while they
+// wait in ConnectContext and nothing accepts.
 func (b *bench) waitingConnects() (sampler, func(), error) {
 	path := b.path()
 	l, err := unixsock.Listen(path, unixsock.Backlog(4))

@@ -9,7 +9,7 @@ import (
 	"github.com/go-unixsock/unixsock"
 )
 
-// A pkg is a package to measure, by the functions that a program calls.
+// A pkg is a package to measure, with the functions that a program calls.
 type pkg struct {
 	name   string
 	listen func(path string) (net.Listener, error)
@@ -28,7 +28,7 @@ var (
 		listen: func(path string) (net.Listener, error) { return net.Listen("unix", path) },
 		dial:   func(path string) (net.Conn, error) { return net.Dial("unix", path) },
 	}
-	// tcp is what a proxy has on its other side.
+	// tcp is for the other side of a proxy.
 	tcp = pkg{
 		name:   "tcp",
 		listen: func(string) (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") },
@@ -44,10 +44,10 @@ type bench struct {
 	dir    string
 	paths  int      // how many paths were handed out
 	file   *os.File // transferSize bytes
-	client *client  // the process that the server rows have as their client
+	client *client  // the client process of the rows that have one
 
 	// All sides write from the same memory and read into the same memory:
-	// buffers of their own would differ in where they are in the caches.
+	// separate buffers would differ in their place in the caches.
 	message, buffer []byte
 }
 
@@ -83,8 +83,8 @@ func (b *bench) close() {
 	os.RemoveAll(b.dir)
 }
 
-// path returns a new path for a socket. All paths have the same length, as both
-// packages allocate copies.
+// path returns a new path for a socket. All paths have the same length, because
+// both packages allocate copies of them.
 func (b *bench) path() string {
 	b.paths++
 	return filepath.Join(b.dir, fmt.Sprintf("%02d", b.paths))

@@ -10,7 +10,7 @@ type row struct {
 	name   string
 	labels [2]string // of the sides
 	sides  [2]setup
-	goal   float64 // the ratio that is not to be exceeded
+	goal   float64 // the ratio should not exceed it
 	unit   unit
 
 	// few is set if the samples hardly differ: then the fewest pairs are enough.
