@@ -1,6 +1,6 @@
 // Command activation is a server that inherits its listening sockets and stops when no
 // client has come for a while. Later clients wait for the next start. systemd starts it,
-// or the program itself with -start. (systemd-socket-activate is in Debian's package
+// or this program with -start does. (systemd-socket-activate is in Debian's package
 // systemd, nc in netcat-openbsd.)
 //
 //	go build -o activation.out ./examples/activation
@@ -39,7 +39,7 @@ func main() {
 		log.Fatal(starter(*start, *idle))
 	}
 	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
-	count, _ := strconv.Atoi(fds) // 0 if there is none
+	count, _ := strconv.Atoi(fds) // 0 if LISTEN_FDS is not set
 	if count < 1 || pid != strconv.Itoa(os.Getpid()) {
 		log.Fatalf("no sockets for process %d: LISTEN_PID=%s LISTEN_FDS=%s", os.Getpid(), pid, fds)
 	}
@@ -76,8 +76,8 @@ func serve(listener *unixsock.Listener, name string, idle time.Duration) {
 	}
 }
 
-// starter does what systemd does. Readiness accepts nothing: the client is for the
-// process that it starts.
+// starter does what systemd does. Ready accepts nothing, so the client stays pending for
+// the process that starter starts.
 func starter(path string, idle time.Duration) error {
 	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale(), unixsock.Mode(0o660))
 	if err != nil {

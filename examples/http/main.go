@@ -1,7 +1,7 @@
 // Command http serves net/http on a unix domain socket, and is its own first client. The
-// server knows the user of each client from the kernel. Its socket is for its user and
-// group only; for a front end of another group, such as nginx, add unixsock.Owner. The
-// server replaces the socket that a crash has left, and stops at Ctrl-C.
+// kernel reports the user of each client to the server. Only the server's own user and
+// group can connect; for a front end of another group, such as nginx, add unixsock.Owner.
+// The server replaces the socket that a crash has left, and stops at Ctrl-C.
 //
 //	go run ./examples/http                # and in another terminal:
 //	curl --unix-socket http.sock http://localhost/hello

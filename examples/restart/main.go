@@ -7,7 +7,7 @@
 //	go build -o restart.out ./examples/restart
 //	./restart.out serve restart.sock &
 //	./restart.out client restart.sock        # in another terminal
-//	pkill -HUP -f '^./restart.out serve'     # in a third one, again and again
+//	pkill -HUP -f '^./restart.out serve'     # in a third terminal, several times
 //	pkill -f '^./restart.out serve'          # now the client's requests fail
 package main
 

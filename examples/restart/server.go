@@ -18,7 +18,7 @@ import (
 )
 
 // serve answers clients until a signal stops or replaces this process. Both processes accept
-// until the old one knows that its successor is ready, so the backlog is never left alone.
+// until the old one knows that its successor is ready, so the backlog is always served.
 func serve(path string) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
@@ -81,7 +81,7 @@ func startSuccessor(listener *unixsock.Listener) error {
 		return err
 	}
 	defer ready.Close()
-	cmd := exec.Command(os.Args[0], os.Args[1:]...) // by path, which may be a new version
+	cmd := exec.Command(os.Args[0], os.Args[1:]...) // the path may now hold a new version
 	cmd.Env = append(os.Environ(), "RESTART_SUCCESSOR=1")
 	cmd.ExtraFiles = []*os.File{socket, report} // descriptors 3 and 4 there
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -1,9 +1,10 @@
 // Command select is a server that waits for clients, a ticker and Ctrl-C in one select. It
-// answers a line with that line in capitals. It stops when no client has come for a while,
-// or at Ctrl-C, without losing a client. After kill -9 it can be started again at once:
-// it replaces the socket file that was left. (nc is in Debian's package netcat-openbsd.)
+// answers a line with the same line in capitals. It stops when no client has come for a
+// while, or at Ctrl-C, without losing a client. After kill -9 it can be started again at
+// once: it replaces the socket file that was left behind. (nc is in Debian's package
+// netcat-openbsd.)
 //
-//	go run ./examples/select              # and soon, in another terminal:
+//	go run ./examples/select              # within 10 seconds, in another terminal:
 //	echo hello | nc -U -N select.sock
 package main
 
@@ -68,7 +69,7 @@ func serve(ctx context.Context, path string, idle time.Duration) error {
 	}
 }
 
-// drain serves the clients that have connected already. The file is gone first, so that
+// drain serves the clients that have connected already. It removes the file first, so that
 // later clients are refused and not lost.
 func drain(listener *unixsock.Listener, path string, clients *sync.WaitGroup) error {
 	if err := os.Remove(path); err != nil {
