@@ -625,6 +625,7 @@ func TestCloseWakesEveryWaitingCall(t *testing.T) {
 		go func() { errs <- writeOne(c)() }()
 	}
 	sockettest.WaitInPoller(t, 2)
+	sockettest.WaitFor(t, "the other calls do not wait", func() bool { return sockettest.GoroutinesIn("semacquire") >= 18 })
 	c.Close()
 	for range 20 {
 		if err := sockettest.Receive(t, "the waiting call", errs); !errors.Is(err, net.ErrClosed) {
@@ -858,8 +859,8 @@ func TestDeadlineOfWhatIsClosedIsErrClosed(t *testing.T) {
 
 // --- CloseOn ---
 
-// A ledger is a context that never ends. It records the functions that
-// context.AfterFunc registers with it.
+// A ledger is a context that records the functions that context.AfterFunc registers
+// with it. It ends when end is called.
 type ledger struct {
 	context.Context
 	done chan struct{}
@@ -888,6 +889,28 @@ func (l *ledger) AfterFunc(f func()) (stop func() bool) {
 		_, ok := l.funcs[id]
 		delete(l.funcs, id)
 		return ok
+	}
+}
+
+func (l *ledger) Err() error {
+	select {
+	case <-l.done:
+		return context.Canceled
+	default:
+		return nil
+	}
+}
+
+// end cancels the context. It returns once the functions that were registered have
+// been started.
+func (l *ledger) end() {
+	l.mu.Lock()
+	funcs := l.funcs
+	l.funcs = make(map[int]func())
+	close(l.done)
+	l.mu.Unlock()
+	for _, f := range funcs {
+		f()
 	}
 }
 
@@ -985,30 +1008,27 @@ func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 	if testing.Short() {
 		rounds = 500
 	}
-	next := newLedger()
+	goroutines := runtime.NumGoroutine()
 	for range rounds {
 		c, peer, err := unixsock.Pair()
 		if err != nil {
 			t.Fatalf("Pair: %v", err)
 		}
-		old, cancel := context.WithCancel(t.Context())
+		old, next := newLedger(), newLedger()
 		c.CloseOn(old)
-		go cancel()
+		go old.end()
 		c.CloseOn(next)
-		if next.entries() == 1 { // CloseOn found the Conn open
-			<-old.Done()
-			// Let a callback of the old context run.
-			for range 3 {
-				runtime.Gosched()
-			}
-			if _, err := c.Write([]byte("x")); err != nil {
-				t.Fatalf("Write after a CloseOn that replaced an ended context: got %v, want nil", err)
-			}
+		open := next.entries() == 1
+		for runtime.NumGoroutine() > goroutines { // until the function of the old context has returned
+			runtime.Gosched()
+		}
+		if _, err := c.Write([]byte("x")); (err == nil) != open {
+			t.Fatalf("Write after a CloseOn that replaced an ending context (replaced in time: %v): got %v", open, err)
 		}
 		c.Close()
 		peer.Close()
-		if n := next.entries(); n != 0 {
-			t.Fatalf("Close: got %d entries on the custodian, want 0", n)
+		if o, n := old.entries(), next.entries(); o != 0 || n != 0 {
+			t.Fatalf("Close: got %d entries on the old context, %d on the new one; want none", o, n)
 		}
 	}
 }

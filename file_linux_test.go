@@ -491,15 +491,15 @@ func TestOwnerLetsAnotherUserConnect(t *testing.T) {
 	}
 }
 
-// TestOwnerIsRightBeforeAConnect lets another user connect all the time. No connect
-// may succeed, neither while the file has the owner of this process nor after
-// Listen has set another owner.
+// TestOwnerIsRightBeforeAConnect lets another user connect all the time. The permissions
+// allow others to connect, but not the owner, which Listen makes that user. So a connect
+// succeeds only if it comes before the owner is set.
 func TestOwnerIsRightBeforeAConnect(t *testing.T) {
 	dir := publicDir(t)
 	other := sockettest.StartHelper(t, asNobody(t), "watch owner", filepath.Join(dir, "s"))
 	other.Expect("watching")
 	for range 200 {
-		l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o600), unixsock.Owner(1, 1), unixsock.UnlinkOnClose())
+		l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o066), unixsock.Owner(nobody, -1), unixsock.UnlinkOnClose())
 		if err != nil {
 			t.Fatalf("Listen: %v", err)
 		}
@@ -564,5 +564,42 @@ func TestPeerGroups(t *testing.T) {
 		if groups, err := c.PeerGroups(); groups != nil || !errors.Is(err, net.ErrClosed) {
 			t.Errorf("PeerGroups of a closed Conn: got %v, %v; want nil, net.ErrClosed", groups, err)
 		}
+	}
+}
+
+func TestPeerGroupsOfAPairAreTheProcesss(t *testing.T) {
+	c, _ := newPairT(t)
+	got, err := c.PeerGroups()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	want, wantErr := os.Getgroups()
+	if wantErr != nil {
+		t.Fatalf("Getgroups: %v", wantErr)
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("PeerGroups of a Pair: got %v, %v; want %v, nil", got, err, want)
+	}
+}
+
+func TestPeerGroupsOfAKilledProcess(t *testing.T) {
+	asOther := asNobody(t)
+	path := filepath.Join(publicDir(t), "s")
+	l := sockettest.ListenAt(t, path, unixsock.Mode(0o666))
+	h := sockettest.StartHelper(t, func(cmd *exec.Cmd) {
+		asOther(cmd)
+		cmd.SysProcAttr.Credential.Groups = []uint32{1234}
+	}, "connect")
+	h.Tell(path)
+	h.Expect("connected")
+	h.Kill()
+	got, err := sockettest.Accept(t, l).PeerGroups()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil || !slices.Equal(got, []int{1234}) {
+		t.Errorf("PeerGroups of a process that has ended: got %v, %v; want [1234], nil", got, err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -672,19 +673,21 @@ const maxFiles = 253
 func TestAsManyFilesAsCanPass(t *testing.T) {
 	for _, n := range []int{1, maxFiles} {
 		for _, max := range []int{n, n + 1, math.MaxInt} {
-			sockettest.CheckDescriptors(t)
-			from, to := newPairT(t)
-			r, w := newPipes(t, 1)
-			if _, err := from.WriteFiles([]byte("x"), slices.Repeat(w, n)...); err != nil {
-				t.Skip("the kernel allows fewer files: ", err)
-			}
-			closeFiles(w)
-			_, files, err := to.ReadFiles(make([]byte, 1), max)
-			if err != nil || len(files) != n {
-				t.Errorf("ReadFiles with max %d of %d files: got %d files, %v; want %d, nil", max, n, len(files), err, n)
-			}
-			closeFiles(files)
-			wantAllClosed(t, r)
+			t.Run(fmt.Sprintf("%d of at most %d", n, max), func(t *testing.T) {
+				sockettest.CheckDescriptors(t)
+				from, to := newPairT(t)
+				r, w := newPipes(t, 1)
+				if _, err := from.WriteFiles([]byte("x"), slices.Repeat(w, n)...); err != nil {
+					t.Skip("the kernel allows fewer files: ", err)
+				}
+				closeFiles(w)
+				_, files, err := to.ReadFiles(make([]byte, 1), max)
+				if err != nil || len(files) != n {
+					t.Errorf("ReadFiles: got %d files, %v; want %d, nil", len(files), err, n)
+				}
+				closeFiles(files)
+				wantAllClosed(t, r)
+			})
 		}
 	}
 }
@@ -776,8 +779,12 @@ func TestReadFilesRefusesANegativeMax(t *testing.T) {
 	if _, err := from.Write([]byte("x")); err != nil {
 		t.Fatalf("Write: %v", err)
 	}
-	if n, _, err := to.ReadFiles(make([]byte, 1), -1); n != 0 || err == nil {
-		t.Errorf("ReadFiles with max -1: got %d, %v; want 0, an error", n, err)
+	b := make([]byte, 1)
+	if n, _, err := to.ReadFiles(b, -1); n != 0 || err == nil || !strings.Contains(err.Error(), "negative maximum of descriptors: -1") {
+		t.Errorf("ReadFiles with max -1: got %d, %v; want 0, an error that says so", n, err)
+	}
+	if n, err := to.Read(b); string(b[:n]) != "x" || err != nil {
+		t.Errorf("Read after a ReadFiles that was refused: got %q, %v; want %q, nil", b[:n], err, "x")
 	}
 }
 
@@ -861,11 +868,13 @@ func TestConcurrentWriteFilesDoNotMix(t *testing.T) {
 		messages = 10
 		size     = 20_000
 	)
+	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait) // after the close of the pair, which ends the writers
 	from, to := newPairT(t)
 	setBuffer(t, from, 4096)
 	r, w := newPipes(t, writers)
 	for i := range writers {
-		go func() {
+		wg.Go(func() {
 			b := bytes.Repeat([]byte{byte(i)}, size)
 			for j := range messages {
 				var err error
@@ -878,7 +887,7 @@ func TestConcurrentWriteFilesDoNotMix(t *testing.T) {
 					t.Errorf("message %d of writer %d: got %v, want nil", j, i, err)
 				}
 			}
-		}()
+		})
 	}
 	b := make([]byte, 7001)
 	var files, all int

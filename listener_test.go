@@ -941,26 +941,26 @@ func TestListenersCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 		rounds = 500
 	}
 	path := filepath.Join(sockettest.ShortDir(t), "s")
-	next := newLedger()
+	goroutines := runtime.NumGoroutine()
 	for range rounds {
 		l, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
 		if err != nil {
 			t.Fatalf("Listen: %v", err)
 		}
-		old, cancel := context.WithCancel(t.Context())
+		old, next := newLedger(), newLedger()
 		l.CloseOn(old)
-		go cancel()
+		go old.end()
 		l.CloseOn(next)
-		if next.entries() == 1 { // CloseOn found the listener open
-			<-old.Done()
+		open := next.entries() == 1
+		for runtime.NumGoroutine() > goroutines { // until the function of the old context has returned
 			runtime.Gosched()
-			if err := l.SetDeadline(time.Time{}); err != nil {
-				t.Fatalf("SetDeadline after a CloseOn that replaced an ended context: got %v, want nil", err)
-			}
+		}
+		if err := l.SetDeadline(time.Time{}); (err == nil) != open {
+			t.Fatalf("SetDeadline after a CloseOn that replaced an ending context (replaced in time: %v): got %v", open, err)
 		}
 		l.Close()
-		if n := next.entries(); n != 0 {
-			t.Fatalf("Close: got %d entries on the custodian, want 0", n)
+		if o, n := old.entries(), next.entries(); o != 0 || n != 0 {
+			t.Fatalf("Close: got %d entries on the old context, %d on the new one; want none", o, n)
 		}
 	}
 }

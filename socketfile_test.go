@@ -934,8 +934,8 @@ func TestProductionOptionsWorkThroughTCPUnit(t *testing.T) {
 	wantOnly(t, dir)
 }
 
-// helpWatchOwner connects to a path until it reads a line, and prints whether it ever
-// could.
+// helpWatchOwner connects to a path until it reads a line, and prints whether a connect
+// has succeeded.
 func helpWatchOwner(args []string) error {
 	stop := make(chan struct{})
 	fmt.Println("watching")
@@ -944,17 +944,26 @@ func helpWatchOwner(args []string) error {
 		fmt.Scanln(&line)
 		close(stop)
 	}()
-	for {
+	for denied := false; ; {
 		select {
 		case <-stop:
+			if !denied {
+				return errors.New("no connect was denied by the permissions")
+			}
 			fmt.Println("never connected")
 			return nil
 		default:
 		}
-		if c, err := unixsock.Connect(args[0]); err == nil {
+		c, err := unixsock.Connect(args[0])
+		switch {
+		case err == nil:
 			c.Close()
 			fmt.Println("connected")
 			return nil
+		case errors.Is(err, fs.ErrPermission):
+			denied = true
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED):
+			return err
 		}
 	}
 }
