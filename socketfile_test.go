@@ -27,15 +27,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// leaveStale leaves a socket file without a socket at path.
+// leaveStale creates a socket file at path whose socket is closed.
 func leaveStale(t testing.TB, path string) {
 	t.Helper()
 	l, err := unixsock.Listen(path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen at %s: %v", path, err)
 	}
 	if err := l.Close(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Close of the listener at %s: %v", path, err)
 	}
 }
 
@@ -43,38 +43,38 @@ func lstat(t testing.TB, path string) fs.FileInfo {
 	t.Helper()
 	info, err := os.Lstat(path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Lstat: %v", err)
 	}
 	return info
 }
 
-// wantInUse makes sure that ReplaceStale does not replace the file at path, and that this
-// leaves it as it is.
+// wantInUse fails the test unless a Listen with ReplaceStale at path returns EADDRINUSE
+// and leaves the file unchanged.
 func wantInUse(t testing.TB, path string) {
 	t.Helper()
 	before := lstat(t, path)
 	l, err := unixsock.Listen(path, unixsock.ReplaceStale())
 	if err == nil {
 		l.Close()
-		t.Fatal("it was replaced")
+		t.Fatalf("Listen with ReplaceStale at %s, which is in use: got a listener, want EADDRINUSE", path)
 	}
 	if !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("error %v, want EADDRINUSE", err)
+		t.Errorf("Listen with ReplaceStale at %s, which is in use: got %v, want EADDRINUSE", path, err)
 	}
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "listen" {
-		t.Errorf("error %#v, want a *net.OpError of listen", err)
+		t.Errorf("Listen with ReplaceStale at %s, which is in use: got %#v, want a *net.OpError with Op listen", path, err)
 	}
 	after := lstat(t, path)
 	if !os.SameFile(before, after) || before.Mode() != after.Mode() {
-		t.Errorf("the file was %v, and is %v", before, after)
+		t.Errorf("file after Listen with ReplaceStale at %s, which is in use: got %v, want the unchanged %v", path, after, before)
 	}
 }
 
 func TestModeIsExactUnderEveryUmask(t *testing.T) {
 	for _, umask := range []int{0, 0o022, 0o077, 0o777} {
 		t.Run(fmt.Sprintf("%03o", umask), func(t *testing.T) {
-			t.Parallel() // each in a process of its own
+			t.Parallel() // each subtest runs in its own process
 			if !sockettest.InChild(t, nil) {
 				return
 			}
@@ -84,24 +84,24 @@ func TestModeIsExactUnderEveryUmask(t *testing.T) {
 			for _, perm := range []fs.FileMode{0, 0o200, 0o222, 0o600, 0o620, 0o640, 0o660, 0o666, 0o711, 0o777} {
 				for _, stale := range []bool{false, true} {
 					if stale {
-						syscall.Umask(0) // for all to ask it
+						syscall.Umask(0) // every user may probe the stale file
 						leaveStale(t, path)
 						syscall.Umask(umask)
 					}
 					l, err := unixsock.Listen(path, unixsock.Mode(perm), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 					if err != nil {
-						t.Fatal(err)
+						t.Fatalf("Listen with Mode(%#o), stale file %t: got %v, want a listener", perm, stale, err)
 					}
 					if got := lstat(t, path).Mode(); got != fs.ModeSocket|perm {
-						t.Errorf("Mode(%#o), stale %v: the file has %v", perm, stale, got)
+						t.Errorf("file after Listen with Mode(%#o), stale file %t: got mode %v, want %v", perm, stale, got, fs.ModeSocket|perm)
 					}
 					if err := l.Close(); err != nil {
-						t.Fatal(err)
+						t.Fatalf("Close after Listen with Mode(%#o), stale file %t: got %v, want no error", perm, stale, err)
 					}
 				}
 			}
 			if got := syscall.Umask(umask); got != umask {
-				t.Errorf("the umask is %#o, was %#o", got, umask)
+				t.Errorf("umask after Listen with Mode: got %#o, want the unchanged %#o", got, umask)
 			}
 		})
 	}
@@ -114,7 +114,7 @@ func TestWithoutModeTheUmaskApplies(t *testing.T) {
 	syscall.Umask(0o027)
 	l := sockettest.Listen(t)
 	if got := lstat(t, l.Addr().String()).Mode().Perm(); got != 0o750 {
-		t.Errorf("the file has %#o, want 0750", got)
+		t.Errorf("file after Listen without Mode under umask 027: got mode %#o, want 0750", got)
 	}
 }
 
@@ -141,7 +141,7 @@ func TestModeLeavesOtherFilesUnchanged(t *testing.T) {
 					return err
 				}
 				if info.Mode().Perm() != 0o755 {
-					return fmt.Errorf("file %d has %#o, want 0755", i, info.Mode().Perm())
+					return fmt.Errorf("mode of file %d: got %#o, want 0755", i, info.Mode().Perm())
 				}
 				if err := os.Remove(name); err != nil {
 					return err
@@ -161,24 +161,24 @@ func TestModeLeavesOtherFilesUnchanged(t *testing.T) {
 	for i := range 300 {
 		l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode([]fs.FileMode{0, 0o777}[i%2]), unixsock.UnlinkOnClose())
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Listen %d: %v", i, err)
 		}
 		l.Close()
 	}
 	close(stop)
-	if err := sockettest.Receive(t, "the other goroutine", stopped); err != nil {
-		t.Error(err)
+	if err := sockettest.Receive(t, "the goroutine that creates files", stopped); err != nil {
+		t.Errorf("create files under umask 022 while another goroutine calls Listen with Mode: got %v, want no error", err)
 	}
 	if got := syscall.Umask(umask); got != umask {
-		t.Errorf("the umask is %#o, was %#o", got, umask)
+		t.Errorf("umask after Listen with Mode: got %#o, want the unchanged %#o", got, umask)
 	}
 }
 
-// modeRounds is how many listeners a watching process looks at.
+// modeRounds is the number of listeners that a watching process checks.
 const modeRounds = 150
 
-// TestModeIsRightBeforeAConnect has another process connect as soon as that
-// succeeds: the bits must be right then.
+// TestModeIsRightBeforeAConnect lets another process connect as soon as a connect
+// succeeds. The permission bits must be right at that moment.
 func TestModeIsRightBeforeAConnect(t *testing.T) {
 	for _, test := range []struct {
 		umask int
@@ -204,8 +204,8 @@ func TestModeIsRightBeforeAConnect(t *testing.T) {
 	}
 }
 
-// helpWatchOpen connects to each of the listeners as soon as it can, and looks
-// at the bits of its file then.
+// helpWatchOpen connects to each listener as soon as a connect succeeds, and then
+// checks the permission bits of the listener's file.
 func helpWatchOpen(args []string) error {
 	perm, err := strconv.ParseUint(args[1], 8, 32)
 	if err != nil {
@@ -225,7 +225,7 @@ func helpWatchOpen(args []string) error {
 			return err
 		}
 		if info.Mode().Perm() != fs.FileMode(perm) {
-			return fmt.Errorf("connected to %s with the bits %#o", path, info.Mode().Perm())
+			return fmt.Errorf("mode of %s once a connect succeeds: got %#o, want %#o", path, info.Mode().Perm(), perm)
 		}
 		c.Close()
 	}
@@ -233,9 +233,9 @@ func helpWatchOpen(args []string) error {
 	return nil
 }
 
-// helpWatchMode looks at the files of the listeners, from before they are made
-// until each has the bits asked for. Of each it prints all bits that it saw, and
-// whether it saw others before those asked for.
+// helpWatchMode watches the file of each listener, from before the listener creates it
+// until it has the requested permission bits. For each file it prints the union of all
+// bits that it saw, and whether it saw the file before it had the requested bits.
 func helpWatchMode(args []string) error {
 	perm, err := strconv.ParseUint(args[1], 8, 32)
 	if err != nil {
@@ -273,15 +273,15 @@ func TestModeRefuses(t *testing.T) {
 		l, err := unixsock.Listen(path, unixsock.Mode(perm))
 		if err == nil {
 			l.Close()
-			t.Errorf("Mode(%v) is no error", perm)
+			t.Errorf("Listen with Mode(%v): got a listener, want an error", perm)
 			continue
 		}
 		var op *net.OpError
 		if !errors.As(err, &op) || op.Op != "listen" || !strings.Contains(err.Error(), "mode") {
-			t.Errorf("Mode(%v): error %v", perm, err)
+			t.Errorf("Listen with Mode(%v): got %v, want a *net.OpError with Op listen about the mode", perm, err)
 		}
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("Mode(%v): there is a file: %v", perm, err)
+			t.Errorf("Lstat after a failed Listen with Mode(%v): got %v, want ErrNotExist", perm, err)
 		}
 	}
 }
@@ -291,10 +291,10 @@ func TestListenInUseWithoutReplaceStale(t *testing.T) {
 	leaveStale(t, path)
 	before := lstat(t, path)
 	if _, err := unixsock.Listen(path); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("error %v, want EADDRINUSE", err)
+		t.Errorf("Listen at a stale file without ReplaceStale: got %v, want EADDRINUSE", err)
 	}
 	if !os.SameFile(before, lstat(t, path)) {
-		t.Error("the file was replaced")
+		t.Error("file after Listen without ReplaceStale: got another file, want the stale one")
 	}
 }
 
@@ -337,7 +337,7 @@ func TestReplaceStaleLeavesALiveListener(t *testing.T) {
 	l := sockettest.Listen(t)
 	wantInUse(t, l.Addr().String())
 	if sockettest.DistinguishesBoundFromDead(t) && polled(t, l, l.Ready()) {
-		t.Error("the listener has a connection of ReplaceStale, want none")
+		t.Error("Ready of a listener after another Listen with ReplaceStale: got a pending connection, want none")
 	}
 	sockettest.Exchange(t, l.Addr().String(), l)
 }
@@ -349,21 +349,22 @@ func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if kind == unix.SOCK_STREAM && !sockettest.DistinguishesBoundFromDead(t) {
-				t.Skip("the kernel answers for a socket that does not listen yet as for a dead one")
+				t.Skip("the kernel answers for a socket that does not listen yet as for a closed one")
 			}
 			path := filepath.Join(sockettest.ShortDir(t), "s")
 			fd, err := unix.Socket(unix.AF_UNIX, kind, 0)
 			if err != nil {
-				t.Skip(err)
+				t.Skipf("socket(2): %v", err)
 			}
 			if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-				t.Fatal(err)
+				t.Fatalf("bind(2): %v", err)
 			}
 			wantInUse(t, path)
-			// It is its socket that keeps the file, and not something else.
+			// Nothing but the socket keeps the file: once the socket is closed, ReplaceStale
+			// replaces the file.
 			unix.Close(fd)
 			if kind == unix.SOCK_SEQPACKET && !sockettest.RefusesDeadSeqpacket(t) {
-				return // the kernel answers as if it were open
+				return // the kernel answers as if the socket were open
 			}
 			sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 		})
@@ -373,23 +374,23 @@ func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
 func TestReplaceStaleLeavesADatagramSocketThatHasAPeer(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	path, other := filepath.Join(dir, "s"), filepath.Join(dir, "other")
-	// A connected datagram socket takes nothing from others.
+	// A connected datagram socket accepts datagrams only from its peer.
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("socket(2): %v", err)
 	}
 	defer unix.Close(fd)
-	ofd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	otherFd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("socket(2) for the peer: %v", err)
 	}
-	defer unix.Close(ofd)
+	defer unix.Close(otherFd)
 	if err := errors.Join(
 		unix.Bind(fd, &unix.SockaddrUnix{Name: path}),
-		unix.Bind(ofd, &unix.SockaddrUnix{Name: other}),
+		unix.Bind(otherFd, &unix.SockaddrUnix{Name: other}),
 		unix.Connect(fd, &unix.SockaddrUnix{Name: other}),
 	); err != nil {
-		t.Fatal(err)
+		t.Fatalf("bind(2) and connect(2): %v", err)
 	}
 	wantInUse(t, path)
 }
@@ -405,12 +406,12 @@ func TestReplaceStaleLeavesWhatIsNoSocket(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(sockettest.ShortDir(t), "s")
 			if err := make(path); err != nil {
-				t.Fatal(err)
+				t.Fatalf("create the file: %v", err)
 			}
 			size := lstat(t, path).Size()
 			wantInUse(t, path)
 			if got := lstat(t, path).Size(); got != size {
-				t.Errorf("its size was %d, and is %d", size, got)
+				t.Errorf("size after Listen with ReplaceStale: got %d, want the unchanged %d", got, size)
 			}
 		})
 	}
@@ -431,19 +432,19 @@ func TestReplaceStaleLeavesASymbolicLink(t *testing.T) {
 			if make == nil {
 				target = path
 			} else if err := make(target); err != nil {
-				t.Fatal(err)
+				t.Fatalf("create the target: %v", err)
 			}
 			if err := os.Symlink(target, path); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Symlink: %v", err)
 			}
 			before, _ := os.Lstat(target)
 			wantInUse(t, path)
 			if got, err := os.Readlink(path); got != target {
-				t.Errorf("it links to %q, %v", got, err)
+				t.Errorf("Readlink after Listen with ReplaceStale: got %q, %v; want %q", got, err, target)
 			}
 			after, err := os.Lstat(target)
 			if (before == nil) != (after == nil) || before != nil && !os.SameFile(before, after) {
-				t.Errorf("the target was %v, and is %v, %v", before, after, err)
+				t.Errorf("Lstat of the target after Listen with ReplaceStale: got %v, %v; want the unchanged %v", after, err, before)
 			}
 		})
 	}
@@ -480,16 +481,16 @@ func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
 			switch {
 			case r.err == nil && winner != nil:
 				r.l.Close()
-				t.Error("two winners")
+				t.Errorf("%d goroutines call Listen at once with ReplaceStale: got a second listener, want one", racers)
 			case r.err == nil:
 				winner = r.l
 				defer winner.Close()
 			case !errors.Is(r.err, syscall.EADDRINUSE):
-				t.Error(r.err)
+				t.Errorf("Listen at once with %d others and ReplaceStale: got %v, want a listener or EADDRINUSE", racers-1, r.err)
 			}
 		}
 		if winner == nil {
-			t.Fatal("no winner")
+			t.Fatalf("%d goroutines call Listen at once with ReplaceStale: got no listener, want one", racers)
 		}
 		sockettest.Exchange(t, path, winner)
 		wantOnly(t, dir, "s")
@@ -498,25 +499,26 @@ func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
 	}
 }
 
-// wantOnly makes sure that the directory holds these names.
+// wantOnly fails the test unless dir contains exactly the files named want, in sorted order.
 func wantOnly(t testing.TB, dir string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("ReadDir: %v", err)
 	}
 	var got []string
 	for _, e := range entries {
 		got = append(got, e.Name())
 	}
 	if strings.Join(got, " ") != strings.Join(want, " ") {
-		t.Errorf("the directory holds %q, want %q", got, want)
+		t.Errorf("list of %s: got %q, want %q", dir, got, want)
 	}
 }
 
-// helpRace takes part in races. It reads a path and the time to listen there, in
-// nanoseconds since 1970, and says whether it has won. The winner answers with
-// its pid until the next line comes, and leaves its file.
+// helpRace takes part in races. Each line of its input is a path and the time at which
+// to listen there, in nanoseconds since 1970. It prints whether it has won. The winner
+// writes its process ID to each client until it reads the next line. It then closes its
+// listener and leaves the file.
 func helpRace([]string) error {
 	fmt.Println("here")
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
@@ -525,7 +527,7 @@ func helpRace([]string) error {
 		if err != nil {
 			return err
 		}
-		time.Sleep(time.Until(time.Unix(0, ns)))
+		time.Sleep(time.Until(time.Unix(0, ns))) // all racers start at this time
 		l, err := unixsock.Listen(path, unixsock.ReplaceStale())
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
@@ -553,23 +555,24 @@ func helpRace([]string) error {
 	return nil
 }
 
-// askPid returns what a winner of a race answers.
+// askPid connects to path, where the winner of a race listens, and returns the process
+// ID that the winner writes.
 func askPid(t testing.TB, path string) int {
 	t.Helper()
 	c := sockettest.Connect(t, path)
 	defer c.Close()
 	answer, err := io.ReadAll(c)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("ReadAll of the winner's process ID: got %q, %v; want a number", answer, err)
 	}
 	pid, err := strconv.Atoi(string(answer))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("ReadAll of the winner's process ID: got %q, want a number", answer)
 	}
 	return pid
 }
 
-// raceTogether has all racers listen at the same moment.
+// raceTogether makes all racers listen at path at the same time.
 func raceTogether(racers []*sockettest.Helper, path string) {
 	at := time.Now().Add(3 * time.Millisecond).UnixNano()
 	for _, r := range racers {
@@ -597,20 +600,20 @@ func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
 		raceTogether(racers, path)
 		var winner *sockettest.Helper
 		for _, r := range racers {
-			switch said := r.Hear(); {
-			case said == "won" && winner != nil:
-				t.Fatal("two winners")
-			case said == "won":
+			switch line := r.Hear(); {
+			case line == "won" && winner != nil:
+				t.Fatalf("%d processes call Listen at once with ReplaceStale: got a second winner, want one", len(racers))
+			case line == "won":
 				winner = r
-			case said != "in use":
-				t.Fatalf("a racer says %q", said)
+			case line != "in use":
+				t.Fatalf("result of a racer: got %q, want %q or %q", line, "won", "in use")
 			}
 		}
 		if winner == nil {
-			t.Fatal("no winner")
+			t.Fatalf("%d processes call Listen at once with ReplaceStale: got no winner, want one", len(racers))
 		}
 		if pid := askPid(t, path); pid != winner.Cmd.Process.Pid {
-			t.Errorf("%d answers, %d has won", pid, winner.Cmd.Process.Pid)
+			t.Errorf("connect to the winner: got process %d, want %d", pid, winner.Cmd.Process.Pid)
 		}
 		wantOnly(t, dir, "s")
 		for _, r := range racers {
@@ -643,28 +646,28 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 		}
 		raceTogether(racers, path)
 		for range 5 {
-			time.Sleep(rand.N(2 * time.Millisecond))
+			time.Sleep(rand.N(2 * time.Millisecond)) // the kill comes at a random point of the race
 			racers[0].Kill()
 			racers = racers[1:]
 		}
 		var winner *sockettest.Helper
 		for _, r := range racers {
-			switch said := r.Hear(); {
-			case said == "won" && winner != nil:
-				t.Fatal("two winners live")
-			case said == "won":
+			switch line := r.Hear(); {
+			case line == "won" && winner != nil:
+				t.Fatalf("processes call Listen at once with ReplaceStale and 5 are killed: got a second winner among the %d that live, want at most one", len(racers))
+			case line == "won":
 				winner = r
-			case said != "in use":
-				t.Fatalf("a racer says %q", said)
+			case line != "in use":
+				t.Fatalf("result of a racer: got %q, want %q or %q", line, "won", "in use")
 			}
 		}
 		if winner != nil {
 			if pid := askPid(t, path); pid != winner.Cmd.Process.Pid {
-				t.Errorf("%d answers, %d has won", pid, winner.Cmd.Process.Pid)
+				t.Errorf("connect to the winner: got process %d, want %d", pid, winner.Cmd.Process.Pid)
 			}
 			wantInUse(t, path)
 		} else {
-			// The racer because of which the others found the path in use was killed.
+			// The living racers found the path in use because of a racer that was killed.
 			l := sockettest.ListenAt(t, path, unixsock.ReplaceStale())
 			sockettest.Exchange(t, path, l)
 			l.Close()
@@ -682,19 +685,20 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 	}
 }
 
-// stopwatch fails the test if it takes longer than a bounded wait for a lock
-// may, with room for a busy machine.
-func stopwatch(t testing.TB) (stop func()) {
+// stopwatch returns a function that fails the test if what took longer than a bounded
+// wait for a lock may take. The limit allows for a busy machine.
+func stopwatch(t testing.TB, what string) (stop func()) {
+	const limit = 10 * time.Second
 	start := time.Now()
 	return func() {
 		t.Helper()
-		if took := time.Since(start); took > 10*time.Second {
-			t.Errorf("it took %v", took)
+		if took := time.Since(start); took > limit {
+			t.Errorf("%s: took %v, want at most %v", what, took, limit)
 		}
 	}
 }
 
-// helpHoldLock locks a directory for ever.
+// helpHoldLock locks a directory until the end of its input.
 func helpHoldLock(args []string) error {
 	fd, err := unix.Open(args[0], unix.O_RDONLY, 0)
 	if err != nil {
@@ -710,14 +714,15 @@ func helpHoldLock(args []string) error {
 
 func TestAForeignLockDoesNotStopListen(t *testing.T) {
 	if runtime.GOOS == "linux" && os.Getuid() == 0 {
-		t.Skip("TestALockOfAnotherUserDoesNotStopListen does it as another user")
+		t.Skip("TestALockOfAnotherUserDoesNotStopListen tests this with the lock of another user")
 	}
 	sockettest.CheckDescriptors(t)
 	mustListenAgainstALock(t, sockettest.ShortDir(t), nil, os.Getuid())
 }
 
-// mustListenAgainstALock replaces a stale file in dir, and removes its own, while
-// a helper, which setup makes one of user uid, holds the lock of dir.
+// mustListenAgainstALock replaces a stale file in dir, and removes the new one with
+// UnlinkOnClose, while a helper process holds the lock of dir. setup, which may be nil,
+// makes the helper run as user uid.
 func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid int) {
 	t.Helper()
 	path := filepath.Join(dir, "s")
@@ -725,13 +730,13 @@ func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid
 	holder := sockettest.StartHelper(t, setup, "hold lock", dir)
 	holder.Expect(fmt.Sprint("held by ", uid))
 
-	stop := stopwatch(t)
+	stop := stopwatch(t, "Listen while another process holds the lock")
 	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	stop()
 	sockettest.Exchange(t, path, l)
-	stop = stopwatch(t)
+	stop = stopwatch(t, "Close while another process holds the lock")
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close while another process holds the lock: got %v, want no error", err)
 	}
 	stop()
 	wantOnly(t, dir)
@@ -745,17 +750,18 @@ func TestReplaceStaleWithoutDescriptorsIsEMFILE(t *testing.T) {
 	leaveStale(t, path)
 	free := sockettest.ExhaustDescriptors(t)
 	defer free()
-	// The last is 63: one for the socket, one more for the lock, none to ask with.
-	for few := range 3 {
-		if few > 0 {
-			unix.Close(64 - few)
+	// The highest descriptor is 63. Listen needs one descriptor for its socket, a second
+	// for the lock, and a third for the socket that probes the file.
+	for available := range 3 {
+		if available > 0 {
+			unix.Close(64 - available)
 		}
 		l, err := unixsock.Listen(path, unixsock.ReplaceStale())
 		if err == nil {
 			l.Close()
 		}
 		if !errors.Is(err, syscall.EMFILE) {
-			t.Errorf("with %d descriptors: %v, want EMFILE", few, err)
+			t.Errorf("Listen with ReplaceStale and %d free descriptors: got %v, want EMFILE", available, err)
 		}
 	}
 }
@@ -765,7 +771,7 @@ func TestUnlinkOnCloseRemovesTheFile(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	sockettest.Exchange(t, l.Addr().String(), l)
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close with UnlinkOnClose: got %v, want no error", err)
 	}
 	wantOnly(t, filepath.Dir(l.Addr().String()))
 }
@@ -774,10 +780,10 @@ func TestCloseLeavesTheFileWithoutUnlinkOnClose(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.ReplaceStale(), unixsock.Mode(0o600))
 	before := lstat(t, l.Addr().String())
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close without UnlinkOnClose: got %v, want no error", err)
 	}
 	if !os.SameFile(before, lstat(t, l.Addr().String())) {
-		t.Error("it is another file")
+		t.Error("file after Close without UnlinkOnClose: got another file, want that of the listener")
 	}
 }
 
@@ -787,7 +793,7 @@ func TestUnlinkOnCloseIsOfCloseOnToo(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	l.CloseOn(ctx)
 	cancel()
-	sockettest.WaitFor(t, "the file is there", func() bool {
+	sockettest.WaitFor(t, "the file still exists after the context of CloseOn ended", func() bool {
 		_, err := os.Lstat(l.Addr().String())
 		return errors.Is(err, fs.ErrNotExist)
 	})
@@ -796,22 +802,22 @@ func TestUnlinkOnCloseIsOfCloseOnToo(t *testing.T) {
 func TestUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	path := filepath.Join(sockettest.ShortDir(t), "s")
-	// Many times, for a file system that soon reuses the number of an inode.
+	// The test repeats because some file systems soon reuse an inode number.
 	for range 50 {
 		first := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
 		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Remove: %v", err)
 		}
 		second := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
 		if err := first.Close(); err != nil {
-			t.Error(err)
+			t.Errorf("Close of a listener whose path has the file of another: got %v, want no error", err)
 		}
 		sockettest.Exchange(t, path, second)
 		if err := second.Close(); err != nil {
-			t.Error(err)
+			t.Errorf("Close of the second listener: got %v, want no error", err)
 		}
 		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-			t.Fatalf("the second's file is there: %v", err)
+			t.Fatalf("Lstat after Close of the second listener: got %v, want ErrNotExist", err)
 		}
 	}
 }
@@ -825,12 +831,12 @@ func TestUnlinkOnCloseLeavesWhatIsNoSocket(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := sockettest.Listen(t, unixsock.UnlinkOnClose())
-			// The link leads to the listener's own file.
+			// The link points to the listener's own file.
 			if err := errors.Join(os.Rename(l.Addr().String(), l.Addr().String()+"2"), make(l.Addr().String())); err != nil {
-				t.Fatal(err)
+				t.Fatalf("rename the socket file and create another file: %v", err)
 			}
 			if err := l.Close(); err != nil {
-				t.Error(err)
+				t.Errorf("Close of a listener whose path is not a socket: got %v, want no error", err)
 			}
 			wantOnly(t, filepath.Dir(l.Addr().String()), "s", "s2")
 		})
@@ -841,10 +847,10 @@ func TestUnlinkOnCloseWithoutAFileIsNoError(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	if err := os.RemoveAll(filepath.Dir(l.Addr().String())); err != nil {
-		t.Fatal(err)
+		t.Fatalf("RemoveAll: %v", err)
 	}
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close after the file and its directory were removed: got %v, want no error", err)
 	}
 }
 
@@ -859,7 +865,7 @@ func TestUnlinkOnCloseOfAFileThatGoesMeanwhileIsNoError(t *testing.T) {
 		removed := make(chan struct{})
 		go func() { os.Remove(path); close(removed) }()
 		if err := l.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Close while another goroutine removes the file: got %v, want no error", err)
 		}
 		<-removed
 	}
@@ -867,20 +873,21 @@ func TestUnlinkOnCloseOfAFileThatGoesMeanwhileIsNoError(t *testing.T) {
 
 func TestUnlinkOnCloseIsDoneWhenASecondCloseReturns(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
-	// Somebody holds up the first.
+	// The first Close waits for the lock of the directory, which the test holds.
 	dir, err := os.Open(filepath.Dir(l.Addr().String()))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Open of the directory: %v", err)
 	}
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
+		t.Fatalf("flock(2) of the directory: %v", err)
 	}
 	var first sync.WaitGroup
 	first.Go(func() { l.Close() })
 	sockettest.WaitClosing(t, l)
+	// The second Close is likely to wait for the first by the time the lock is released.
 	time.AfterFunc(10*time.Millisecond, func() { dir.Close() })
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("second Close while the first waits for the lock: got %v, want no error", err)
 	}
 	wantOnly(t, filepath.Dir(l.Addr().String()))
 	first.Wait()
@@ -892,7 +899,7 @@ func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {
 	l.Close()
 	next := sockettest.ListenAt(t, path)
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("second Close with UnlinkOnClose: got %v, want no error", err)
 	}
 	sockettest.Exchange(t, path, next)
 }
@@ -902,7 +909,7 @@ func TestAFailedListenLeavesNoFile(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	if l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Backlog(-1), unixsock.Mode(0o600), unixsock.ReplaceStale()); err == nil {
 		l.Close()
-		t.Fatal("a negative backlog is no error")
+		t.Fatal("Listen with Backlog(-1): got a listener, want an error")
 	}
 	wantOnly(t, dir)
 }
@@ -915,27 +922,27 @@ func TestProductionOptionsWorkThroughTCPUnit(t *testing.T) {
 	unit := unixsock.NewTCPUnit(path, unixsock.Mode(0o604), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	l, err := unit.Listen("tcp", "localhost:80")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("TCPUnit.Listen with ReplaceStale at a stale file: got %v, want a listener", err)
 	}
-	if got := lstat(t, path).Mode(); got != fs.ModeSocket|0o604 {
-		t.Errorf("the file has %v", got)
+	if got, want := lstat(t, path).Mode(), fs.ModeSocket|0o604; got != want {
+		t.Errorf("file after TCPUnit.Listen with Mode(0604): got mode %v, want %v", got, want)
 	}
 	if _, err := unit.Listen("tcp", "localhost:80"); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("a second listen: %v, want EADDRINUSE", err)
+		t.Errorf("second TCPUnit.Listen: got %v, want EADDRINUSE", err)
 	}
 	c, err := unit.Dial("tcp", "localhost:80")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("TCPUnit.Dial: got %v, want a connection", err)
 	}
 	c.Close()
 	if err := l.Close(); err != nil {
-		t.Error(err)
+		t.Errorf("Close with UnlinkOnClose: got %v, want no error", err)
 	}
 	wantOnly(t, dir)
 }
 
-// helpWatchOwner connects to a path until it reads a line, and prints whether a connect
-// has succeeded.
+// helpWatchOwner tries to connect to a path until a connect succeeds or it reads a line.
+// It prints whether it connected.
 func helpWatchOwner(args []string) error {
 	stop := make(chan struct{})
 	fmt.Println("watching")
@@ -968,7 +975,8 @@ func helpWatchOwner(args []string) error {
 	}
 }
 
-// helpListenAsOwner listens with root as the owner and prints the error.
+// helpListenAsOwner calls Listen with root as the owner, and prints the error and whether
+// it is ErrPermission.
 func helpListenAsOwner(args []string) error {
 	_, err := unixsock.Listen(args[0], unixsock.Owner(0, -1))
 	fmt.Printf("permission: %v, %v\n", errors.Is(err, fs.ErrPermission), err)
