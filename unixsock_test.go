@@ -44,11 +44,11 @@ func TestConnectReachesTheListener(t *testing.T) {
 	client, server := sockettest.Pair(t)
 	for _, c := range [][2]*unixsock.Conn{{client, server}, {server, client}} {
 		if n, err := c[0].Write([]byte("hello")); n != 5 || err != nil {
-			t.Fatalf("wrote %d, %v", n, err)
+			t.Fatalf("Write of 5 bytes: got %d, %v; want 5, nil", n, err)
 		}
 		b := make([]byte, 10)
 		if n, err := c[1].Read(b); string(b[:n]) != "hello" || err != nil {
-			t.Fatalf("read %q, %v", b[:n], err)
+			t.Fatalf("Read after the peer's Write: got %q, %v; want %q, nil", b[:n], err, "hello")
 		}
 	}
 }
@@ -57,11 +57,11 @@ func TestConnectErrorsNameTheReason(t *testing.T) {
 	dir := realDir(t)
 	t.Chdir(dir)
 	if err := os.WriteFile("file", nil, 0o600); err != nil {
-		t.Fatal(err)
+		t.Fatalf("WriteFile: %v", err)
 	}
 	sockettest.ListenAt(t, "dead").Close()
 	if err := os.Symlink("loop", "loop"); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Symlink: %v", err)
 	}
 	plain := error(syscall.ECONNREFUSED)
 	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
@@ -77,15 +77,15 @@ func TestConnectErrorsNameTheReason(t *testing.T) {
 	} {
 		c, err := unixsock.Connect(path)
 		if c != nil || !errors.Is(err, want) {
-			t.Errorf("%s: %v, %v; want %v", path, c, err, want)
+			t.Errorf("Connect to %s: got %v, %v; want nil, %v", path, c, err, want)
 		}
 		var opErr *net.OpError
 		if !errors.As(err, &opErr) || opErr.Op != "dial" || opErr.Net != "unix" {
-			t.Errorf("%s: %#v, want a net.OpError of dial and unix", path, err)
+			t.Errorf("Connect to %s: got %#v, want a *net.OpError with Op dial and Net unix", path, err)
 			continue
 		}
 		if addr, ok := opErr.Addr.(*net.UnixAddr); !ok || addr.Name != dir+"/"+path || addr.Net != "unix" {
-			t.Errorf("%s: an error about %#v", path, opErr.Addr)
+			t.Errorf("Addr of the error of Connect to %s: got %#v, want a *net.UnixAddr of %s/%s", path, opErr.Addr, dir, path)
 		}
 	}
 }
@@ -98,7 +98,7 @@ func TestConnectWithoutPermissionIsErrPermission(t *testing.T) {
 		path = l.Addr().String()
 		for name, mode := range map[string]fs.FileMode{filepath.Dir(path): 0o755, path: 0} {
 			if err := os.Chmod(name, mode); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Chmod: %v", err)
 			}
 		}
 	}
@@ -106,13 +106,14 @@ func TestConnectWithoutPermissionIsErrPermission(t *testing.T) {
 		return
 	}
 	if os.Getuid() == 0 {
-		// In here, for the test's own program may be in a directory of root's.
+		// The child changes its user itself: another user may have no access to the
+		// directory of the test binary, so the parent cannot start the child as that user.
 		if err := syscall.Setuid(65534); err != nil {
-			t.Skip(err)
+			t.Skipf("setuid(2): %v", err)
 		}
 	}
 	if _, err := unixsock.Connect(path); !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("got %v, want ErrPermission", err)
+		t.Errorf("Connect to a file with mode 0: got %v, want ErrPermission", err)
 	}
 }
 
@@ -124,16 +125,16 @@ func TestConnectThatFailsLeavesNoDescriptor(t *testing.T) {
 	before := sockettest.CountDescriptors(t)
 	for range 20 {
 		if _, err := unixsock.Connect(dead); err == nil {
-			t.Fatal("connected without a listener")
+			t.Fatal("Connect to a closed listener: got a connection, want an error")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		if _, err := unixsock.ConnectContext(ctx, full); err == nil {
-			t.Fatal("connected where there is no room")
+			t.Fatal("ConnectContext to a full backlog: got a connection, want an error")
 		}
 		cancel()
 	}
 	if after := sockettest.CountDescriptors(t); after > before {
-		t.Errorf("%d descriptors, there were %d", after, before)
+		t.Errorf("open descriptors after failed Connects: got %d, want at most %d", after, before)
 	}
 }
 
@@ -144,14 +145,14 @@ func TestConnectWithoutDescriptorsIsEMFILE(t *testing.T) {
 	l := sockettest.Listen(t)
 	free := sockettest.ExhaustDescriptors(t)
 	if _, err := unixsock.Connect(l.Addr().String()); !errors.Is(err, syscall.EMFILE) {
-		t.Errorf("Connect: %v, want EMFILE", err)
+		t.Errorf("Connect without a free descriptor: got %v, want EMFILE", err)
 	}
 	path := l.Addr().String() + "2"
 	if _, err := unixsock.Listen(path); !errors.Is(err, syscall.EMFILE) {
-		t.Errorf("Listen: %v, want EMFILE", err)
+		t.Errorf("Listen without a free descriptor: got %v, want EMFILE", err)
 	}
 	if sockettest.IsSocketFile(path) {
-		t.Error("a Listen that failed left a file")
+		t.Error("Listen without a free descriptor: got a socket file, want none")
 	}
 	free()
 	sockettest.Exchange(t, l.Addr().String(), l)
@@ -162,12 +163,12 @@ func TestConnectWaitsWhileTheBacklogIsFull(t *testing.T) {
 	result := sockettest.Connecting(t, t.Context(), l.Addr().String())
 	select {
 	case d := <-result:
-		t.Fatalf("came back before there was room: %v", d.Err)
-	case <-time.After(50 * time.Millisecond):
+		t.Fatalf("ConnectContext to a full backlog: returned %v, %v; want it to wait", d.Conn, d.Err)
+	case <-time.After(50 * time.Millisecond): // nothing must happen for this time
 	}
 	sockettest.Accept(t, l)
-	if d := sockettest.Receive(t, "the Connect that there is room for", result); d.Err != nil {
-		t.Fatal(d.Err)
+	if d := sockettest.Receive(t, "ConnectContext once the backlog has room", result); d.Err != nil {
+		t.Fatalf("ConnectContext once the backlog has room: got %v, want a connection", d.Err)
 	}
 	sockettest.Accept(t, l)
 }
@@ -177,7 +178,7 @@ func TestThousandConnectsAgainstABacklogOf4AreServed(t *testing.T) {
 	const clients = 1000
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < 2*clients+100 {
-		t.Skipf("%d descriptors are too few", limit.Cur)
+		t.Skipf("the limit of %d descriptors is too low for %d connections", limit.Cur, clients)
 	}
 	l := sockettest.Listen(t, unixsock.Backlog(4))
 	before := sockettest.CountDescriptors(t)
@@ -203,21 +204,21 @@ func TestThousandConnectsAgainstABacklogOf4AreServed(t *testing.T) {
 		s := sockettest.Accept(t, l)
 		var id [2]byte
 		if _, err := io.ReadFull(s, id[:]); err != nil {
-			t.Fatal(err)
+			t.Fatalf("ReadFull of a client's ID: got %v, want no error", err)
 		}
 		if _, err := s.Write([]byte("!")); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Write of the answer to client %v: got %v, want no error", id, err)
 		}
 		s.Close()
 		seen[id] = true
 	}
 	for range clients {
 		if err := sockettest.Receive(t, "a client", errs); err != nil {
-			t.Error(err)
+			t.Errorf("Connect, Write and Read of a client: got %v, want no error", err)
 		}
 	}
 	if len(seen) != clients {
-		t.Errorf("%d clients were served, want %d", len(seen), clients)
+		t.Errorf("connect %d clients to a backlog of 4: got %d IDs, want %d", clients, len(seen), clients)
 	}
 	sockettest.WaitDescriptors(t, before)
 }
@@ -234,24 +235,24 @@ func TestWaitingConnectEndsWithItsContext(t *testing.T) {
 		if want == context.Canceled {
 			cancel()
 		}
-		d := sockettest.Receive(t, "a Connect whose context is done", result)
+		d := sockettest.Receive(t, "ConnectContext whose context is done", result)
 		if d.Conn != nil || !errors.Is(d.Err, want) {
-			t.Errorf("got %v, %v; want %v", d.Conn, d.Err, want)
+			t.Errorf("ConnectContext whose context ends: got %v, %v; want nil, %v", d.Conn, d.Err, want)
 		}
 		var opErr *net.OpError
 		if !errors.As(d.Err, &opErr) || opErr.Op != "dial" || opErr.Addr.String() != l.Addr().String() {
-			t.Errorf("got %#v, want a net.OpError of dial", d.Err)
+			t.Errorf("ConnectContext whose context ends: got %#v, want a *net.OpError with Op dial and Addr %v", d.Err, l.Addr())
 		}
-		if timeout := opErr.Timeout(); timeout != (want == context.DeadlineExceeded) {
-			t.Errorf("%v: Timeout() is %v", want, timeout)
+		if timeout, wantTimeout := opErr.Timeout(), want == context.DeadlineExceeded; timeout != wantTimeout {
+			t.Errorf("Timeout of the error %v: got %t, want %t", want, timeout, wantTimeout)
 		}
 	}
 	if after := sockettest.CountDescriptors(t); after != before {
-		t.Errorf("%d descriptors, there were %d", after, before)
+		t.Errorf("open descriptors after ConnectContext whose context ended: got %d, want %d", after, before)
 	}
 	sockettest.Accept(t, l)
 	if sockettest.Pending(t, l) {
-		t.Error("a Connect that ended with its context connected")
+		t.Error("accept after ConnectContext whose context ended: got one more pending connection, want none")
 	}
 }
 
@@ -260,10 +261,10 @@ func TestConnectWithAContextThatIsDoneDoesNotConnect(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if c, err := unixsock.ConnectContext(ctx, l.Addr().String()); c != nil || !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, %v; want context.Canceled", c, err)
+		t.Errorf("ConnectContext with a canceled context: got %v, %v; want nil, Canceled", c, err)
 	}
 	if sockettest.Pending(t, l) {
-		t.Error("it connected")
+		t.Error("ConnectContext with a canceled context: got a pending connection, want none")
 	}
 }
 
@@ -271,8 +272,8 @@ func TestWaitingConnectFailsWhenTheListenerIsGone(t *testing.T) {
 	l := sockettest.FullListener(t)
 	result := sockettest.Connecting(t, t.Context(), l.Addr().String())
 	l.Close()
-	if d := sockettest.Receive(t, "a Connect without a listener", result); !errors.Is(d.Err, syscall.ECONNREFUSED) {
-		t.Errorf("got %v, want ECONNREFUSED", d.Err)
+	if d := sockettest.Receive(t, "ConnectContext whose listener is closed", result); !errors.Is(d.Err, syscall.ECONNREFUSED) {
+		t.Errorf("ConnectContext whose listener is closed: got %v, want ECONNREFUSED", d.Err)
 	}
 }
 
@@ -286,15 +287,16 @@ func TestWaitingConnectKeepsItsDirectory(t *testing.T) {
 	t.Chdir(realDir(t))
 	decoy := sockettest.ListenAt(t, "s")
 	sockettest.Accept(t, l)
-	if d := sockettest.Receive(t, "the Connect", result); d.Err != nil {
-		t.Fatal(d.Err)
+	if d := sockettest.Receive(t, "ConnectContext once the backlog has room", result); d.Err != nil {
+		t.Fatalf("ConnectContext to a relative path, once the backlog has room: got %v, want a connection", d.Err)
 	}
 	if sockettest.Pending(t, decoy) {
-		t.Error("it went where the process is now")
+		t.Error("ConnectContext to a relative path, with Chdir while it waits: got a connection in the new directory, want one in the old")
 	}
 }
 
-// The contract's limit is 20 % of a core. The rest allows for the measurement.
+// The contract's limit is 20 % of a core. The test allows 25 % because the measurement
+// is not exact.
 func TestWaitingConnectsUseLittleProcessorAndHoldNoThread(t *testing.T) {
 	for what, test := range map[string]struct{ paths, waiters int }{
 		"one":              {1, 1},
@@ -312,23 +314,23 @@ func TestWaitingConnectsUseLittleProcessorAndHoldNoThread(t *testing.T) {
 				for range test.waiters {
 					wg.Go(func() {
 						if _, err := unixsock.ConnectContext(ctx, path); !errors.Is(err, context.Canceled) {
-							t.Errorf("ConnectContext to a full backlog: got %v, want Canceled", err)
+							t.Errorf("ConnectContext to a full backlog, with a context that is canceled: got %v, want Canceled", err)
 						}
 					})
 				}
 			}
 			n := test.paths * test.waiters
-			sockettest.WaitFor(t, "they wait", func() bool { return sockettest.WaitingConnects() >= before+n })
+			sockettest.WaitFor(t, "not all calls of ConnectContext wait", func() bool { return sockettest.WaitingConnects() >= before+n })
 
 			start, used := time.Now(), sockettest.ProcessorTime(t)
 			time.Sleep(time.Second) // the time that is measured
 			share := float64(sockettest.ProcessorTime(t)-used) / float64(time.Since(start))
 			t.Logf("%d waiting goroutines use %.1f %% of a core", n, 100*share)
 			if share > 0.25 {
-				t.Errorf("%d waiting goroutines: they use %.1f %% of a core, want less than 25 %%", n, 100*share)
+				t.Errorf("processor time of %d waiting goroutines: got %.1f %% of a core, want at most 25 %%", n, 100*share)
 			}
 			if more := pprof.Lookup("threadcreate").Count() - threads; more > 20 {
-				t.Errorf("%d waiting goroutines made %d threads, want none for each", n, more)
+				t.Errorf("new threads of %d waiting goroutines: got %d, want at most 20", n, more)
 			}
 			cancel()
 			wg.Wait()
@@ -336,8 +338,9 @@ func TestWaitingConnectsUseLittleProcessorAndHoldNoThread(t *testing.T) {
 	}
 }
 
-// TestWaitingConnectPassesItsTurnWhenItsContextEnds ends the waiters of one path one after
-// the other, whichever has the turn. The last one connects when there is room.
+// TestWaitingConnectPassesItsTurnWhenItsContextEnds cancels the waiters of one path one
+// after the other. Any of them may have the turn. The last one connects once the backlog
+// has room.
 func TestWaitingConnectPassesItsTurnWhenItsContextEnds(t *testing.T) {
 	l := sockettest.FullListener(t)
 	path := l.Addr().String()
@@ -356,17 +359,17 @@ func TestWaitingConnectPassesItsTurnWhenItsContextEnds(t *testing.T) {
 			ended <- err
 		}()
 	}
-	sockettest.WaitFor(t, "they wait", func() bool { return sockettest.WaitingConnects() >= before+cap(ended) })
+	sockettest.WaitFor(t, "not all calls of ConnectContext wait", func() bool { return sockettest.WaitingConnects() >= before+cap(ended) })
 	last := len(cancels) - 1
 	for _, cancel := range cancels[:last] {
 		cancel()
 		if err := sockettest.Receive(t, "the end of a waiter", ended); !errors.Is(err, context.Canceled) {
-			t.Errorf("ConnectContext whose context ended: got %v, want Canceled", err)
+			t.Errorf("ConnectContext whose context is canceled: got %v, want Canceled", err)
 		}
 	}
 	sockettest.Accept(t, l)
 	if err := sockettest.Receive(t, "the last waiter", ended); err != nil {
-		t.Errorf("the last waiter with room in the backlog: got %v, want a connection", err)
+		t.Errorf("last waiting ConnectContext, once the backlog has room: got %v, want a connection", err)
 	}
 	cancels[last]()
 	sockettest.WaitGoroutines(t, goroutines)
@@ -379,14 +382,14 @@ func TestWaitingConnectsForOnePathDoNotBlockAnother(t *testing.T) {
 	stuck := sockettest.Connecting(t, ctx, full.Addr().String())
 	waiting := sockettest.Connecting(t, t.Context(), other.Addr().String())
 	sockettest.Accept(t, other)
-	if d := sockettest.Receive(t, "the Connect to the path with room", waiting); d.Err != nil {
-		t.Errorf("Connect to a path with room, while another waits for a full one: got %v, want a connection", d.Err)
+	if d := sockettest.Receive(t, "ConnectContext to the backlog with room", waiting); d.Err != nil {
+		t.Errorf("ConnectContext to a backlog with room, while another waits for a full one: got %v, want a connection", d.Err)
 	} else {
 		d.Conn.Close()
 	}
 	cancel()
-	if d := sockettest.Receive(t, "the other Connect", stuck); !errors.Is(d.Err, context.Canceled) {
-		t.Errorf("Connect to the full path: got %v, want Canceled", d.Err)
+	if d := sockettest.Receive(t, "ConnectContext to the full backlog", stuck); !errors.Is(d.Err, context.Canceled) {
+		t.Errorf("ConnectContext to a full backlog, with a canceled context: got %v, want Canceled", d.Err)
 	}
 }
 
@@ -400,7 +403,7 @@ func TestContextHasNoHoldOnceConnected(t *testing.T) {
 				l := sockettest.Listen(t)
 				var err error
 				if c, err = unixsock.ConnectContext(ctx, l.Addr().String()); err != nil {
-					t.Fatal(err)
+					t.Fatalf("ConnectContext: got %v, want a connection", err)
 				}
 				t.Cleanup(func() { c.Close() })
 				s = sockettest.Accept(t, l)
@@ -408,20 +411,20 @@ func TestContextHasNoHoldOnceConnected(t *testing.T) {
 				l := sockettest.FullListener(t)
 				result := sockettest.Connecting(t, ctx, l.Addr().String())
 				sockettest.Accept(t, l)
-				d := sockettest.Receive(t, "the Connect", result)
+				d := sockettest.Receive(t, "ConnectContext once the backlog has room", result)
 				if d.Err != nil {
-					t.Fatal(d.Err)
+					t.Fatalf("ConnectContext once the backlog has room: got %v, want a connection", d.Err)
 				}
 				c, s = d.Conn, sockettest.Accept(t, l)
 			}
 			cancel()
-			time.Sleep(10 * time.Millisecond) // for what would come to come
+			time.Sleep(10 * time.Millisecond) // nothing must happen for this time
 			go io.Copy(s, s)
 			if _, err := c.Write([]byte("!")); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Write after the context of ConnectContext ended: got %v, want no error", err)
 			}
 			if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-				t.Fatal(err)
+				t.Fatalf("ReadFull of the echo after the context of ConnectContext ended: got %v, want no error", err)
 			}
 		})
 	}
@@ -434,7 +437,7 @@ func TestConnectLeavesNoGoroutine(t *testing.T) {
 		sockettest.Connect(t, l.Addr().String())
 	}
 	if after := runtime.NumGoroutine(); after > before {
-		t.Errorf("%d goroutines, there were %d", after, before)
+		t.Errorf("goroutines after 50 Connects: got %d, want at most %d", after, before)
 	}
 }
 
@@ -442,21 +445,21 @@ func TestEveryDescriptorIsCloseOnExecAndNonBlocking(t *testing.T) {
 	l := sockettest.Listen(t)
 	client := sockettest.Connect(t, l.Addr().String())
 	server := sockettest.Accept(t, l)
-	for what, s := range map[string]syscall.Conn{"listener": l, "connected": client, "accepted": server} {
+	for what, s := range map[string]syscall.Conn{"listening": l, "connected": client, "accepted": server} {
 		raw, err := s.SyscallConn()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("SyscallConn of the %s socket: %v", what, err)
 		}
 		err = raw.Control(func(fd uintptr) {
 			if flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-				t.Errorf("%s: descriptor flags %#x, %v; want close-on-exec", what, flags, err)
+				t.Errorf("descriptor flags of the %s socket: got %#x, %v; want FD_CLOEXEC", what, flags, err)
 			}
 			if flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
-				t.Errorf("%s: file flags %#x, %v; want non-blocking", what, flags, err)
+				t.Errorf("file flags of the %s socket: got %#x, %v; want O_NONBLOCK", what, flags, err)
 			}
 		})
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("RawConn.Control of the %s socket: %v", what, err)
 		}
 	}
 }
