@@ -18,13 +18,13 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// realDir is ShortDir with no link in its path: what the kernel says of it when
-// it is the working directory.
+// realDir returns a ShortDir whose path contains no link. The kernel reports this path
+// when the directory is the working directory.
 func realDir(t testing.TB) string {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(sockettest.ShortDir(t))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("EvalSymlinks: %v", err)
 	}
 	return dir
 }
@@ -34,13 +34,13 @@ func padded(t testing.TB, dir string, n int) string {
 	t.Helper()
 	pad := n - len(dir) - 1
 	if pad < 1 {
-		t.Skipf("the temporary directory %q is too long a path for sockets", dir)
+		t.Skipf("the path of the temporary directory %q is too long for sockets", dir)
 	}
 	return dir + "/" + strings.Repeat("p", pad)
 }
 
-// resolved returns the name that Connect uses for path: the address in its
-// error, which comes before any system call if the context is done.
+// resolved returns the name that Connect uses for path. It is the address in the error
+// that ConnectContext returns, before any system call, if the context is done.
 func resolved(path string) (string, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -55,7 +55,7 @@ func resolved(path string) (string, error) {
 // hasAbstract reports whether the system has abstract names.
 func hasAbstract() bool { return runtime.GOOS == "linux" || runtime.GOOS == "android" }
 
-// onLinux skips the test on other systems.
+// onLinux skips the test on systems without abstract names.
 func onLinux(t testing.TB) {
 	t.Helper()
 	if !hasAbstract() {
@@ -66,14 +66,14 @@ func onLinux(t testing.TB) {
 func TestPathOfTheFullLengthBindsListensConnects(t *testing.T) {
 	path := padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen)
 	if err := unixsock.CheckPath(path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CheckPath of %d bytes: got %v, want nil", len(path), err)
 	}
 	l := sockettest.ListenAt(t, path)
 	if !sockettest.IsSocketFile(path) {
-		t.Fatal("no socket file of that name")
+		t.Fatalf("Listen at a path of %d bytes: got no socket file %q, want one", len(path), path)
 	}
 	if got := l.Addr().String(); got != path {
-		t.Errorf("the listener is at %q, want %q", got, path)
+		t.Errorf("Addr of a listener at a path of %d bytes: got %q, want %q", len(path), got, path)
 	}
 	sockettest.Exchange(t, path, l)
 }
@@ -96,20 +96,20 @@ func TestPathTooLongNamesItsLengthAndTheLimit(t *testing.T) {
 	} {
 		err := call()
 		if !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("%s: %v, want ErrInvalidPath", what, err)
+			t.Errorf("%s of %d bytes: got %v, want ErrInvalidPath", what, len(path), err)
 			continue
 		}
 		for _, n := range []int{unixsock.MaxPathLen + 1, unixsock.MaxPathLen} {
 			if !strings.Contains(err.Error(), strconv.Itoa(n)) {
-				t.Errorf("%s: %q does not name %d", what, err, n)
+				t.Errorf("%s of %d bytes: got %q, want an error with the number %d", what, len(path), err, n)
 			}
 		}
 	}
 	if unixsock.ValidPath(path) {
-		t.Error("ValidPath says true")
+		t.Errorf("ValidPath of %d bytes: got true, want false", len(path))
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
-		t.Errorf("the directory holds %v, %v; want nothing", entries, err)
+		t.Errorf("ReadDir after the calls with a path of %d bytes: got %v, %v; want an empty directory", len(path), entries, err)
 	}
 }
 
@@ -127,36 +127,36 @@ func TestInvalidPathIsAnErrorEverywhere(t *testing.T) {
 	} {
 		name := strconv.Quote(path[:min(len(path), 20)])
 		if unixsock.ValidPath(path) {
-			t.Errorf("%s is valid", name)
+			t.Errorf("ValidPath(%s): got true, want false", name)
 		}
 		if err := unixsock.CheckPath(path); !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("CheckPath(%s): %v", name, err)
+			t.Errorf("CheckPath(%s): got %v, want ErrInvalidPath", name, err)
 		} else if len(err.Error()) > 1000 {
-			t.Errorf("CheckPath(%s): a message of %d bytes", name, len(err.Error()))
+			t.Errorf("CheckPath(%s): got a message of %d bytes, want at most 1000", name, len(err.Error()))
 		} else if limit := strconv.Itoa(unixsock.MaxPathLen); !strings.Contains(err.Error(), limit) && (hasAbstract() || path == "" || path[0] != 0) {
-			t.Errorf("CheckPath(%s): %v, which does not tell the limit of %s", name, err, limit)
+			t.Errorf("CheckPath(%s): got %v, want an error with the limit %s", name, err, limit)
 		}
 		c, err := unixsock.Connect(path)
 		if c != nil || !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("Connect(%s): %v, %v", name, c, err)
+			t.Errorf("Connect(%s): got %v, %v; want nil, ErrInvalidPath", name, c, err)
 		}
 		var opErr *net.OpError
 		if !errors.As(err, &opErr) || opErr.Op != "dial" || opErr.Net != "unix" || opErr.Addr.String() != path {
-			t.Errorf("Connect(%s): %#v", name, opErr)
+			t.Errorf("Connect(%s): got %#v, want a *net.OpError with Op dial, Net unix and the path as Addr", name, opErr)
 		}
 		l, err := unixsock.Listen(path)
 		if l != nil || !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("Listen(%s): %v, %v", name, l, err)
+			t.Errorf("Listen(%s): got %v, %v; want nil, ErrInvalidPath", name, l, err)
 		}
 		if !errors.As(err, &opErr) || opErr.Op != "listen" || opErr.Net != "unix" || opErr.Addr.String() != path {
-			t.Errorf("Listen(%s): %#v", name, opErr)
+			t.Errorf("Listen(%s): got %#v, want a *net.OpError with Op listen, Net unix and the path as Addr", name, opErr)
 		}
 		unit := unixsock.NewTCPUnit(path)
 		if _, err := unit.Dial("tcp", ""); !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("TCPUnit.Dial of %s: %v", name, err)
+			t.Errorf("TCPUnit.Dial to %s: got %v, want ErrInvalidPath", name, err)
 		}
 		if _, err := unit.Listen("tcp", ""); !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("TCPUnit.Listen of %s: %v", name, err)
+			t.Errorf("TCPUnit.Listen at %s: got %v, want ErrInvalidPath", name, err)
 		}
 	}
 }
@@ -165,14 +165,14 @@ func TestInvalidPathNeverReachesTheKernel(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
-	// A caller that needs a descriptor gets that error instead.
+	// Without a free descriptor, a call that creates a socket returns EMFILE instead.
 	defer sockettest.ExhaustDescriptors(t)()
 	for _, path := range []string{"", "a\x00b", strings.Repeat("/a", 60), "\x00" + strings.Repeat("a", unixsock.MaxPathLen)} {
 		if _, err := unixsock.Connect(path); !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("Connect(%q): %v", path, err)
+			t.Errorf("Connect(%q) without a free descriptor: got %v, want ErrInvalidPath", path, err)
 		}
 		if _, err := unixsock.Listen(path); !errors.Is(err, unixsock.ErrInvalidPath) {
-			t.Errorf("Listen(%q): %v", path, err)
+			t.Errorf("Listen(%q) without a free descriptor: got %v, want ErrInvalidPath", path, err)
 		}
 	}
 }
@@ -182,11 +182,11 @@ func TestRelativePathIsMadeAbsolute(t *testing.T) {
 	t.Chdir(dir)
 	l := sockettest.ListenAt(t, "s")
 	if want := dir + "/s"; l.Addr().String() != want || !sockettest.IsSocketFile(want) {
-		t.Fatalf("the listener is at %q, want %q and a file there", l.Addr(), want)
+		t.Fatalf("Listen at %q: got address %q, socket file at %q: %t; want address %q and a socket file", "s", l.Addr(), want, sockettest.IsSocketFile(want), want)
 	}
 	c := sockettest.Connect(t, "s")
 	if want := dir + "/s"; c.RemoteAddr().String() != want {
-		t.Errorf("connected to %q, want %q", c.RemoteAddr(), want)
+		t.Errorf("RemoteAddr after Connect to %q: got %q, want %q", "s", c.RemoteAddr(), want)
 	}
 }
 
@@ -198,24 +198,25 @@ func TestRelativePathIsMeasuredInItsAbsoluteForm(t *testing.T) {
 	l := sockettest.ListenAt(t, path)
 	sockettest.Exchange(t, path, l)
 	if err := unixsock.CheckPath(path + "p"); !errors.Is(err, unixsock.ErrInvalidPath) {
-		t.Errorf("one byte more: %v, want ErrInvalidPath", err)
+		t.Errorf("CheckPath of a relative path whose absolute form has %d bytes: got %v, want ErrInvalidPath", len(full)+1, err)
 	}
 }
 
 func TestRelativePathInTheRootHasOneSlashBefore(t *testing.T) {
 	t.Chdir("/")
 	if name, err := resolved("s"); name != "/s" || err != nil {
-		t.Errorf("got %q, %v", name, err)
+		t.Errorf("resolve %q in /: got %q, %v; want %q, nil", "s", name, err, "/s")
 	}
 	if path := strings.Repeat("p", unixsock.MaxPathLen-1); !unixsock.ValidPath(path) || unixsock.ValidPath(path+"p") {
-		t.Errorf("valid: %v, and with one byte more: %v; want true and false", unixsock.ValidPath(path), unixsock.ValidPath(path+"p"))
+		t.Errorf("ValidPath in / of %d and of %d bytes: got %t, %t; want true, false",
+			len(path), len(path)+1, unixsock.ValidPath(path), unixsock.ValidPath(path+"p"))
 	}
 }
 
 func TestChdirChangesNothingLater(t *testing.T) {
 	dir := realDir(t)
 	if err := os.Mkdir(dir+"/other", 0o700); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Mkdir: %v", err)
 	}
 	t.Chdir(dir)
 	l := sockettest.ListenAt(t, "s")
@@ -228,7 +229,7 @@ func TestChdirChangesNothingLater(t *testing.T) {
 
 	c, err := unit.Dial("tcp", "")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("TCPUnit.Dial after Chdir: got %v, want a connection", err)
 	}
 	defer c.Close()
 	sockettest.Accept(t, l)
@@ -246,14 +247,15 @@ func TestRunsOfSlashesAreOne(t *testing.T) {
 		"/a//../b":      "/a/../b",
 	} {
 		if got, err := resolved(path); got != want || err != nil {
-			t.Errorf("%q is %q, %v; want %q", path, got, err, want)
+			t.Errorf("resolve %q: got %q, %v; want %q, nil", path, got, err, want)
 		}
 	}
 
 	dir := sockettest.ShortDir(t)
-	l := sockettest.ListenAt(t, "//"+dir+"////s")
+	path := "//" + dir + "////s"
+	l := sockettest.ListenAt(t, path)
 	if want := dir + "/s"; l.Addr().String() != want || !sockettest.IsSocketFile(want) {
-		t.Errorf("the listener is at %q, want %q and a file there", l.Addr(), want)
+		t.Errorf("Listen at %q: got address %q, socket file at %q: %t; want address %q and a socket file", path, l.Addr(), want, sockettest.IsSocketFile(want), want)
 	}
 	sockettest.Exchange(t, dir+"//s", l)
 }
@@ -263,29 +265,29 @@ func TestRunsOfSlashesDoNotCount(t *testing.T) {
 	path := padded(t, dir, unixsock.MaxPathLen)
 	path = dir + strings.Repeat("/", 1000) + path[len(dir)+1:]
 	if err := unixsock.CheckPath(path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CheckPath of %d bytes and 999 more slashes: got %v, want nil", unixsock.MaxPathLen, err)
 	}
 	sockettest.Exchange(t, path, sockettest.ListenAt(t, path))
 	if unixsock.ValidPath(path + "p") {
-		t.Error("one byte more is valid")
+		t.Errorf("ValidPath of %d bytes and 999 more slashes: got true, want false", unixsock.MaxPathLen+1)
 	}
 }
 
 func TestDotsAndLinksAreLeftToTheKernel(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	if err := os.MkdirAll(dir+"/far/away", 0o700); err != nil {
-		t.Fatal(err)
+		t.Fatalf("MkdirAll: %v", err)
 	}
 	if err := os.Symlink(dir+"/far/away", dir+"/link"); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Symlink: %v", err)
 	}
 	path := dir + "/link/../s"
 	l := sockettest.ListenAt(t, path)
 	if got := l.Addr().String(); got != path {
-		t.Errorf("the listener is at %q, want %q", got, path)
+		t.Errorf("Addr of a listener at %q: got %q, want it unchanged", path, got)
 	}
 	if !sockettest.IsSocketFile(dir + "/far/s") {
-		t.Error("the .. was not taken behind the link")
+		t.Errorf("Listen at %q, where link points to far/away: got no socket file far/s, want one", path)
 	}
 	sockettest.Exchange(t, dir+"/far/./s", l)
 }
@@ -296,10 +298,10 @@ func TestAtSignHasNoSpecialMeaning(t *testing.T) {
 	for _, path := range []string{"@", "@x", dir + "/@y"} {
 		l := sockettest.ListenAt(t, path)
 		if !sockettest.IsSocketFile(path) {
-			t.Errorf("no socket file %q", path)
+			t.Errorf("Listen at %q: got no socket file of that name, want one", path)
 		}
 		if l.Addr().String()[0] != '/' {
-			t.Errorf("%q became %q", path, l.Addr())
+			t.Errorf("Addr of a listener at %q: got %q, want an absolute path", path, l.Addr())
 		}
 		sockettest.Exchange(t, path, l)
 	}
@@ -308,7 +310,7 @@ func TestAtSignHasNoSpecialMeaning(t *testing.T) {
 func TestAbstractWritesTheNUL(t *testing.T) {
 	for _, name := range []string{"", "a", "\x00", "a\x00b"} {
 		if got, want := unixsock.Abstract(name), "\x00"+name; got != want {
-			t.Errorf("Abstract(%q) = %q, want %q", name, got, want)
+			t.Errorf("Abstract(%q): got %q, want %q", name, got, want)
 		}
 	}
 }
@@ -323,19 +325,19 @@ func FuzzPath(f *testing.F) {
 	}
 	wd, err := os.Getwd()
 	if err != nil {
-		f.Skip(err)
+		f.Skipf("Getwd: %v", err)
 	}
 	wd, err = filepath.EvalSymlinks(wd)
 	if err != nil {
-		f.Skip(err)
+		f.Skipf("EvalSymlinks: %v", err)
 	}
 	f.Fuzz(func(t *testing.T, path string) {
 		name, err := resolved(path)
-		if (unixsock.CheckPath(path) == nil) != (err == nil) || unixsock.ValidPath(path) != (err == nil) {
-			t.Fatal("CheckPath, ValidPath and what is bound do not agree")
+		if checked, ok := unixsock.CheckPath(path), unixsock.ValidPath(path); (checked == nil) != (err == nil) || ok != (err == nil) {
+			t.Fatalf("check and resolve %q: got %v of CheckPath, %t of ValidPath and %v of ConnectContext; want the same of all", path, checked, ok, err)
 		}
 
-		// The promise, said in another way than the code says it.
+		// want and valid follow the documentation, by another algorithm than the code's.
 		want, valid := path, path != "" && !strings.Contains(path, "\x00")
 		switch {
 		case strings.HasPrefix(path, "\x00"):
@@ -352,25 +354,25 @@ func FuzzPath(f *testing.F) {
 
 		switch {
 		case valid && (err != nil || name != want):
-			t.Fatalf("%q is %q, %v; want %q", path, name, err, want)
+			t.Fatalf("resolve %q: got %q, %v; want %q, nil", path, name, err, want)
 		case !valid && !errors.Is(err, unixsock.ErrInvalidPath):
-			t.Fatalf("%q is %q, %v; want ErrInvalidPath", path, name, err)
+			t.Fatalf("resolve %q: got %q, %v; want ErrInvalidPath", path, name, err)
 		case valid:
 			if again, err := resolved(name); again != name || err != nil {
-				t.Fatalf("%q, resolved again, is %q, %v", name, again, err)
+				t.Fatalf("resolve %q, the result for %q: got %q, %v; want it unchanged, nil", name, path, again, err)
 			}
 		}
 	})
 }
 
-// ownName returns an abstract name of n bytes that no other process uses, with
-// its leading NUL. tail is its end.
+// ownName returns an abstract name that no other process uses. It has n bytes, including
+// the leading NUL, and ends with tail.
 func ownName(t testing.TB, n int, tail string) string {
 	t.Helper()
 	name := unixsock.Abstract(t.Name() + "." + strconv.Itoa(os.Getpid()) + ".")
 	pad := n - len(name) - len(tail)
 	if pad < 0 {
-		t.Fatalf("%d bytes are too few for %q", n, name+tail)
+		t.Fatalf("abstract name %q: got %d bytes, want at most %d", name+tail, len(name)+len(tail), n)
 	}
 	return name + strings.Repeat("a", pad) + tail
 }
@@ -380,7 +382,7 @@ func TestAbstractNameOfTheFullLengthWorks(t *testing.T) {
 	name := ownName(t, unixsock.MaxPathLen, "")
 	l := sockettest.ListenAt(t, name)
 	if got := l.Addr().String(); got != name {
-		t.Errorf("the listener is at %q, want %q", got, name)
+		t.Errorf("Addr of a listener at an abstract name of %d bytes: got %q, want %q", len(name), got, name)
 	}
 	sockettest.Exchange(t, name, l)
 }
@@ -389,11 +391,11 @@ func TestAbstractNameTooLongNamesItsLengthAndTheLimit(t *testing.T) {
 	onLinux(t)
 	err := unixsock.CheckPath(ownName(t, unixsock.MaxPathLen+1, ""))
 	if !errors.Is(err, unixsock.ErrInvalidPath) {
-		t.Fatalf("got %v, want ErrInvalidPath", err)
+		t.Fatalf("CheckPath of an abstract name of %d bytes: got %v, want ErrInvalidPath", unixsock.MaxPathLen+1, err)
 	}
 	for _, n := range []string{"109", "108"} {
 		if !strings.Contains(err.Error(), n) {
-			t.Errorf("%q does not name %s", err, n)
+			t.Errorf("CheckPath of an abstract name of %d bytes: got %q, want an error with the number %s", unixsock.MaxPathLen+1, err, n)
 		}
 	}
 }
@@ -414,22 +416,23 @@ func TestAbstractNamesThatDifferInANULDiffer(t *testing.T) {
 		c := sockettest.Connect(t, name)
 		for j, l := range listeners {
 			if got, want := sockettest.Pending(t, l), i == j; got != want {
-				t.Errorf("after a connect to %q, a connection is pending at %q: %v", name, names[j], got)
+				t.Errorf("connection pending at %q after Connect to %q: got %t, want %t", names[j], name, got, want)
 			}
 		}
 		s := sockettest.Accept(t, listeners[i])
 		if got := s.LocalAddr().String(); got != name {
-			t.Errorf("accepted at %q, want %q", got, name)
+			t.Errorf("LocalAddr after Accept at %q: got %q, want the name", name, got)
 		}
 		if got := c.RemoteAddr().String(); got != name {
-			t.Errorf("connected to %q, want %q", got, name)
+			t.Errorf("RemoteAddr after Connect to %q: got %q, want the name", name, got)
 		}
 	}
 }
 
 func TestEachLengthOfAbstractNameWorks(t *testing.T) {
 	onLinux(t)
-	// The names are of NULs alone, the hardest to distinguish: "\x00" is one.
+	// The names consist of NULs only: "\x00", "\x00\x00" and so on. They are the hardest
+	// names to distinguish.
 	var listeners []*unixsock.Listener
 	for n := 1; n <= unixsock.MaxPathLen; n++ {
 		listeners = append(listeners, sockettest.ListenAt(t, strings.Repeat("\x00", n)))
@@ -445,7 +448,7 @@ func TestAbstractNameMakesNoFile(t *testing.T) {
 	t.Chdir(dir)
 	sockettest.ListenAt(t, ownName(t, 60, ""))
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
-		t.Errorf("the directory holds %v, %v; want nothing", entries, err)
+		t.Errorf("ReadDir after Listen at an abstract name: got %v, %v; want an empty directory", entries, err)
 	}
 }
 
@@ -453,7 +456,7 @@ func TestSlashesInAnAbstractNameStay(t *testing.T) {
 	onLinux(t)
 	name := ownName(t, 70, "//a///b/")
 	if got := sockettest.ListenAt(t, name).Addr().String(); got != name {
-		t.Errorf("%q became %q", name, got)
+		t.Errorf("Addr of a listener at the abstract name %q: got %q, want the name", name, got)
 	}
 }
 
@@ -472,7 +475,7 @@ func TestEveryByteMayBeInAPath(t *testing.T) {
 		all = all[n:]
 		l := sockettest.ListenAt(t, path)
 		if !sockettest.IsSocketFile(path) || l.Addr().String() != path {
-			t.Errorf("%q became %q", path, l.Addr())
+			t.Errorf("Listen at %q: got address %q, socket file %t; want the path, true", path, l.Addr(), sockettest.IsSocketFile(path))
 		}
 		sockettest.Exchange(t, path, l)
 	}
@@ -484,7 +487,7 @@ func TestWorkingDirectoryIsTheKernelsNotPWD(t *testing.T) {
 	t.Chdir(dir)
 	t.Setenv("PWD", "/proc/self/cwd")
 	if name, err := resolved("s"); name != dir+"/s" || err != nil {
-		t.Errorf("got %q, %v; want %q", name, err, dir+"/s")
+		t.Errorf("resolve %q with another PWD: got %q, %v; want %q, nil", "s", name, err, dir+"/s")
 	}
 }
 
@@ -495,16 +498,16 @@ func TestRelativePathWithoutAWorkingDirectoryIsAnError(t *testing.T) {
 	}
 	dir := sockettest.ShortDir(t)
 	if err := os.Chdir(dir); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chdir: %v", err)
 	}
 	if err := os.Remove(dir); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Remove of the working directory: %v", err)
 	}
 	err := unixsock.CheckPath("s")
 	if !errors.Is(err, unixsock.ErrInvalidPath) || !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("got %v, want ErrInvalidPath and ErrNotExist", err)
+		t.Errorf("CheckPath(%q) in a removed directory: got %v, want ErrInvalidPath and ErrNotExist", "s", err)
 	}
 	if err := unixsock.CheckPath("/s"); err != nil {
-		t.Errorf("an absolute path: %v", err)
+		t.Errorf("CheckPath(%q) in a removed directory: got %v, want nil", "/s", err)
 	}
 }
