@@ -184,7 +184,7 @@ func TestFilesOfProcAreCopied(t *testing.T) {
 func TestPipeNeverLeaksBytes(t *testing.T) {
 	for range 10 {
 		near, _ := sockettest.Pair(t)
-		c := stuck(t, near, flowing(t, "socket"))
+		c := blockedCopy(t, near, endlessReader(t, "socket"))
 		near.Close()
 		sockettest.Receive(t, "the end of the copy", c)
 

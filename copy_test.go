@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"math"
@@ -24,24 +23,25 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// A source is something to copy from, and what the test puts into it.
+// A source is a kind of reader from which a test copies.
 type source struct {
 	name string
-	ours bool
-	// open returns what to read, which gives data and then ends.
+	ours bool // its type is one of package unixsock
+	// open returns a reader that returns data and then io.EOF.
 	open func(t *testing.T, data []byte) io.Reader
 }
 
-// A sink is something to copy to.
+// A sink is a kind of writer to which a test copies.
 type sink struct {
 	name string
-	ours bool
-	// open returns what to write, and a function that ends it and returns what
-	// has come out.
+	ours bool // its type is one of package unixsock
+	// open returns a writer, and a function that closes it and returns the bytes
+	// that arrived at the other end.
 	open func(t *testing.T) (io.Writer, func() []byte)
 }
 
-// fed writes data to far, closes it, and returns near.
+// fed starts a goroutine that writes data to far and closes it. It returns near, the
+// other end.
 func fed(near io.Reader, far io.WriteCloser, data []byte) io.Reader {
 	go func() {
 		far.Write(data)
@@ -50,16 +50,17 @@ func fed(near io.Reader, far io.WriteCloser, data []byte) io.Reader {
 	return near
 }
 
-// gathered reads far to its end, which comes when near is closed.
+// gathered starts a goroutine that reads far until EOF. It returns near, the other end,
+// and a function that closes near and returns the bytes that the goroutine has read.
 func gathered(t *testing.T, near io.WriteCloser, far io.Reader) (io.Writer, func() []byte) {
 	got := make(chan []byte, 1)
 	go func() {
-		b, _ := io.ReadAll(far) // an error shows in what is missing
+		b, _ := io.ReadAll(far) // after an error, bytes are missing
 		got <- b
 	}()
 	return near, func() []byte {
 		near.Close()
-		return sockettest.Receive(t, "what was copied", got)
+		return sockettest.Receive(t, "the copied bytes", got)
 	}
 }
 
@@ -69,12 +70,12 @@ func unitEnds(t *testing.T) (client, server net.Conn) {
 	u := unixsock.NewTCPUnit(filepath.Join(sockettest.ShortDir(t), "s"))
 	l, err := u.Listen("", "")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("TCPUnit.Listen: %v", err)
 	}
 	return netEnds(t, l, func() (net.Conn, error) { return u.Dial("", "") })
 }
 
-// netPair returns the two ends of a connection by package net.
+// netPair returns the two ends of a connection of package net.
 func netPair(t *testing.T, network string) (client, server net.Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
@@ -83,36 +84,37 @@ func netPair(t *testing.T, network string) (client, server net.Conn) {
 	}
 	l, err := net.Listen(network, address)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("net.Listen: %v", err)
 	}
 	return netEnds(t, l, func() (net.Conn, error) { return net.Dial(network, l.Addr().String()) })
 }
 
+// netEnds returns the two ends of a connection that dial makes to l, and closes l.
 func netEnds(t *testing.T, l net.Listener, dial func() (net.Conn, error)) (client, server net.Conn) {
 	t.Helper()
 	defer l.Close()
 	client, err := dial()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Dial: %v", err)
 	}
 	t.Cleanup(func() { client.Close() })
 	server, err = l.Accept()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Accept: %v", err)
 	}
 	t.Cleanup(func() { server.Close() })
 	return client, server
 }
 
-// fileOf returns a file that stands behind a few bytes, and before data.
+// fileOf returns a file of 4 bytes followed by data. Its offset is at data.
 func fileOf(t *testing.T, data []byte) *os.File {
 	t.Helper()
 	f := newTestFile(t, 0)
 	if _, err := f.Write(append([]byte("head"), data...)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write to the file: %v", err)
 	}
 	if _, err := f.Seek(4, io.SeekStart); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Seek to byte 4 of the file: %v", err)
 	}
 	return f
 }
@@ -121,7 +123,7 @@ func newTestFile(t *testing.T, flag int) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(sockettest.ShortDir(t), "file"), os.O_RDWR|os.O_CREATE|flag, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("OpenFile: %v", err)
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
@@ -131,7 +133,7 @@ func pipeEnds(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Pipe: %v", err)
 	}
 	t.Cleanup(func() { r.Close(); w.Close() })
 	return r, w
@@ -166,14 +168,14 @@ var sources = []source{
 	}},
 	{"blocking pipe", false, func(t *testing.T, data []byte) io.Reader {
 		r, w := pipeEnds(t)
-		r.Fd() // makes it blocking
+		r.Fd() // makes the pipe blocking
 		return fed(r, w, data)
 	}},
 	{"socket as a file", false, func(t *testing.T, data []byte) io.Reader {
 		near, far := netPair(t, "tcp")
 		f, err := near.(*net.TCPConn).File()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("File of a TCPConn: %v", err)
 		}
 		t.Cleanup(func() { f.Close() })
 		return fed(f, far, data)
@@ -211,7 +213,7 @@ var sinks = []sink{
 	}},
 	{"blocking pipe", false, func(t *testing.T) (io.Writer, func() []byte) {
 		r, w := pipeEnds(t)
-		w.Fd() // makes it blocking
+		w.Fd() // makes the pipe blocking
 		return gathered(t, w, r)
 	}},
 	{"memory", false, func(t *testing.T) (io.Writer, func() []byte) {
@@ -220,22 +222,23 @@ var sinks = []sink{
 	}},
 }
 
-// gatheredFile is a file that stands behind a few bytes.
+// gatheredFile returns a file of 4 bytes whose offset is at its end, and a function that
+// returns the bytes behind them.
 func gatheredFile(t *testing.T, flag int) (io.Writer, func() []byte) {
 	f := newTestFile(t, flag)
 	if _, err := f.WriteString("head"); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write to the file: %v", err)
 	}
 	return f, func() []byte {
 		b, err := os.ReadFile(f.Name())
 		if err != nil || !bytes.HasPrefix(b, []byte("head")) {
-			t.Fatalf("%.10q, %v", b, err)
+			t.Fatalf("ReadFile after a copy to offset 4: got %.10q..., %v; want %q and the copied bytes", b, err, "head")
 		}
 		return b[len("head"):]
 	}
 }
 
-// copies runs f for each source and sink of which one at least is ours.
+// copies runs f for each pair of a source and a sink, at least one of which is ours.
 func copies(t *testing.T, f func(t *testing.T, from source, to sink)) {
 	for _, from := range sources {
 		for _, to := range sinks {
@@ -264,10 +267,10 @@ func TestCopyIsExact(t *testing.T) {
 			w, result := to.open(t)
 			n, err := io.Copy(w, r)
 			if n != int64(size) || err != nil {
-				t.Fatalf("copied %d of %d bytes, %v", n, size, err)
+				t.Fatalf("io.Copy of %d bytes: got %d, %v; want %d, nil", size, n, err, size)
 			}
-			if !bytes.Equal(result(), data) {
-				t.Fatalf("%d bytes came out changed", size)
+			if got := result(); !bytes.Equal(got, data) {
+				t.Fatalf("io.Copy of %d bytes: got %d bytes at the other end, want the same bytes", size, len(got))
 			}
 		}
 	})
@@ -291,32 +294,32 @@ func TestCopyStopsWhereTheLimitedReaderDoes(t *testing.T) {
 			want := max(0, min(limit, size))
 			n, err := io.Copy(w, limited)
 			if n != want || err != nil {
-				t.Fatalf("limit %d: copied %d bytes, %v", limit, n, err)
+				t.Fatalf("io.Copy of %d bytes with limit %d: got %d, %v; want %d, nil", size, limit, n, err, want)
 			}
 			if limited.N != limit-want {
-				t.Fatalf("limit %d: %d left, want %d", limit, limited.N, limit-want)
+				t.Fatalf("N of the LimitedReader after io.Copy of %d bytes with limit %d: got %d, want %d", size, limit, limited.N, limit-want)
 			}
-			if !bytes.Equal(result(), data[:want]) {
-				t.Fatalf("limit %d: bytes came out changed", limit)
+			if got := result(); !bytes.Equal(got, data[:want]) {
+				t.Fatalf("io.Copy of %d bytes with limit %d: got %d bytes at the other end, want the first %d bytes", size, limit, len(got), want)
 			}
 			rest, err := io.ReadAll(r)
 			if err != nil || !bytes.Equal(rest, data[want:]) {
-				t.Fatalf("limit %d: then %d bytes were left to read, %v", limit, len(rest), err)
+				t.Fatalf("ReadAll of the source after io.Copy of %d bytes with limit %d: got %d bytes, %v; want the last %d bytes", size, limit, len(rest), err, size-want)
 			}
 		}
 	})
 }
 
-// A copying is a copy under way.
-type copying <-chan copyResult
+// A pendingCopy delivers the result of a copy that a goroutine makes.
+type pendingCopy <-chan copyResult
 
 type copyResult struct {
 	n   int64
 	err error
 }
 
-// startCopy copies r to w.
-func startCopy(w io.Writer, r io.Reader) copying {
+// startCopy starts a goroutine that copies r to w.
+func startCopy(w io.Writer, r io.Reader) pendingCopy {
 	done := make(chan copyResult, 1)
 	go func() {
 		n, err := io.Copy(w, r)
@@ -325,38 +328,39 @@ func startCopy(w io.Writer, r io.Reader) copying {
 	return done
 }
 
-// wantError checks an error for what it is, and whose: the operation and the
-// network tell, of the innermost one, for net wraps others' in its own.
+// wantError fails the test unless err is the error is, and the innermost *net.OpError in
+// err has the given operation and network. They show which side of a copy failed. The
+// innermost error counts because package net wraps the errors of others in its own.
 func wantError(t *testing.T, err, is error, op, network string) {
 	t.Helper()
 	var opErr *net.OpError
 	for inner := err; errors.As(inner, &opErr); inner = opErr.Err {
 	}
 	if !errors.Is(err, is) || opErr == nil || opErr.Op != op || opErr.Net != network {
-		t.Errorf("%#v (%v), want %s of %s: %v", err, err, op, network, is)
+		t.Errorf("call that fails: got %#v (%v), want a *net.OpError with Op %s, Net %s and the error %v", err, err, op, network, is)
 	}
 }
 
-// endless is a file that no socket can hold.
-func endless(t *testing.T) *os.File {
+// largeFile returns a file that is larger than any socket buffer.
+func largeFile(t *testing.T) *os.File {
 	t.Helper()
 	f := newTestFile(t, 0)
 	if err := f.Truncate(64 << 20); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Truncate to 64 MiB: %v", err)
 	}
 	return f
 }
 
-// stuck copies r to near and returns once that waits for its
-// peer to read.
-func stuck(t *testing.T, near *unixsock.Conn, r io.Reader) copying {
+// blockedCopy starts a copy of r to near, and returns once the send buffer of near is full,
+// because the peer does not read.
+func blockedCopy(t *testing.T, near *unixsock.Conn, r io.Reader) pendingCopy {
 	t.Helper()
 	c := startCopy(near, r)
-	sockettest.WaitFor(t, "the copy is not stuck", func() bool {
+	sockettest.WaitFor(t, "the copy has not filled the send buffer", func() bool {
 		full := false
 		raw, err := near.SyscallConn()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("SyscallConn: %v", err)
 		}
 		raw.Control(func(fd uintptr) { full = !sockettest.Writable(int(fd)) })
 		return full
@@ -364,17 +368,17 @@ func stuck(t *testing.T, near *unixsock.Conn, r io.Reader) copying {
 	return c
 }
 
-// flowing returns a reader of the kind named that never ends.
-func flowing(t *testing.T, kind string) io.Reader {
+// endlessReader returns a reader of the given kind with more bytes than a blocked copy reads.
+func endlessReader(t *testing.T, kind string) io.Reader {
 	t.Helper()
 	switch kind {
 	case "file":
-		return endless(t)
+		return largeFile(t)
 	case "memory":
-		return struct{ io.Reader }{endless(t)}
+		return struct{ io.Reader }{largeFile(t)}
 	}
 	near, far := netPair(t, "tcp")
-	go io.Copy(far, endless(t))
+	go io.Copy(far, largeFile(t))
 	return near
 }
 
@@ -392,11 +396,11 @@ func TestCopyObeysItsDestinationsEnd(t *testing.T) {
 		for name, end := range ends {
 			t.Run(kind+", "+name, func(t *testing.T) {
 				near, far := sockettest.Pair(t)
-				c := stuck(t, near, flowing(t, kind))
+				c := blockedCopy(t, near, endlessReader(t, kind))
 				end.end(near, far)
 				got := sockettest.Receive(t, "the end of the copy", c)
 				if errors.Is(got.err, syscall.ECONNRESET) {
-					end.want = syscall.ECONNRESET // as good: the peer left bytes unread
+					end.want = syscall.ECONNRESET // also correct: the peer closed with unread bytes
 				}
 				wantError(t, got.err, end.want, "write", "unix")
 				if end.want == syscall.EPIPE || end.want == syscall.ECONNRESET {
@@ -405,7 +409,7 @@ func TestCopyObeysItsDestinationsEnd(t *testing.T) {
 				near.Close()
 				b, err := io.ReadAll(far)
 				if int64(len(b)) != got.n || err != nil {
-					t.Errorf("%d bytes came out of %d copied, %v", len(b), got.n, err)
+					t.Errorf("ReadAll of the peer after a copy of %d bytes: got %d bytes, %v; want %d, nil", got.n, len(b), err, got.n)
 				}
 			})
 		}
@@ -414,21 +418,21 @@ func TestCopyObeysItsDestinationsEnd(t *testing.T) {
 
 func TestCopyOfAFileMovesItsOffsetByWhatWasWritten(t *testing.T) {
 	near, _ := sockettest.Pair(t)
-	f := endless(t)
-	c := stuck(t, near, f)
+	f := largeFile(t)
+	c := blockedCopy(t, near, f)
 	if err := near.SetWriteDeadline(time.Unix(1, 0)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetWriteDeadline: %v", err)
 	}
 	got := sockettest.Receive(t, "the end of the copy", c)
 	offset, err := f.Seek(0, io.SeekCurrent)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Seek: %v", err)
 	}
 	if got.n == 0 || got.n >= 64<<20 {
-		t.Fatalf("copied %d bytes, %v", got.n, got.err)
+		t.Fatalf("copy of 64 MiB that a deadline ends: got %d bytes, %v; want some of the bytes", got.n, got.err)
 	}
 	if runtime.GOOS == "linux" && offset != got.n {
-		t.Errorf("copied %d bytes, and the file is at %d", got.n, offset)
+		t.Errorf("offset of the file after a copy of %d bytes: got %d, want %d", got.n, offset, got.n)
 	}
 }
 
@@ -449,14 +453,14 @@ func TestCopyObeysItsSourcesEnd(t *testing.T) {
 	for network, pair := range pairs {
 		for name, end := range ends {
 			if network == "tcp" && name == "CloseRead" {
-				continue // of net's, an EOF
+				continue // a Read of package net returns EOF after its CloseRead
 			}
 			t.Run(network+", "+name, func(t *testing.T) {
 				near, far := pair(t)
 				w, _ := sockettest.Pair(t)
 				c := startCopy(w, near)
 				if _, err := far.Write([]byte("some")); err != nil {
-					t.Fatal(err)
+					t.Fatalf("Write of the peer: %v", err)
 				}
 				sockettest.WaitInPoller(t, 1)
 				end.end(near)
@@ -470,71 +474,73 @@ func TestCopyObeysItsSourcesEnd(t *testing.T) {
 func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Create: %v", err)
 	}
 	defer f.Close()
 	if err := f.Truncate(64 << 20); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Truncate to 64 MiB: %v", err)
 	}
-	first, _ := sockettest.Pair(t) // whose peer does not read, as none does here
-	copies := []copying{startCopy(first, f)}
+	first, _ := sockettest.Pair(t) // no peer in this test reads
+	copies := []pendingCopy{startCopy(first, f)}
 	sockettest.WaitInPoller(t, 1)
 
-	ended := func(why error, c copying) {
+	wantEnd := func(what string, c pendingCopy, want error) {
 		t.Helper()
-		if got := sockettest.Receive(t, "the end of a copy", c); !errors.Is(got.err, why) {
-			t.Errorf("a copy ended by %v, want %v", got.err, why)
+		if got := sockettest.Receive(t, "the end of the "+what, c); !errors.Is(got.err, want) {
+			t.Errorf("%s: got %d bytes, %v; want %v", what, got.n, got.err, want)
 		}
 	}
 	second, _ := sockettest.Pair(t)
 	second.SetDeadline(time.Now().Add(20 * time.Millisecond))
-	ended(os.ErrDeadlineExceeded, startCopy(second, f))
+	wantEnd("second copy of a file, with a deadline", startCopy(second, f), os.ErrDeadlineExceeded)
 	third, _ := sockettest.Pair(t)
 	copies = append(copies, startCopy(third, f))
 	sockettest.WaitInPoller(t, 2)
 	third.Close()
-	ended(net.ErrClosed, copies[1])
-	if n, err := f.Read(make([]byte, 10)); n != 10 { // nor does it hold up the file's own users
-		t.Errorf("read %d of the file, %v", n, err)
+	wantEnd("third copy of a file, with Close of its destination", copies[1], net.ErrClosed)
+	// The first copy, which waits, does not block a Read of the file.
+	if n, err := f.Read(make([]byte, 10)); n != 10 {
+		t.Errorf("Read of a file of which a copy waits: got %d, %v; want 10", n, err)
 	}
 	first.Close()
-	ended(net.ErrClosed, copies[0])
+	wantEnd("first copy of a file, with Close of its destination", copies[0], net.ErrClosed)
 }
 
-// Others hold a file for long: net's sendfile does, while its peer does not read.
+// Other code may hold the lock of a file for long: sendfile in package net does, while its
+// peer does not read.
 func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Create: %v", err)
 	}
 	defer f.Close()
 	if err := f.Truncate(1 << 20); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Truncate to 1 MiB: %v", err)
 	}
 	raw, err := f.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn of the file: %v", err)
 	}
 	c, peer := sockettest.Pair(t)
-	held, letGo, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	held, release, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
-		raw.Read(func(uintptr) bool { close(held); <-letGo; return true })
+		raw.Read(func(uintptr) bool { close(held); <-release; return true })
 		close(released)
 	}()
 	<-held
 	done := startCopy(c, f)
-	sockettest.WaitFor(t, "the copy does not wait", func() bool {
+	sockettest.WaitFor(t, "the copy does not wait for the lock of the file", func() bool {
 		return sockettest.GoroutinesIn("sync.Mutex.Lock")+sockettest.GoroutinesIn("semacquire") > 0
 	})
-	sockettest.Returns(t, "Write", func() { c.Write([]byte("x")) })
+	sockettest.Returns(t, "Write while a copy waits for its file", func() { c.Write([]byte("x")) })
 	if n, err := peer.Read(make([]byte, 10)); n != 1 || err != nil {
-		t.Errorf("the peer read %d, %v", n, err)
+		t.Errorf("Read of the peer after a Write of 1 byte: got %d, %v; want 1, nil", n, err)
 	}
-	sockettest.Returns(t, "Close", func() { c.Close() })
-	close(letGo)
+	sockettest.Returns(t, "Close while a copy waits for its file", func() { c.Close() })
+	close(release)
 	<-released
 	if got := sockettest.Receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
-		t.Errorf("the copy ended by %v", got.err)
+		t.Errorf("copy to a Conn that is closed while the copy waits for its file: got %v, want net.ErrClosed", got.err)
 	}
 }
 
@@ -548,7 +554,7 @@ func TestCopyFromAResetConnectionIsNoEOF(t *testing.T) {
 	wantError(t, sockettest.Receive(t, "the end of the copy", c).err, syscall.ECONNRESET, "read", "tcp")
 }
 
-// addressless is a connection that has no address to tell.
+// addressless is a connection whose LocalAddr returns nil.
 type addressless struct{ net.Conn }
 
 func (addressless) LocalAddr() net.Addr { return nil }
@@ -565,7 +571,7 @@ func TestCopyFromAResetConnectionWithoutAnAddressIsAnError(t *testing.T) {
 	far.(*net.TCPConn).SetLinger(0)
 	far.Close()
 	if got := sockettest.Receive(t, "the end of the copy", c); !errors.Is(got.err, syscall.ECONNRESET) {
-		t.Errorf("%v, want ECONNRESET", got.err)
+		t.Errorf("io.Copy from a reset connection without an address: got %v, want ECONNRESET", got.err)
 	}
 }
 
@@ -575,12 +581,12 @@ func TestCopyAfterACloseIsErrClosed(t *testing.T) {
 	r := bytes.NewReader([]byte("some"))
 	n, err := near.ReadFrom(r)
 	if n != 0 || r.Len() != 4 {
-		t.Errorf("wrote %d bytes, and took %d", n, 4-r.Len())
+		t.Errorf("ReadFrom after Close: got %d, with %d bytes read from the source; want 0, with 0 bytes read", n, 4-r.Len())
 	}
 	wantError(t, err, net.ErrClosed, "write", "unix")
 	n, err = near.WriteTo(io.Discard)
 	if n != 0 {
-		t.Errorf("read %d bytes", n)
+		t.Errorf("WriteTo after Close: got %d, want 0", n)
 	}
 	wantError(t, err, net.ErrClosed, "read", "unix")
 }
@@ -589,13 +595,14 @@ func TestCopyPassesOnTheErrorsOfTheOtherSide(t *testing.T) {
 	near, far := sockettest.Pair(t)
 	broken := errors.New("broken")
 	if n, err := near.ReadFrom(io.MultiReader(bytes.NewReader([]byte("some")), brokenEnd{broken})); n != 4 || err != broken {
-		t.Errorf("ReadFrom: %d, %v", n, err)
+		t.Errorf("ReadFrom of 4 bytes and an error: got %d, %v; want 4, %v", n, err, broken)
 	}
 	if n, err := far.WriteTo(brokenEnd{broken}); n != 0 || err != broken {
-		t.Errorf("WriteTo: %d, %v", n, err)
+		t.Errorf("WriteTo a writer that fails: got %d, %v; want 0, %v", n, err, broken)
 	}
 }
 
+// A brokenEnd is a reader and writer whose methods return err.
 type brokenEnd struct{ err error }
 
 func (b brokenEnd) Read([]byte) (int, error) { return 0, b.err }
@@ -612,10 +619,10 @@ func TestCopyOfAConnToItselfEchoes(t *testing.T) {
 	}()
 	back := make([]byte, len(data))
 	if _, err := io.ReadFull(near, back); err != nil || !bytes.Equal(back, data) {
-		t.Errorf("another echo, %v", err)
+		t.Errorf("ReadFull of the echo of %d bytes: got %v, equal bytes: %t; want nil, equal bytes", len(data), err, bytes.Equal(back, data))
 	}
 	if got := sockettest.Receive(t, "the end of the copy", c); got.n != int64(len(data)) || got.err != nil {
-		t.Errorf("%d, %v", got.n, got.err)
+		t.Errorf("io.Copy of a Conn to itself: got %d, %v; want %d, nil", got.n, got.err, len(data))
 	}
 }
 
@@ -625,19 +632,21 @@ func TestCopyUsesReadAndWriteOfOtherTypes(t *testing.T) {
 	peeked := &peekedConn{inner.(*net.UnixConn), []byte("read ahead, ")}
 	c := startCopy(near, peeked)
 	if _, err := innerFar.Write([]byte("then the rest")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of the source's peer: %v", err)
 	}
 	innerFar.Close()
 	if got := sockettest.Receive(t, "the end of the copy", c); got.err != nil {
-		t.Fatal(got.err)
+		t.Fatalf("io.Copy from a type with its own Read: got %d, %v; want no error", got.n, got.err)
 	}
 	near.Close()
-	if b, err := io.ReadAll(far); string(b) != "read ahead, then the rest" || err != nil {
-		t.Errorf("%q, %v", b, err)
+	const want = "read ahead, then the rest"
+	if b, err := io.ReadAll(far); string(b) != want || err != nil {
+		t.Errorf("ReadAll of the peer after io.Copy from a type with its own Read: got %q, %v; want %q, nil", b, err, want)
 	}
 }
 
-// peekedConn first returns bytes that were read before.
+// peekedConn is a connection whose Read first returns the bytes of head, which were read
+// ahead.
 type peekedConn struct {
 	*net.UnixConn
 	head []byte
@@ -661,27 +670,28 @@ func TestCopiesLeaveNothingBehind(t *testing.T) {
 		for _, r := range []io.Reader{tcpNear, file} {
 			go tcpFar.Write(make([]byte, 4096))
 			if _, err := file.Seek(4, io.SeekStart); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Seek: %v", err)
 			}
 			if n, err := io.CopyN(near, r, 4096); n != 4096 || err != nil {
-				t.Fatal(n, err)
+				t.Fatalf("io.CopyN from %T of 4096 bytes: got %d, %v; want 4096, nil", r, n, err)
 			}
 		}
-		if _, err := io.ReadFull(tcpNear, make([]byte, 4096)); err != nil { // of the turn of file
-			t.Fatal(err)
+		// Nothing has read the bytes that the peer wrote while the file was the source.
+		if _, err := io.ReadFull(tcpNear, make([]byte, 4096)); err != nil {
+			t.Fatalf("ReadFull of the TCP connection's last 4096 bytes: got %v, want no error", err)
 		}
 		if n, err := io.CopyN(io.Discard, far, 4096); n != 4096 || err != nil {
-			t.Fatal(n, err)
+			t.Fatalf("io.CopyN to Discard of 4096 bytes: got %d, %v; want 4096, nil", n, err)
 		}
 		near.Close()
 		if n, err := io.Copy(io.Discard, far); n != 4096 || err != nil {
-			t.Fatal(n, err)
+			t.Fatalf("io.Copy to Discard of the other 4096 bytes: got %d, %v; want 4096, nil", n, err)
 		}
 		far.Close()
 	}
 	sockettest.WaitGoroutines(t, goroutines)
-	sockettest.WaitFor(t, "descriptors are left open", func() bool {
-		runtime.GC() // closes pipes that are not in use
+	sockettest.WaitFor(t, "more descriptors are open than before the copies", func() bool {
+		runtime.GC() // closes unused pipes
 		return sockettest.CountDescriptors(t) <= descriptors
 	})
 }
@@ -699,14 +709,14 @@ func TestCopiesInBothDirectionsAtOnce(t *testing.T) {
 		want := bytes.Repeat([]byte(name), size/len(name))
 		b := make([]byte, len(want))
 		if _, err := io.ReadFull(from, b); err != nil || !bytes.Equal(b, want) {
-			t.Errorf("%s: not what was sent, %v", name, err)
+			t.Errorf("ReadFull of %d bytes in direction %s: got %v, equal bytes: %t; want nil, equal bytes", len(want), name, err, bytes.Equal(b, want))
 		}
 	}
 	client.CloseWrite()
 	server.(*net.TCPConn).CloseWrite()
-	for _, c := range []copying{out, back} {
-		if got := sockettest.Receive(t, "the end of a copy", c); got.err != nil {
-			t.Error(fmt.Errorf("after %d bytes: %w", got.n, got.err))
+	for name, c := range map[string]pendingCopy{"out": out, "back": back} {
+		if got := sockettest.Receive(t, "the end of the copy in direction "+name, c); got.err != nil {
+			t.Errorf("io.Copy in direction %s: got %d, %v; want no error", name, got.n, got.err)
 		}
 	}
 }
@@ -714,16 +724,16 @@ func TestCopiesInBothDirectionsAtOnce(t *testing.T) {
 func TestErrorOfTheSourceIsItsOwn(t *testing.T) {
 	f, err := os.OpenFile(filepath.Join(sockettest.ShortDir(t), "f"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("OpenFile: %v", err)
 	}
 	defer f.Close()
 	if _, err := f.Write([]byte("some")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write to the file: %v", err)
 	}
 	near, _ := sockettest.Pair(t)
 	var pathErr *fs.PathError
 	if n, err := near.ReadFrom(f); n != 0 || !errors.As(err, &pathErr) || pathErr.Op != "read" {
-		t.Errorf("copied %d bytes, %v; want what the file's Read says", n, err)
+		t.Errorf("ReadFrom of a file that is open for writing only: got %d, %v; want 0, a *fs.PathError with Op read", n, err)
 	}
 }
 
@@ -743,10 +753,10 @@ func TestConnsThatAreCopiedIntoEachOtherEndWithAClose(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(mathrand.N(2 * time.Millisecond))
+		time.Sleep(mathrand.N(2 * time.Millisecond)) // the closes come at a random point of the copies
 		for _, c := range []*unixsock.Conn{a2, b1, a1, b2} {
 			c.Close()
 		}
-		sockettest.Returns(t, "the copies", wg.Wait)
+		sockettest.Returns(t, "the end of the copies", wg.Wait)
 	}
 }
