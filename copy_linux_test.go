@@ -12,17 +12,18 @@ import (
 )
 
 // bufferSize is the size of the buffer that io.Copy allocates. A copy in the kernel
-// allocates none.
+// allocates no buffer.
 const bufferSize = 32 << 10
 
-// allocated returns how many bytes the process has allocated.
+// allocated returns the number of bytes that the process has allocated so far.
 func allocated() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.TotalAlloc
 }
 
-// ways returns the functions that copy r to w.
+// ways returns the functions that copy r to w, by name. ReadFrom and WriteTo are present
+// only if w or r has the method.
 func ways(w io.Writer, r io.Reader) map[string]func() (int64, error) {
 	ways := map[string]func() (int64, error){
 		"io.Copy": func() (int64, error) { return io.Copy(w, r) },
@@ -37,7 +38,7 @@ func ways(w io.Writer, r io.Reader) map[string]func() (int64, error) {
 }
 
 func TestKernelMovesTheBytes(t *testing.T) {
-	const size = 1000 // few, so that the test allocates little besides
+	const size = 1000 // small compared with bufferSize: the test itself allocates little
 	data := randomBytes(size)
 	refusesAppend := sockettest.RefusesSpliceToAppend(t)
 	copies(t, func(t *testing.T, from source, to sink) {
@@ -45,7 +46,7 @@ func TestKernelMovesTheBytes(t *testing.T) {
 		for _, name := range []string{from.name, to.name} {
 			switch name {
 			case "memory":
-				t.Skip("memory is copied without a buffer of its own")
+				t.Skip("a copy from or to memory needs no buffer")
 			case "blocking pipe":
 				inKernel = false
 			case "appending file":
@@ -62,11 +63,14 @@ func TestKernelMovesTheBytes(t *testing.T) {
 			before := allocated()
 			n, err := copy()
 			buffered := allocated()-before >= bufferSize
-			if n != size || err != nil || !bytes.Equal(result(), data) {
-				t.Fatalf("%s copied %d bytes, %v, or others; want %d", way, n, err, size)
+			if n != size || err != nil {
+				t.Fatalf("%s of %d bytes: got %d, %v; want %d, nil", way, size, n, err, size)
+			}
+			if got := result(); !bytes.Equal(got, data) {
+				t.Fatalf("%s of %d bytes: got %d bytes at the other end, want the same bytes", way, size, len(got))
 			}
 			if buffered == inKernel {
-				t.Errorf("%s copied through a buffer: %t, want %t", way, buffered, !inKernel)
+				t.Errorf("%s of %d bytes: copied through a buffer %t, want %t", way, size, buffered, !inKernel)
 			}
 		}
 	})
@@ -83,15 +87,15 @@ func TestKernelMovesTheBytesOfALimitedReader(t *testing.T) {
 			limited := &io.LimitedReader{R: from.open(t, data), N: 600}
 			before := allocated()
 			n, err := io.Copy(near, limited)
-			if allocated()-before >= bufferSize {
-				t.Error("the copy went through a buffer")
+			if n := allocated() - before; n >= bufferSize {
+				t.Errorf("io.Copy with limit 600: allocated %d bytes, want less than a buffer of %d", n, bufferSize)
 			}
 			if n != 600 || err != nil || limited.N != 0 {
-				t.Fatalf("copied %d bytes, %v, and %d are left; want 600 and 0", n, err, limited.N)
+				t.Fatalf("io.Copy with limit 600: got %d, %v, with limit %d left; want 600, nil, with limit 0 left", n, err, limited.N)
 			}
 			got := make([]byte, 600)
 			if _, err := io.ReadFull(far, got); err != nil || !bytes.Equal(got, data[:600]) {
-				t.Errorf("the peer read other bytes, %v", err)
+				t.Errorf("ReadFull of the peer after io.Copy with limit 600: got %v, equal bytes: %t; want nil, equal bytes", err, bytes.Equal(got, data[:600]))
 			}
 		})
 	}
@@ -100,7 +104,7 @@ func TestKernelMovesTheBytesOfALimitedReader(t *testing.T) {
 func TestKernelCopyDoesNotJoinPackets(t *testing.T) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("socketpair(2): %v", err)
 	}
 	far := os.NewFile(uintptr(fds[1]), "packets")
 	defer far.Close()
@@ -108,20 +112,20 @@ func TestKernelCopyDoesNotJoinPackets(t *testing.T) {
 	defer near.Close()
 	in, out := sockettest.Pair(t)
 	if _, err := out.Write(bytes.Repeat([]byte("x"), 100)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of the peer: %v", err)
 	}
 	out.Close()
 	before := allocated()
 	if n, err := in.WriteTo(near); n != 100 || err != nil {
-		t.Fatalf("copied %d bytes, %v; want 100", n, err)
+		t.Fatalf("WriteTo a seqpacket socket of 100 bytes: got %d, %v; want 100, nil", n, err)
 	}
 	if n := allocated() - before; n < bufferSize {
-		t.Errorf("the copy allocated %d bytes, want a buffer of %d", n, bufferSize)
+		t.Errorf("WriteTo a seqpacket socket: allocated %d bytes, want at least a buffer of %d", n, bufferSize)
 	}
 }
 
-// TestRefusalHalfWayLosesNothing makes the kernel refuse in the middle of a copy
-// what it did before: to splice to a file that is being appended to.
+// TestRefusalHalfWayLosesNothing sets O_APPEND on the destination in the middle of a copy.
+// From then on, the kernel refuses to splice to the file.
 func TestRefusalHalfWayLosesNothing(t *testing.T) {
 	near, far := sockettest.Pair(t)
 	f := newTestFile(t, 0)
@@ -129,38 +133,38 @@ func TestRefusalHalfWayLosesNothing(t *testing.T) {
 	start := allocated()
 	c := startCopy(f, near)
 	if _, err := far.Write(first); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of the first %d bytes: %v", len(first), err)
 	}
-	sockettest.WaitFor(t, "the file does not grow", func() bool {
+	sockettest.WaitFor(t, "the file does not have the first bytes", func() bool {
 		info, err := f.Stat()
 		return err == nil && info.Size() == int64(len(first))
 	})
 	inKernel := allocated()
 	if n := inKernel - start; n >= bufferSize {
-		t.Errorf("the first part of the copy allocated %d bytes, want no buffer", n)
+		t.Errorf("copy of the first %d bytes: allocated %d bytes, want less than a buffer of %d", len(first), n, bufferSize)
 	}
 	sockettest.WaitInPoller(t, 1)
 	raw, err := f.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn of the file: %v", err)
 	}
 	raw.Control(func(fd uintptr) { _, err = unix.FcntlInt(fd, unix.F_SETFL, unix.O_APPEND) })
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("fcntl(2) with F_SETFL, O_APPEND: %v", err)
 	}
 	if _, err := far.Write(second); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of the last %d bytes: %v", len(second), err)
 	}
 	far.Close()
 	if got := sockettest.Receive(t, "the end of the copy", c); got.n != 1_200_000 || got.err != nil {
-		t.Fatal(got)
+		t.Fatalf("io.Copy of 1200000 bytes to a file that gets O_APPEND: got %d, %v; want 1200000, nil", got.n, got.err)
 	}
 	if n := allocated() - inKernel; n < bufferSize && sockettest.RefusesSpliceToAppend(t) {
-		t.Errorf("the rest of the copy allocated %d bytes, want a buffer of %d", n, bufferSize)
+		t.Errorf("copy of the last %d bytes: allocated %d bytes, want at least a buffer of %d", len(second), n, bufferSize)
 	}
 	b, err := os.ReadFile(f.Name())
-	if err != nil || !bytes.Equal(b, append(first, second...)) {
-		t.Errorf("%d bytes came out, or others, %v", len(b), err)
+	if want := append(first, second...); err != nil || !bytes.Equal(b, want) {
+		t.Errorf("ReadFile after the copy: got %d bytes, %v; want the %d bytes that the peer wrote", len(b), err, len(want))
 	}
 }
 
@@ -169,18 +173,18 @@ func TestFilesOfProcAreCopied(t *testing.T) {
 	near, far := sockettest.Pair(t)
 	f, err := os.Open(name)
 	if err != nil {
-		t.Skip(err)
+		t.Skipf("Open: %v", err)
 	}
 	defer f.Close()
 	w, result := gathered(t, near, far)
 	n, err := io.Copy(w, f)
 	if b := result(); n == 0 || int64(len(b)) != n || err != nil {
-		t.Errorf("copied %d bytes, %d came out, %v", n, len(b), err)
+		t.Errorf("io.Copy of %s: got %d, %v, with %d bytes at the other end; want the same number, more than 0, and nil", name, n, err, len(b))
 	}
 }
 
-// TestPipeNeverLeaksBytes leaves bytes in a pipe again and again: the next copy
-// must not get them.
+// TestPipeNeverLeaksBytes repeatedly ends a copy that has left bytes in its pipe. The next
+// copy must not receive them.
 func TestPipeNeverLeaksBytes(t *testing.T) {
 	for range 10 {
 		near, _ := sockettest.Pair(t)
@@ -193,16 +197,16 @@ func TestPipeNeverLeaksBytes(t *testing.T) {
 		data := randomBytes(1000)
 		w, result := gathered(t, to, sink)
 		if n, err := io.Copy(w, fed(from, feed, data)); n != 1000 || err != nil {
-			t.Fatal(n, err)
+			t.Fatalf("io.Copy of 1000 bytes after a copy that left bytes in its pipe: got %d, %v; want 1000, nil", n, err)
 		}
-		if !bytes.Equal(result(), data) {
-			t.Fatal("other bytes came out")
+		if got := result(); !bytes.Equal(got, data) {
+			t.Fatalf("io.Copy of 1000 bytes after a copy that left bytes in its pipe: got %d bytes at the other end, want the same bytes", len(got))
 		}
 	}
 }
 
 func TestIdleCopyHoldsNoPipe(t *testing.T) {
-	if !sockettest.InChild(t, nil) { // where there are no pipes of other copies
+	if !sockettest.InChild(t, nil) { // the child has no pipes of other copies
 		return
 	}
 	near, far := sockettest.Pair(t)
@@ -210,13 +214,13 @@ func TestIdleCopyHoldsNoPipe(t *testing.T) {
 	before := sockettest.CountDescriptors(t)
 	c := startCopy(near, from)
 	if _, err := feed.Write([]byte("some")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of the source's peer: %v", err)
 	}
 	if _, err := io.ReadFull(far, make([]byte, 4)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("ReadFull of the 4 copied bytes: got %v, want no error", err)
 	}
-	sockettest.WaitFor(t, "the copy holds descriptors", func() bool {
-		runtime.GC() // closes pipes that are not in use
+	sockettest.WaitFor(t, "the idle copy holds descriptors", func() bool {
+		runtime.GC() // closes unused pipes
 		return sockettest.CountDescriptors(t) <= before
 	})
 	from.Close()
@@ -233,9 +237,9 @@ func TestCopyWithoutDescriptorsToSpareIsAPlainOne(t *testing.T) {
 	data := randomBytes(500_000)
 	w, result := gathered(t, near, far)
 	if n, err := io.Copy(w, fed(from, feed, data)); n != int64(len(data)) || err != nil {
-		t.Fatal(n, err)
+		t.Fatalf("io.Copy of %d bytes without a free descriptor: got %d, %v; want %d, nil", len(data), n, err, len(data))
 	}
-	if !bytes.Equal(result(), data) {
-		t.Error("other bytes came out")
+	if got := result(); !bytes.Equal(got, data) {
+		t.Errorf("io.Copy of %d bytes without a free descriptor: got %d bytes at the other end, want the same bytes", len(data), len(got))
 	}
 }

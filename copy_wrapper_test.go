@@ -19,11 +19,11 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// A filter is what the Read and Write of a wrapper do with the bytes.
+// A filter holds what the Read and Write of a wrapper do with the bytes.
 type filter struct {
-	head []byte // read or written before anything else
-	key  byte   // combined with each other byte by exclusive or
-	n    int    // the number of bytes that have passed, without the head
+	head []byte // read or written before all other bytes
+	key  byte   // XORed with each byte, except those of head
+	n    int    // number of bytes read or written, except those of head
 }
 
 func (f *filter) read(r io.Reader, b []byte) (int, error) {
@@ -106,9 +106,10 @@ func (w hasSyscallConn) SyscallConn() (syscall.RawConn, error) {
 	return w.Conn.(syscall.Conn).SyscallConn()
 }
 
-// A wrapperShape returns a wrapper of one end of a connection, and the other end.
+// A wrapperShape is a kind of wrapper.
 type wrapperShape struct {
 	name string
+	// open returns a wrapper of one end of a connection, and the other end.
 	open func(t *testing.T, f *filter) (wrapper io.ReadWriter, far net.Conn)
 }
 
@@ -141,7 +142,7 @@ var wrapperShapes = []wrapperShape{
 		near, far := netPair(t, "unix")
 		file, err := near.(*net.UnixConn).File()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("File of a UnixConn: %v", err)
 		}
 		near.Close()
 		t.Cleanup(func() { file.Close() })
@@ -157,9 +158,9 @@ var wrapperShapes = []wrapperShape{
 	}},
 }
 
-// wrappers runs f for each shape with each filter. passed is what far writes, or
-// what is written to the wrapper; want is what comes out at the other side.
-func wrappers(t *testing.T, f func(t *testing.T, s wrapperShape, filter *filter, passed, want []byte)) {
+// wrappers runs f for each shape with each filter. The test writes the bytes of input to
+// one side of the wrapper. The bytes of want arrive at the other side.
+func wrappers(t *testing.T, f func(t *testing.T, s wrapperShape, filter *filter, input, want []byte)) {
 	data := []byte("some bytes")
 	coded := slices.Clone(data)
 	for i := range coded {
@@ -176,11 +177,10 @@ func wrappers(t *testing.T, f func(t *testing.T, s wrapperShape, filter *filter,
 	}
 }
 
-// closeWrite ends what c writes.
 func closeWrite(t *testing.T, c net.Conn) {
 	t.Helper()
 	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseWrite: %v", err)
 	}
 }
 
@@ -197,14 +197,14 @@ func TestReadFromUsesTheReadOfAWrapper(t *testing.T) {
 			return near.(io.ReaderFrom), far
 		},
 	}
-	wrappers(t, func(t *testing.T, s wrapperShape, f *filter, passed, want []byte) {
+	wrappers(t, func(t *testing.T, s wrapperShape, f *filter, input, want []byte) {
 		for name, open := range destinations {
-			for _, limit := range []int64{0, 7, math.MaxInt64} { // 0 is without one
+			for _, limit := range []int64{0, 7, math.MaxInt64} { // 0 means no limit
 				f := &filter{head: f.head, key: f.key}
 				r, feed := s.open(t, f)
 				w, far := open(t)
-				if _, err := feed.Write(passed); err != nil {
-					t.Fatal(err)
+				if _, err := feed.Write(input); err != nil {
+					t.Fatalf("Write of the source's peer: %v", err)
 				}
 				closeWrite(t, feed)
 				source, want := io.Reader(r), want
@@ -213,46 +213,48 @@ func TestReadFromUsesTheReadOfAWrapper(t *testing.T) {
 					source, want = limited, want[:min(limit, int64(len(want)))]
 				}
 				head := len(f.head)
-				checkRead(t, fmt.Sprintf("%s.ReadFrom, limit %d", name, limit), func() (int64, error) { return w.ReadFrom(source) }, far, want)
+				what := fmt.Sprintf("%s.ReadFrom with limit %d", name, limit)
+				checkRead(t, what, func() (int64, error) { return w.ReadFrom(source) }, far, want)
 				if f.n != len(want)-head {
-					t.Errorf("%s.ReadFrom, limit %d: Read returned %d bytes, want %d", name, limit, f.n, len(want)-head)
+					t.Errorf("%s: got %d bytes from the wrapper's Read, want %d", what, f.n, len(want)-head)
 				}
 				if limit > 0 && limited.N != limit-int64(len(want)) {
-					t.Errorf("%s.ReadFrom, limit %d: %d left, want %d", name, limit, limited.N, limit-int64(len(want)))
+					t.Errorf("N of the LimitedReader after %s: got %d, want %d", what, limited.N, limit-int64(len(want)))
 				}
 			}
 		}
 	})
 }
 
-// checkRead runs a copy and checks what far then reads.
+// checkRead calls copy, and fails the test unless copy reports as many bytes as want has
+// and far then reads the bytes of want.
 func checkRead(t *testing.T, what string, copy func() (int64, error), far io.Reader, want []byte) {
 	t.Helper()
 	n, err := copy()
 	if n != int64(len(want)) || err != nil {
-		t.Fatalf("%s copied %d bytes, %v; want %d", what, n, err, len(want))
+		t.Fatalf("%s: got %d, %v; want %d, nil", what, n, err, len(want))
 	}
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(far, got); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s: the peer read %q, %v; want %q", what, got, err, want)
+		t.Errorf("ReadFull of the peer after %s: got %q, %v; want %q, nil", what, got, err, want)
 	}
 }
 
-// io.Copy calls a WriteTo that the wrapper inherits, before it calls ReadFrom. A
-// LimitedReader hides it.
+// If the wrapper inherits a WriteTo, io.Copy calls it instead of ReadFrom. A LimitedReader
+// hides the WriteTo.
 func TestCopyFromAWrapperUsesItsRead(t *testing.T) {
-	wrappers(t, func(t *testing.T, s wrapperShape, f *filter, passed, want []byte) {
+	wrappers(t, func(t *testing.T, s wrapperShape, f *filter, input, want []byte) {
 		r, feed := s.open(t, f)
 		near, far := sockettest.Pair(t)
-		if _, err := feed.Write(passed); err != nil {
-			t.Fatal(err)
+		if _, err := feed.Write(input); err != nil {
+			t.Fatalf("Write of the source's peer: %v", err)
 		}
 		closeWrite(t, feed)
 		source := io.Reader(r)
 		if _, ok := r.(io.WriterTo); ok {
 			source = io.LimitReader(r, math.MaxInt64)
 		}
-		checkRead(t, "io.Copy", func() (int64, error) { return io.Copy(near, source) }, far, want)
+		checkRead(t, "io.Copy from a wrapper to a Conn", func() (int64, error) { return io.Copy(near, source) }, far, want)
 	})
 }
 
@@ -269,14 +271,14 @@ func TestWriteToUsesTheWriteOfAWrapper(t *testing.T) {
 			return near.(io.WriterTo), far
 		},
 	}
-	wrappers(t, func(t *testing.T, s wrapperShape, f *filter, passed, want []byte) {
+	wrappers(t, func(t *testing.T, s wrapperShape, f *filter, input, want []byte) {
 		for name, open := range sources {
 			for _, way := range []string{"WriteTo", "io.Copy"} {
 				f := &filter{head: f.head, key: f.key}
 				w, far := s.open(t, f)
 				r, feed := open(t)
-				if _, err := feed.Write(passed); err != nil {
-					t.Fatal(err)
+				if _, err := feed.Write(input); err != nil {
+					t.Fatalf("Write of the source's peer: %v", err)
 				}
 				closeWrite(t, feed)
 				n, err := int64(0), error(nil)
@@ -285,19 +287,21 @@ func TestWriteToUsesTheWriteOfAWrapper(t *testing.T) {
 				} else {
 					n, err = io.Copy(w, r.(io.Reader))
 				}
-				if n != int64(len(passed)) || err != nil || f.n != len(passed) {
-					t.Fatalf("%s of %s copied %d bytes, %v, %d by Write; want %d", way, name, n, err, f.n, len(passed))
+				if n != int64(len(input)) || err != nil || f.n != len(input) {
+					t.Fatalf("%s from %s to a wrapper: got %d, %v, with %d bytes through the wrapper's Write; want %d, nil, with %d bytes",
+						way, name, n, err, f.n, len(input), len(input))
 				}
 				got := make([]byte, len(want))
 				if _, err := io.ReadFull(far, got); err != nil || !bytes.Equal(got, want) {
-					t.Errorf("%s of %s: the peer read %q, %v; want %q", way, name, got, err, want)
+					t.Errorf("ReadFull of the peer after %s from %s to a wrapper: got %q, %v; want %q, nil", way, name, got, err, want)
 				}
 			}
 		}
 	})
 }
 
-// A waitingReader ends when end is closed. It reports its first Read.
+// A waitingReader returns EOF once end is closed. Its Read reports to waiting that it has
+// been called.
 type waitingReader struct {
 	waiting *sync.WaitGroup
 	end     <-chan struct{}
@@ -319,16 +323,16 @@ func TestIdleCopyHoldsNoMoreThanTheBufferOfIOCopy(t *testing.T) {
 		waiting.Add(1)
 		ended.Go(func() {
 			if n, err := near.ReadFrom(waitingReader{&waiting, end}); n != 0 || err != nil {
-				t.Errorf("ReadFrom copied %d bytes, %v; want 0", n, err)
+				t.Errorf("ReadFrom of a reader without bytes: got %d, %v; want 0, nil", n, err)
 			}
 		})
 	}
-	sockettest.Returns(t, "the Reads", waiting.Wait)
+	sockettest.Returns(t, "the calls of Read", waiting.Wait)
 	if held := (heldMemory() - before) / copies; held > buffer+extra {
-		t.Errorf("%d idle copies hold %d bytes each, want at most %d", copies, held, buffer+extra)
+		t.Errorf("memory of %d idle copies: got %d bytes for each, want at most %d", copies, held, buffer+extra)
 	}
 	close(end)
-	sockettest.Returns(t, "the copies", ended.Wait)
+	sockettest.Returns(t, "the end of the copies", ended.Wait)
 }
 
 // heldMemory returns the size of the heap and the stacks after a garbage collection.
@@ -345,14 +349,14 @@ func TestCopyOfAClosedNilOrZeroConnTakesNothing(t *testing.T) {
 	for name, c := range map[string]*unixsock.Conn{"closed": closed, "nil": nil, "zero": new(unixsock.Conn)} {
 		r := bytes.NewReader([]byte("some"))
 		if n, err := c.ReadFrom(r); n != 0 || err == nil || r.Len() != 4 {
-			t.Errorf("%s: ReadFrom wrote %d bytes, %v, and took %d; want an error", name, n, err, 4-r.Len())
+			t.Errorf("ReadFrom of a %s Conn: got %d, %v, with %d bytes read from the source; want 0, an error, with 0 bytes read", name, n, err, 4-r.Len())
 		}
 		if n, err := c.WriteTo(io.Discard); n != 0 || err == nil {
-			t.Errorf("%s: WriteTo read %d bytes, %v; want an error", name, n, err)
+			t.Errorf("WriteTo of a %s Conn: got %d, %v; want 0, an error", name, n, err)
 		}
 		open, _ := sockettest.Pair(t)
 		if n, err := open.ReadFrom(c); n != 0 || err == nil {
-			t.Errorf("%s: ReadFrom of it copied %d bytes, %v; want an error", name, n, err)
+			t.Errorf("ReadFrom with a %s Conn as the source: got %d, %v; want 0, an error", name, n, err)
 		}
 	}
 }
