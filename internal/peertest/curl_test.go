@@ -26,7 +26,7 @@ func listenUnit(t *testing.T, path string) net.Listener {
 	t.Helper()
 	l, err := unixsock.NewTCPUnit(path).Listen("tcp", ":80")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("TCPUnit.Listen at %s: %v", path, err)
 	}
 	return l
 }
@@ -60,7 +60,7 @@ func TestCurlDownloadsFile(t *testing.T) {
 	dir := socketDir(t)
 	file := dir + "/file"
 	if err := os.WriteFile(file, data, 0o600); err != nil {
-		t.Fatal(err)
+		t.Fatalf("WriteFile: %v", err)
 	}
 	web(t, dir+"/s", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) })
 	output := finish(t, peer(t, "curl", "-sSf", "--unix-socket", dir+"/s", "http://any.host/"), nil)
@@ -123,14 +123,14 @@ func TestCurlKeepsItsConnection(t *testing.T) {
 	}
 }
 
-// Code that splits the addresses of a request into host and port must work.
+// Handlers may split the addresses of a request into host and port.
 func TestCurlsAddressSplits(t *testing.T) {
 	program(t, "curl")
 	path := socketDir(t) + "/s"
 	web(t, path, func(w http.ResponseWriter, r *http.Request) {
 		host, port, err := net.SplitHostPort(r.RemoteAddr)
 		if err != nil || net.ParseIP(host) == nil || port != "0" {
-			t.Errorf("split RemoteAddr %q: got host %q, port %q, %v, want an IP address, port 0", r.RemoteAddr, host, port, err)
+			t.Errorf("split RemoteAddr %q: got host %q, port %q, %v; want an IP address, port 0", r.RemoteAddr, host, port, err)
 		}
 		if local := r.Context().Value(http.LocalAddrContextKey).(net.Addr); local.String() != "127.0.0.1:1" {
 			t.Errorf("local address of a request: got %v, want 127.0.0.1:1", local)

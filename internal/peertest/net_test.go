@@ -46,24 +46,24 @@ func eachNetName(t *testing.T, test func(t *testing.T, name, netName string)) {
 	})
 }
 
-// dialNet connects with package net.
+// dialNet connects with package net and sets a deadline.
 func dialNet(t *testing.T, name string) *net.UnixConn {
 	t.Helper()
 	c, err := net.DialTimeout("unix", name, timeout)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("net.DialTimeout to %s: %v", name, err)
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(timeout))
 	return c.(*net.UnixConn)
 }
 
-// listenNet listens with package net.
+// listenNet listens with package net and sets a deadline.
 func listenNet(t *testing.T, name string) *net.UnixListener {
 	t.Helper()
 	l, err := net.Listen("unix", name)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("net.Listen at %s: %v", name, err)
 	}
 	t.Cleanup(func() { l.Close() })
 	ul := l.(*net.UnixListener)
@@ -71,12 +71,12 @@ func listenNet(t *testing.T, name string) *net.UnixListener {
 	return ul
 }
 
-// acceptNet accepts with package net.
+// acceptNet accepts with package net and sets a deadline.
 func acceptNet(t *testing.T, l *net.UnixListener) *net.UnixConn {
 	t.Helper()
 	c, err := l.AcceptUnix()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("AcceptUnix: %v", err)
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(timeout))
@@ -109,14 +109,15 @@ func TestNetIsServer(t *testing.T) {
 	})
 }
 
-// Package net shows an abstract name with a leading @, RemoteAddr with a NUL.
+// Package net shows an abstract name with a leading @. RemoteAddr returns it with a
+// leading NUL.
 func TestNetsNameIsRemoteAddr(t *testing.T) {
 	eachNetName(t, func(t *testing.T, name, netName string) {
 		l := listen(t, socketDir(t)+"/s")
 		to := &net.UnixAddr{Name: l.Addr().String(), Net: "unix"}
 		c, err := net.DialUnix("unix", &net.UnixAddr{Name: netName, Net: "unix"}, to)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("net.DialUnix from %s: %v", netName, err)
 		}
 		defer c.Close()
 		if got := accept(t, l).RemoteAddr().String(); got != name {
@@ -131,16 +132,16 @@ func TestNetSeesHalfClose(t *testing.T) {
 	ours := accept(t, l)
 
 	if err := ours.CloseWrite(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseWrite: got %v, want no error", err)
 	}
 	expectEOF(t, theirs)
 	// The other half still works.
 	if _, err := io.WriteString(theirs, "on"); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write of package net after the peer's CloseWrite: got %v, want no error", err)
 	}
 	expectBytes(t, ours, "on")
 	if err := ours.CloseRead(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseRead: got %v, want no error", err)
 	}
 	if _, err := theirs.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
 		t.Errorf("Write of package net after CloseRead: got %v, want EPIPE", err)
@@ -153,15 +154,15 @@ func TestNetsHalfCloseIsSeen(t *testing.T) {
 	theirs := acceptNet(t, l)
 
 	if err := theirs.CloseWrite(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseWrite of package net: %v", err)
 	}
 	expectEOF(t, ours)
 	if _, err := ours.Write([]byte("on")); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Write after CloseWrite of package net: got %v, want no error", err)
 	}
 	expectBytes(t, theirs, "on")
 	if err := theirs.CloseRead(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("CloseRead of package net: %v", err)
 	}
 	if _, err := ours.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
 		t.Errorf("Write after CloseRead of package net: got %v, want EPIPE", err)
@@ -174,24 +175,24 @@ func TestNetReachesFileCalledAt(t *testing.T) {
 	t.Chdir(dir)
 	l := listen(t, "@x")
 	if info, err := os.Lstat(dir + "/@x"); err != nil || info.Mode().Type() != os.ModeSocket {
-		t.Fatalf("Lstat of @x after Listen: got %v, %v, want a socket", info, err)
+		t.Fatalf("Lstat of @x after Listen: got %v, %v; want a socket", info, err)
 	}
 	theirs := dialNet(t, "./@x")
 	io.WriteString(theirs, "at")
 	expectBytes(t, accept(t, l), "at")
 }
 
-// withFile calls adopt with a copy of the descriptor of from.
+// withFile calls adopt with a duplicate of the descriptor of from.
 func withFile[T any](t *testing.T, from interface{ File() (*os.File, error) }, adopt func(*os.File) (T, error)) T {
 	t.Helper()
 	f, err := from.File()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("File of a %T: got %v, want a file", from, err)
 	}
 	defer f.Close()
 	adopted, err := adopt(f)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("adopt the file of a %T: got %v, want no error", from, err)
 	}
 	return adopted
 }
@@ -199,8 +200,8 @@ func withFile[T any](t *testing.T, from interface{ File() (*os.File, error) }, a
 func TestNetAdoptsConn(t *testing.T) {
 	data := noise(1<<20 + 1)
 	ours, given, err := unixsock.Pair()
-	limit(t, ours, err)
-	theirs := withFile(t, limit(t, given, err), net.FileConn).(*net.UnixConn)
+	withDeadline(t, "Pair", ours, err)
+	theirs := withFile(t, withDeadline(t, "Pair", given, err), net.FileConn).(*net.UnixConn)
 	defer theirs.Close()
 	theirs.SetDeadline(time.Now().Add(timeout))
 	given.Close()
@@ -226,7 +227,7 @@ func TestNetsConnIsAdopted(t *testing.T) {
 	l := listenNet(t, socketDir(t)+"/s")
 	given := dialNet(t, l.Addr().String())
 	theirs := acceptNet(t, l)
-	ours := limit(t, withFile(t, given, unixsock.FileConn), nil)
+	ours := withDeadline(t, "FileConn", withFile(t, given, unixsock.FileConn), nil)
 	given.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()

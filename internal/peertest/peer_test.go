@@ -30,7 +30,7 @@ import (
 // timeout limits each wait for a peer.
 const timeout = 30 * time.Second
 
-// program returns the file of a program. It skips the test if the program is not
+// program returns the path of a program. It skips the test if the program is not
 // installed. Servers may be in /usr/sbin, which is not in every user's PATH.
 func program(t testing.TB, name string) string {
 	t.Helper()
@@ -60,7 +60,7 @@ func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 		}
 		if t.Failed() && stderr.Len() > 0 {
 			b := stderr.Bytes()
-			t.Logf("the end of what %s wrote to its standard error: %s", name, b[max(0, len(b)-4096):])
+			t.Logf("end of the standard error of %s: %s", name, b[max(0, len(b)-4096):])
 		}
 	})
 	return cmd
@@ -73,7 +73,7 @@ func finish(t testing.TB, cmd *exec.Cmd, input []byte) func() []byte {
 	var output bytes.Buffer
 	cmd.Stdin, cmd.Stdout = bytes.NewReader(input), &output
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("start %s: %v", cmd, err)
 	}
 	return func() []byte {
 		t.Helper()
@@ -98,11 +98,11 @@ func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "us")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("MkdirTemp: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
-		t.Fatal(err)
+		t.Fatalf("EvalSymlinks: %v", err)
 	}
 	return dir
 }
@@ -133,7 +133,7 @@ func listen(t testing.TB, path string, opts ...unixsock.ListenOption) *unixsock.
 	t.Helper()
 	l, err := unixsock.Listen(path, opts...)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen at %s: %v", path, err)
 	}
 	t.Cleanup(func() { l.Close() })
 	return l
@@ -145,10 +145,11 @@ func accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	c, err := l.AcceptContext(ctx)
-	return limit(t, c, err)
+	return withDeadline(t, "AcceptContext", c, err)
 }
 
-// connect connects to a peer that may not listen yet. Only a connect can find out.
+// connect connects to a peer. It retries until the peer listens, because nothing but a
+// connect shows that.
 func connect(t testing.TB, path string) *unixsock.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -159,19 +160,21 @@ func connect(t testing.TB, path string) *unixsock.Conn {
 			time.Sleep(2 * time.Millisecond)
 			continue
 		}
-		return limit(t, c, err)
+		return withDeadline(t, "ConnectContext to "+path, c, err)
 	}
 }
 
-// limit checks err and sets a deadline on c, so that a fault cannot block the test.
-func limit(t testing.TB, c *unixsock.Conn, err error) *unixsock.Conn {
+// withDeadline fails the test if the call what, which returned c and err, failed. It sets
+// a deadline on c, so that no call on c can block the test. c is closed at the end of the
+// test.
+func withDeadline(t testing.TB, what string, c *unixsock.Conn, err error) *unixsock.Conn {
 	t.Helper()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: got %v, want a connection", what, err)
 	}
 	t.Cleanup(func() { c.Close() })
 	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetDeadline: %v", err)
 	}
 	return c
 }
@@ -182,7 +185,8 @@ type halfCloser interface {
 	CloseWrite() error
 }
 
-// echo sends back what it reads from c until EOF, then closes the output of c.
+// echo writes the bytes that it reads from c back to c until EOF, and then closes the
+// output of c.
 func echo(t testing.TB, c halfCloser) {
 	t.Helper()
 	if n, err := io.Copy(c, c); err != nil {
@@ -212,7 +216,7 @@ func converse(t testing.TB, c halfCloser, data []byte) {
 	same(t, got, data)
 }
 
-// same checks that got equals want. It prints neither, as both may be long.
+// same checks that got equals want. It prints neither, because both may be long.
 func same(t testing.TB, got, want []byte) {
 	t.Helper()
 	if bytes.Equal(got, want) {
@@ -230,7 +234,7 @@ func expectEOF(t testing.TB, r io.Reader) {
 	t.Helper()
 	b := make([]byte, 1)
 	if n, err := r.Read(b); n != 0 || err != io.EOF {
-		t.Fatalf("Read: got %d bytes, %v, want 0 bytes, EOF", n, err)
+		t.Fatalf("Read at the end of the input: got %d bytes, %v; want 0 bytes, EOF", n, err)
 	}
 }
 
@@ -239,6 +243,6 @@ func expectBytes(t testing.TB, r io.Reader, want string) {
 	t.Helper()
 	b := make([]byte, len(want))
 	if n, err := io.ReadFull(r, b); err != nil || string(b) != want {
-		t.Fatalf("read %d bytes: got %q, %v, want %q", len(want), b[:n], err, want)
+		t.Fatalf("read %d bytes: got %q, %v; want %q", len(want), b[:n], err, want)
 	}
 }

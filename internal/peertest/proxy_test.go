@@ -22,7 +22,7 @@ import (
 // serverBacklog is the backlog that the documentation recommends for servers.
 const serverBacklog = 511
 
-// A backend is an HTTP server behind a proxy. It counts what arrives.
+// A backend is an HTTP server behind a proxy. It counts connections and requests.
 type backend struct {
 	path        string
 	conns, reqs atomic.Int64
@@ -97,7 +97,7 @@ func nginx(t *testing.T, path string, keepAlive bool) string {
 	cmd := peer(t, "nginx", "-p", dir, "-c", dir+"/nginx.conf", "-e", "stderr")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("start nginx: %v", err)
 	}
 	awaitTCP(t, addr)
 	return addr
@@ -109,12 +109,12 @@ func haproxy(t *testing.T, path string, keepAlive bool) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("net.Listen: %v", err)
 	}
 	defer l.Close()
 	f, err := l.(*net.TCPListener).File()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("File of the TCP listener: %v", err)
 	}
 	defer f.Close()
 	reuse := "option httpclose"
@@ -143,7 +143,7 @@ backend backend
 	cmd := peer(t, "haproxy", "-db", "-f", file)
 	cmd.ExtraFiles = []*os.File{f} // descriptor 3 in the child
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("start haproxy: %v", err)
 	}
 	return l.Addr().String()
 }
@@ -163,7 +163,8 @@ func freeAddr(t *testing.T) string {
 	return ""
 }
 
-// awaitTCP waits until a server listens on addr. Only a connect can find out.
+// awaitTCP waits until a server listens on addr. It retries a connect, because nothing
+// else shows that the server listens.
 func awaitTCP(t *testing.T, addr string) {
 	t.Helper()
 	deadline := time.Now().Add(timeout)
@@ -183,12 +184,12 @@ func awaitTCP(t *testing.T, addr string) {
 func writeFile(t *testing.T, name, content string) {
 	t.Helper()
 	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
+		t.Fatalf("WriteFile: %v", err)
 	}
 }
 
-// ab has ApacheBench send requests to addr, clients at a time. It returns the
-// report that ApacheBench prints.
+// ab runs ApacheBench, which sends requests to addr from the given number of concurrent
+// clients. It returns the report that ApacheBench prints.
 func ab(t *testing.T, addr string, requests, clients int, keepAlive bool) string {
 	t.Helper()
 	args := []string{"-q", "-n", strconv.Itoa(requests), "-c", strconv.Itoa(clients)}
@@ -207,13 +208,14 @@ func abCount(t *testing.T, report, name string) int {
 	}
 	n, err := strconv.Atoi(m[1])
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("read %q in the report of ab: %v", name, err)
 	}
 	return n
 }
 
 // testProxy checks that the backend answers each request that ab sends through a
-// proxy. It also checks that keep-alive is on only where the test says so.
+// proxy. It also checks that the proxy reuses connections to the backend only with
+// keep-alive.
 func testProxy(t *testing.T, start startProxy) {
 	t.Helper()
 	program(t, "ab")
@@ -232,7 +234,7 @@ func testProxy(t *testing.T, start startProxy) {
 				failed := abCount(t, report, "Failed requests")
 				errors := abCount(t, report, "Non-2xx responses")
 				if complete != requests || failed != 0 || errors != 0 {
-					t.Errorf("ab sent %d requests: got %d answers, %d failed, %d not 2xx, want %d, 0 and 0",
+					t.Errorf("ab sent %d requests: got %d answers, %d failed, %d not 2xx; want %d answers, 0 failed, 0 not 2xx",
 						requests, complete, failed, errors, requests)
 				}
 				if n := b.reqs.Load(); n != requests {

@@ -23,7 +23,7 @@ const pythonClients = 100
 // pythonServers are servers with a backlog of 5. A server echoes what a client
 // sends, after the client has closed its output. It prints a line once it listens.
 var pythonServers = map[string]string{
-	// One client after the other.
+	// This server serves one client after the other.
 	"socketserver": `
 import socketserver, sys
 
@@ -98,16 +98,16 @@ with socket.socket(socket.AF_UNIX) as s:
     s.shutdown(socket.SHUT_WR)
 `
 
-// startPython starts a Python program and returns its output, by lines.
+// startPython starts a Python program and returns its output.
 func startPython(t *testing.T, source string, args ...string) *bufio.Reader {
 	t.Helper()
 	cmd := peer(t, "python3", append([]string{"-c", source}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("StdoutPipe: %v", err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("start python3: %v", err)
 	}
 	return bufio.NewReader(out)
 }
@@ -117,12 +117,12 @@ func expectLine(t *testing.T, r *bufio.Reader, want string) {
 	t.Helper()
 	line, err := r.ReadString('\n')
 	if got := strings.TrimSuffix(line, "\n"); err != nil || got != want {
-		t.Fatalf("read a line of the peer: got %q, %v, want %q", got, err, want)
+		t.Fatalf("read a line of the peer: got %q, %v; want %q", got, err, want)
 	}
 }
 
-// atOnce has pythonClients clients connect by dial at the same time and exchange
-// a message. It returns the errors of dial and of the exchanges.
+// atOnce starts pythonClients clients, which connect with dial at the same time and
+// exchange a message. It returns the errors of dial and of the exchanges.
 func atOnce(dial func() (net.Conn, error)) (dialErrs, exchangeErrs []error) {
 	var (
 		mu      sync.Mutex
@@ -225,7 +225,7 @@ func TestBacklogHoldsAsyncioClients(t *testing.T) {
 	}()
 	line, err := out.ReadString('\n')
 	if got, want := strings.TrimSpace(line), fmt.Sprint(pythonClients); err != nil || got != want {
-		t.Errorf("%s asyncio clients connected at once: got %q that were answered, %v, want %q; the server answered %d",
+		t.Errorf("%s asyncio clients connected at once: got %q with an answer, %v; want %q. The server answered %d",
 			want, got, err, want, served.Load())
 	}
 }

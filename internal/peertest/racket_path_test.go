@@ -144,7 +144,7 @@ func (g *pathGenerator) path() string {
 	case 2: // a path that contains a NUL
 		b := g.bytes(1 + g.IntN(limit))
 		return string(slices.Insert(b, 1+g.IntN(len(b)), 0))
-	case 3: // anything
+	case 3: // any bytes but NUL
 		return string(g.bytes(g.IntN(131)))
 	case 4: // at most three bytes
 		return string(g.bytes(g.IntN(4)))
@@ -195,7 +195,7 @@ func TestRacketAgreesOnPaths(t *testing.T) {
 	}
 	for _, wd := range wds {
 		if err := os.MkdirAll(wd, 0o700); err != nil {
-			t.Fatal(err)
+			t.Fatalf("MkdirAll: %v", err)
 		}
 	}
 
@@ -242,7 +242,7 @@ func TestRacketAgreesOnPaths(t *testing.T) {
 	}
 	t.Logf("%d valid paths: %d of %d bytes, %d longer before runs of slashes collapsed; %d invalid paths: %d one byte too long",
 		valid, full, limit, squeezed, invalid, over)
-	// Without paths near the limit the test would prove nothing.
+	// Without enough paths near the limit, the test would not test the limit.
 	for _, n := range []int{valid, invalid, full, over, squeezed} {
 		if n < 20 {
 			t.Errorf("generate %d paths: got %d of one kind, want at least 20", total, n)

@@ -53,14 +53,14 @@ func startRacket(t testing.TB) *racket {
 	cmd := peer(t, "racket", "-l", "racket/base", "-l", "racket/port", "-l", "racket/unix-socket", "-e", evaluator)
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("StdinPipe: %v", err)
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("StdoutPipe: %v", err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("start racket: %v", err)
 	}
 	r := &racket{t, in, bufio.NewReader(out)}
 	if got := r.eval("unix-socket-available?"); got != "(#t)" {
@@ -86,7 +86,7 @@ func (r *racket) result() string {
 	r.t.Helper()
 	line, err := r.out.ReadString('\n')
 	if err != nil {
-		r.t.Fatalf("read a result from Racket: got %q, %v, want a line", line, err)
+		r.t.Fatalf("read a result from Racket: got %q, %v; want a line", line, err)
 	}
 	return strings.TrimSuffix(line, "\n")
 }
@@ -183,15 +183,15 @@ func TestRacketDistinguishesNamesByTheirNULs(t *testing.T) {
 		r.do(`(define-values (in out) (unix-socket-connect PATH))`, n)
 		c := accept(t, listeners[i])
 		if _, err := fmt.Fprintln(c, i); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Write to Racket at %q: got %v, want no error", n, err)
 		}
 		r.want(fmt.Sprintf("%q", fmt.Sprint(i)), `(read-line in)`)
 		r.do(`(begin (close-input-port in) (close-output-port out))`)
 	}
 }
 
-// withRacket runs a test with a connection between Racket's ports in and out and a
-// Conn: once Racket connects, once it accepts.
+// withRacket runs a test twice with a connection between Racket's ports in and out and a
+// Conn. Racket connects the first time and accepts the second time.
 func withRacket(t *testing.T, test func(t *testing.T, r *racket, c *unixsock.Conn)) {
 	t.Run("Racket connects", func(t *testing.T) {
 		r := startRacket(t)
@@ -214,7 +214,7 @@ func TestRacketSeesOutputClosed(t *testing.T) {
 		_, out := c.Ports()
 		io.WriteString(out, "last words")
 		if err := out.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Close of the OutputPort: got %v, want no error", err)
 		}
 		r.want(`#"last words"`, `(port->bytes in #:close? #f)`)
 		r.want(`#<eof>`, `(read-byte in)`)
@@ -228,14 +228,14 @@ func TestRacketSeesInputClosed(t *testing.T) {
 	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
 		in, out := c.Ports()
 		if err := in.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Close of the InputPort: got %v, want no error", err)
 		}
 		got := r.eval(`(begin (write-bytes #"x" out) (flush-output out))`)
 		if !strings.HasPrefix(got, "(failed ") || !strings.Contains(got, fmt.Sprintf("errno=%d", int(syscall.EPIPE))) {
 			t.Errorf("write in Racket after the InputPort was closed: got %s, want EPIPE", got)
 		}
 		if _, err := io.WriteString(out, "on"); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Write after the InputPort was closed: got %v, want no error", err)
 		}
 		r.want(`#"on"`, `(read-bytes 2 in)`)
 	})
@@ -247,7 +247,7 @@ func TestRacketsOutputClosedIsSeen(t *testing.T) {
 		expectBytes(t, c, "last words")
 		expectEOF(t, c)
 		if _, err := io.WriteString(c, "on"); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Write after Racket closed its output: got %v, want no error", err)
 		}
 		r.want(`#"on"`, `(read-bytes 2 in)`)
 	})
@@ -268,12 +268,12 @@ func TestRacketSeesClose(t *testing.T) {
 	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
 		r.send(`(read-byte in)`)
 		if err := c.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Close: got %v, want no error", err)
 		}
 		if got := r.result(); got != "(#<eof>)" {
 			t.Errorf("read in Racket while the Conn is closed: got %s, want (#<eof>)", got)
 		}
-		// To close a half is no error if the peer has already closed.
+		// Racket can close its ports without an error after the peer has closed.
 		r.do(`(begin (close-output-port out) (close-input-port in))`)
 	})
 }
@@ -316,7 +316,7 @@ func TestRacketsAcceptEvtTakesOurConnects(t *testing.T) {
 	r.do(`(define evt (unix-socket-accept-evt listener))`)
 	r.want(`#f`, `(sync/timeout 0 evt)`)
 	for i := range 20 {
-		// The connect and the sync alternate in coming first.
+		// The connect comes first in half of the rounds, the sync in the others.
 		expression := `(let ([ports (sync evt)])
 			(copy-port (car ports) (cadr ports))
 			(for-each (lambda (p) (if (input-port? p) (close-input-port p) (close-output-port p))) ports))`
@@ -382,7 +382,7 @@ func TestAcceptEvtTakesRacketsConnects(t *testing.T) {
 			if !ok {
 				t.Fatal("receive from AcceptEvt: got a closed channel, want a connection")
 			}
-			c := limit(t, a.Conn, a.Err)
+			c := withDeadline(t, "receive from AcceptEvt", a.Conn, a.Err)
 			r.do(`(begin (write-bytes #"x" out) (close-output-port out))`)
 			expectBytes(t, c, "x")
 			expectEOF(t, c)

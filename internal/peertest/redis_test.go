@@ -24,7 +24,7 @@ func redis(t *testing.T) string {
 	cmd := peer(t, "redis-server", "--port", "0", "--unixsocket", path,
 		"--save", "", "--appendonly", "no", "--dir", dir, "--daemonize", "no")
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("start redis-server: %v", err)
 	}
 	connect(t, path).Close()
 	return path
@@ -54,7 +54,7 @@ func newSession(t *testing.T, dial func(ctx context.Context) (net.Conn, error)) 
 	defer cancel()
 	c, err := dial(ctx)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("dial Redis: got %v, want a connection", err)
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(timeout))
@@ -152,11 +152,11 @@ func TestRedisAnswersPipeline(t *testing.T) {
 			for i := range n {
 				got, err := s.reply()
 				if err != nil || got != strconv.Itoa(i) {
-					t.Fatalf("read reply %d: got %q, %v, want %q", i, got, err, strconv.Itoa(i))
+					t.Fatalf("read reply %d: got %q, %v; want %q", i, got, err, strconv.Itoa(i))
 				}
 			}
 			if err := <-sent; err != nil {
-				t.Fatal(err)
+				t.Fatalf("send ECHO %d times: got %v, want no error", n, err)
 			}
 		})
 	}
@@ -190,7 +190,7 @@ func TestRedisQuitIsEOF(t *testing.T) {
 			s := newSession(t, dial)
 			s.want(t, "OK", "QUIT")
 			if n, err := s.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-				t.Errorf("Read after QUIT: got %d bytes, %v, want 0 bytes, EOF", n, err)
+				t.Errorf("Read after QUIT: got %d bytes, %v; want 0 bytes, EOF", n, err)
 			}
 		})
 	}

@@ -39,7 +39,7 @@ func TestSystemdActivatesExample(t *testing.T) {
 			got, err := io.ReadAll(c)
 			want := fmt.Sprintf("client %d of process %d\n", i+1, cmd.Process.Pid)
 			if err != nil || string(got) != want {
-				t.Errorf("connect to %s: got %q, %v, want %q", path, got, err, want)
+				t.Errorf("connect to %s: got %q, %v; want %q", path, got, err, want)
 			}
 		}
 	}
