@@ -25,8 +25,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestFullOrReadOnlyFilesystemIsAnError listens in a file system that is full or read-only:
-// the error says so, no file is left, and open listeners stay usable.
+// TestFullOrReadOnlyFilesystemIsAnError calls Listen in a file system that is full or
+// read-only. The error is ENOSPC or EROFS, Listen leaves no file, and open listeners stay
+// usable.
 func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mount needs root")
@@ -46,7 +47,7 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Skipf("cannot make a mount namespace: %v", err)
 	}
-	// Room for its root directory and three files.
+	// The file system has room for its root directory and three files.
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k,nr_inodes=4"); err != nil {
 		t.Skipf("cannot mount tmpfs: %v", err)
 	}
@@ -65,14 +66,14 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 			t.Errorf("Listen %s in a full file system: got %v, want ENOSPC", what, err)
 		}
 		if sockettest.IsSocketFile(at("more")) {
-			t.Errorf("failed Listen %s: left a socket file, want none", what)
+			t.Errorf("Listen %s in a full file system: got a socket file, want none", what)
 		}
 	}
 	sockettest.Exchange(t, at("l"), l)
-	// Replacing a file needs no room.
+	// ReplaceStale needs no room to replace a file.
 	sockettest.Exchange(t, at("stale"), sockettest.ListenAt(t, at("stale"), unixsock.ReplaceStale()))
 	if err := other.Close(); err != nil {
-		t.Errorf("Close in a full file system: %v", err)
+		t.Errorf("Close with UnlinkOnClose in a full file system: got %v, want no error", err)
 	}
 	again := sockettest.ListenAt(t, at("more"), unixsock.Mode(0o600))
 	again.Close()
@@ -110,7 +111,7 @@ func rawPeer(t *testing.T) (c *unixsock.Conn, peer int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("socketpair(2): %v", err)
 	}
 	f := os.NewFile(uintptr(fds[0]), "")
 	defer f.Close()
@@ -121,20 +122,20 @@ func rawPeer(t *testing.T) (c *unixsock.Conn, peer int) {
 	return c, fds[1]
 }
 
-// setOption sets a socket option of c. It skips the test if the kernel has no such option.
+// setOption sets a socket option of c. It skips the test if the kernel lacks the option.
 func setOption(t *testing.T, c *unixsock.Conn, option int, name string) {
 	t.Helper()
 	raw, err := c.SyscallConn()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("SyscallConn: %v", err)
 	}
 	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, 1) })
 	if err != nil {
-		t.Skipf("%s: %v", name, err)
+		t.Skipf("setsockopt(2) of %s: %v", name, err)
 	}
 }
 
-// TestReadFilesIgnoresCredentials receives control messages of another kind before, after
+// TestReadFilesIgnoresCredentials receives control messages with credentials before, after
 // and without those with descriptors.
 func TestReadFilesIgnoresCredentials(t *testing.T) {
 	before := sockettest.CountDescriptors(t)
@@ -161,7 +162,7 @@ func TestReadFilesIgnoresCredentials(t *testing.T) {
 				if m.what == "two messages of one descriptor" && err == unix.EINVAL {
 					continue // the kernel accepts only one message of each kind
 				}
-				t.Fatalf("sendmsg of %s: %v", m.what, err)
+				t.Fatalf("sendmsg(2) of %s: %v", m.what, err)
 			}
 			n, files, err := c.ReadFiles(make([]byte, 1), m.want)
 			if n != 1 || len(files) != m.want || err != nil {
@@ -173,8 +174,8 @@ func TestReadFilesIgnoresCredentials(t *testing.T) {
 	sockettest.WaitDescriptors(t, before)
 }
 
-// TestReadFilesClosesPidfds makes the kernel add a pidfd of the sender to each message, a
-// descriptor that no peer sent: ReadFiles neither returns it nor leaves it open.
+// TestReadFilesClosesPidfds makes the kernel add a pidfd of the sender to each message. The
+// peer did not send this descriptor. ReadFiles neither returns it nor leaves it open.
 func TestReadFilesClosesPidfds(t *testing.T) {
 	const passPidfd = 76 // SO_PASSPIDFD, Linux 6.5
 	before := sockettest.CountDescriptors(t)
@@ -183,7 +184,7 @@ func TestReadFilesClosesPidfds(t *testing.T) {
 		setOption(t, c, passPidfd, "SO_PASSPIDFD")
 		for _, rights := range []int{0, 1} {
 			if err := unix.Sendmsg(peer, []byte("!"), unix.UnixRights(make([]int, rights)...), nil, 0); err != nil {
-				t.Fatalf("sendmsg of %d descriptors: %v", rights, err)
+				t.Fatalf("sendmsg(2) of %d descriptors: %v", rights, err)
 			}
 			n, files, err := c.ReadFiles(make([]byte, 1), 1)
 			if n != 1 || len(files) != rights || err != nil {
@@ -194,7 +195,7 @@ func TestReadFilesClosesPidfds(t *testing.T) {
 		c.Close()
 	})
 	if after := sockettest.CountDescriptors(t); after > before {
-		t.Errorf("open descriptors after Close: got %d, want %d", after, before)
+		t.Errorf("open descriptors after Close: got %d, want at most %d", after, before)
 	}
 }
 
@@ -207,7 +208,7 @@ func storm(t *testing.T, signals ...syscall.Signal) (stop func()) {
 		for ctx.Err() == nil {
 			tasks, err := os.ReadDir("/proc/self/task")
 			if err != nil {
-				t.Errorf("list of threads: %v", err)
+				t.Errorf("ReadDir of the process's threads: %v", err)
 				return
 			}
 			for _, task := range tasks {
@@ -218,7 +219,7 @@ func storm(t *testing.T, signals ...syscall.Signal) (stop func()) {
 				}
 			}
 			unix.Kill(os.Getpid(), signals[0])
-			time.Sleep(50 * time.Microsecond)
+			time.Sleep(50 * time.Microsecond) // leaves processor time for the test
 		}
 	})
 	return func() {
@@ -228,9 +229,9 @@ func storm(t *testing.T, signals ...syscall.Signal) (stop func()) {
 	}
 }
 
-// neverRestart makes a signal interrupt system calls: it clears SA_RESTART, which Go sets
-// so that the kernel restarts them. It reports whether it succeeded. It knows the layout of
-// the kernel's structure on most architectures, not on all.
+// neverRestart makes a signal interrupt system calls. It clears SA_RESTART, which Go sets
+// so that the kernel restarts the calls. It reports whether it succeeded. It supports most
+// architectures: on some, the kernel's structure has another layout.
 func neverRestart(s syscall.Signal) bool {
 	switch runtime.GOARCH {
 	case "mips", "mipsle", "mips64", "mips64le", "alpha", "sparc64":
@@ -252,7 +253,8 @@ func neverRestart(s syscall.Signal) bool {
 	return errno == 0
 }
 
-// TestSignalsInterruptNoCall runs servers and clients in a storm of signals: no call fails.
+// TestSignalsInterruptNoCall runs servers and clients while another goroutine sends many
+// signals to the process. No call fails.
 func TestSignalsInterruptNoCall(t *testing.T) {
 	if !sockettest.InChild(t, sockettest.WithRounds) {
 		return
@@ -261,7 +263,7 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 	signal.Notify(children, syscall.SIGCHLD)
 	defer signal.Stop(children)
 	if !neverRestart(syscall.SIGCHLD) || !neverRestart(syscall.SIGURG) {
-		t.Log("the kernel restarts system calls: no signal interrupts one")
+		t.Log("cannot clear SA_RESTART: no signal interrupts a system call")
 	}
 	l := sockettest.Listen(t, unixsock.Backlog(1))
 	path := l.Addr().String()
@@ -287,13 +289,13 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 				case errors.Is(err, context.DeadlineExceeded):
 					continue
 				case err != nil:
-					t.Errorf("accept: %v", err)
+					t.Errorf("accept during signals: got %v, want a connection", err)
 					return
 				}
 				servers.Go(func() {
 					defer c.Close()
 					if _, err := io.Copy(c, c); err != nil {
-						t.Errorf("echo: %v", err)
+						t.Errorf("io.Copy of the echo during signals: got %v, want no error", err)
 					}
 				})
 			}
@@ -303,8 +305,8 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 	for range 8 {
 		clients.Go(func() {
 			for time.Now().Before(until) && !t.Failed() {
-				if err := everything(path); err != nil {
-					t.Errorf("client: %v", err)
+				if err := callEverything(path); err != nil {
+					t.Errorf("calls of a client during signals: got %v, want no error", err)
 				}
 			}
 		})
@@ -314,26 +316,26 @@ func TestSignalsInterruptNoCall(t *testing.T) {
 		for i := 0; time.Now().Before(until); i++ {
 			l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o600), unixsock.ReplaceStale())
 			if err != nil {
-				t.Errorf("Listen: %v", err)
+				t.Errorf("Listen during signals: got %v, want a listener", err)
 				return
 			}
 			if err := l.Close(); err != nil {
-				t.Errorf("Close: %v", err)
+				t.Errorf("Close of a listener during signals: got %v, want no error", err)
 			}
 		}
 	})
 	clients.Wait()
 	stop()
 	if err := l.Close(); err != nil {
-		t.Errorf("Close: %v", err)
+		t.Errorf("Close of the listener: got %v, want no error", err)
 	}
 	servers.Wait()
 	sockettest.WaitGoroutines(t, goroutines)
 }
 
-// everything connects to path, where a server echoes, and makes the calls that a Conn
-// offers. It checks what comes back.
-func everything(path string) error {
+// callEverything connects to path, where a server echoes, and makes the calls that a Conn
+// offers. It checks the echo.
+func callEverything(path string) error {
 	c, err := unixsock.Connect(path)
 	if err != nil {
 		return err
@@ -372,7 +374,7 @@ func everything(path string) error {
 		}
 	}
 	if to.offset != size+1 {
-		return fmt.Errorf("echo of %d bytes: got %d", size+1, to.offset)
+		return fmt.Errorf("echo of %d bytes: got %d, want %d", size+1, to.offset, size+1)
 	}
 	return <-sent
 }

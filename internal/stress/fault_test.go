@@ -28,8 +28,8 @@ import (
 )
 
 // A text is an endless sequence of bytes that both ends of a connection know. The byte at
-// an offset differs from its neighbours, and from the same offset of other texts, so
-// that a byte that is lost, repeated or out of place is noticed.
+// an offset is a hash of the offset and the text, so that a textChecker notices bytes that
+// are lost, repeated, out of place or of another text.
 type text byte
 
 func (s text) at(offset int64) byte {
@@ -45,7 +45,7 @@ func (s text) fill(b []byte, offset int64) {
 	}
 }
 
-// A textReader reads s from offset on, without end.
+// A textReader reads s from offset on. It never returns EOF.
 type textReader struct {
 	s      text
 	offset int64
@@ -58,8 +58,8 @@ func (r *textReader) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A textChecker is a writer that expects s, and fails at the first byte that is not the
-// next one.
+// A textChecker is a writer whose Write returns an error unless the bytes are the next ones
+// of s.
 type textChecker struct {
 	s      text
 	offset int64
@@ -81,12 +81,13 @@ func (w *textChecker) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// isEnd reports whether err is one of the errors that may end a conversation.
+// isEnd reports whether err is one of the errors that may end a conversation: EOF, that of
+// a closed peer, an expired deadline or a closed connection.
 func isEnd(err error) bool {
 	return errors.Is(err, io.EOF) || isGone(err) || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed)
 }
 
-// send writes s to c, in random ways, until a write fails.
+// send writes s to c with randomly chosen methods until a write fails.
 func send(c *unixsock.Conn, s text, r *rand.Rand) error {
 	file, err := os.Open(os.DevNull)
 	if err != nil {
@@ -114,7 +115,7 @@ func send(c *unixsock.Conn, s text, r *rand.Rand) error {
 	}
 }
 
-// receive reads from c, in random ways, until a read fails.
+// receive reads from c with randomly chosen methods until a read fails.
 func receive(c *unixsock.Conn, to *textChecker, r *rand.Rand) error {
 	for {
 		b := make([]byte, 1+r.IntN(20000))
@@ -148,9 +149,10 @@ func closeAll(files []*os.File) {
 	}
 }
 
-// converse sends and receives until both have ended, and calls begun, which may be nil,
-// at the first byte that it receives. It returns how many bytes it received, and the
-// error that ended a direction, if isEnd does not explain it.
+// converse sends out and receives in until both directions have ended. It calls begun,
+// which may be nil, at the first byte that it receives. It returns the number of bytes
+// that it received, and the error that ended a direction, unless it is one that isEnd
+// allows. An expired deadline is an error, too.
 func converse(c *unixsock.Conn, out, in text, begun func()) (int64, error) {
 	defer c.Close()
 	var wg sync.WaitGroup
@@ -163,7 +165,7 @@ func converse(c *unixsock.Conn, out, in text, begun func()) (int64, error) {
 	})
 	wg.Wait()
 	for _, err := range []error{sendErr, receiveErr} {
-		// The deadline is the time limit of the test.
+		// The deadline is the time limit of the test, so it must not expire.
 		if !isEnd(err) || errors.Is(err, os.ErrDeadlineExceeded) {
 			return to.offset, err
 		}
@@ -185,13 +187,13 @@ const (
 func TestKilledPeersEndTheConversation(t *testing.T) {
 	if os.Getenv(sockettest.ChildVar) == t.Name() {
 		if err := converseUntilKilled(os.Getenv(faultRoleVar), os.Getenv(faultPathVar)); err != nil {
-			t.Fatal(err)
+			t.Fatalf("converse until the process is killed: got %v, want no end", err)
 		}
 		return
 	}
 	exe, err := os.Executable()
 	if err != nil {
-		t.Skip(err)
+		t.Skipf("Executable: %v", err)
 	}
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	n, name := sockettest.Times(100), t.Name()
@@ -211,12 +213,12 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
-			t.Fatalf("start of a child process: %v", err)
+			t.Fatalf("start a child process: %v", err)
 		}
 		var running sync.WaitGroup
 		begun, dead := make(chan struct{}, 2*conversations), make(chan struct{})
 		begin := func() { begun <- struct{}{} }
-		early := round%2 == 0 // kill before the first byte has to be there
+		early := round%2 == 0 // the kill does not wait for the first byte
 		for i := range conversations {
 			running.Go(func() {
 				c, err := meet(dead, l, path)
@@ -232,44 +234,44 @@ func TestKilledPeersEndTheConversation(t *testing.T) {
 					received.Add(n)
 				case l == nil && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)),
 					l != nil && errors.Is(err, net.ErrClosed):
-					err = nil // killed before there was a connection
+					err = nil // the kill came before the connection
 				}
 				if err != nil {
-					t.Errorf("conversation %d with a killed peer that %s: %v, want EOF or the error of a peer that is gone", i, role, err)
+					t.Errorf("conversation %d with a killed peer that %s: got %v, want EOF or the error of a closed peer", i, role, err)
 				}
 			})
 		}
 		sockettest.Receive(t, "a conversation to begin", begun)
-		time.Sleep(rand.N(8 * time.Millisecond))
+		time.Sleep(rand.N(8 * time.Millisecond)) // the kill comes at a random point of the conversations
 		cmd.Process.Kill()
 		err := cmd.Wait()
 		close(dead)
 		if l != nil {
-			l.Close() // pending connections are not served
+			l.Close() // ends the accepts; no goroutine serves the pending connections
 		}
 		running.Wait()
 		os.RemoveAll(filepath.Dir(path))
 		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
-			t.Fatalf("kill of a peer that %s: it ended with %v, want SIGKILL\n%s", role, err, out.Bytes())
+			t.Fatalf("kill a peer that %s: got %v, want SIGKILL\n%s", role, err, out.Bytes())
 		}
 	}
 	sockettest.WaitGoroutines(t, goroutines)
 	sockettest.WaitDescriptors(t, descriptors)
 	t.Logf("killed %d processes during %d conversations, after %d bytes", n, met.Load(), received.Load())
 	if received.Load() == 0 {
-		t.Error("conversations with killed peers: received 0 bytes, want some")
+		t.Error("converse with killed peers: got 0 bytes, want some")
 	}
 }
 
-// meet accepts a connection from l. If l is nil, it connects to path as soon as a
-// listener is there, and gives up once dead is closed.
+// meet accepts a connection from l. If l is nil, it connects to path, and retries until a
+// listener exists or dead is closed.
 func meet(dead <-chan struct{}, l *unixsock.Listener, path string) (*unixsock.Conn, error) {
 	if l != nil {
 		return l.AcceptContext(context.Background())
 	}
 	for {
 		c, err := unixsock.Connect(path)
-		// Between bind and listen, a connect is refused, too.
+		// The kernel refuses a connect between the peer's bind and listen, too.
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			return c, err
 		}
@@ -281,7 +283,8 @@ func meet(dead <-chan struct{}, l *unixsock.Listener, path string) (*unixsock.Co
 	}
 }
 
-// converseUntilKilled is the main function of a process that is killed.
+// converseUntilKilled runs in the process that the test kills. It returns only if a
+// conversation ends earlier.
 func converseUntilKilled(role, path string) error {
 	var l *unixsock.Listener
 	if role == "listens" {
@@ -298,7 +301,7 @@ func converseUntilKilled(role, path string) error {
 				errs <- err
 				return
 			}
-			// The other process ends no conversation before the kill.
+			// The test ends no conversation before the kill.
 			_, err = converse(c, 1, 0, nil)
 			errs <- fmt.Errorf("conversation ended before the kill: %v", err)
 		}()
@@ -309,11 +312,11 @@ func converseUntilKilled(role, path string) error {
 // A fault is an event that ends a blocked read or write.
 type fault struct {
 	name string
-	do   func(c *unixsock.Conn, h sockettest.Half) // nil: the peer closes
-	want error                                     // nil: the error of a peer that is gone
+	do   func(c *unixsock.Conn, h sockettest.Half) // nil: the peer closes its end
+	want error                                     // nil: the error of a closed peer
 }
 
-// inflict causes f at h, the half of c that is in use.
+// inflict causes f on h, the half of c that a call uses.
 func (f fault) inflict(c, peer *unixsock.Conn, h sockettest.Half) {
 	if f.do != nil {
 		f.do(c, h)
@@ -347,13 +350,13 @@ var faults = []fault{
 	{"the peer's close", nil, nil},
 }
 
-// result is what a write returned.
+// A result holds the values that a write returned.
 type result struct {
 	n   int64
 	err error
 }
 
-// eachFault runs a test for each way to read or write, and each fault.
+// eachFault runs a test for each combination of a way to read or write and a fault.
 func eachFault[W any](t *testing.T, ways map[string]W, test func(*testing.T, W, fault)) {
 	for name, way := range ways {
 		for _, f := range faults {
@@ -377,7 +380,8 @@ func pair(t *testing.T) (c, peer *unixsock.Conn) {
 	return c, peer
 }
 
-// writers are the ways to write the text until an error ends it.
+// writers are the ways to write the text until a call fails. They return the number of
+// bytes written.
 var writers = map[string]func(c *unixsock.Conn, from *textReader) (int64, error){
 	"Write": func(c *unixsock.Conn, from *textReader) (n int64, err error) {
 		b := make([]byte, 1+rand.IntN(1<<20))
@@ -433,15 +437,15 @@ var writers = map[string]func(c *unixsock.Conn, from *textReader) (int64, error)
 		}
 		n, err = c.ReadFrom(f)
 		if err == nil {
-			err = errors.New("4 MiB went into a socket without a reader")
+			err = errors.New("ReadFrom of 4 MiB, which the peer does not read: got no error, want one")
 		}
 		return n, err
 	},
 }
 
-// TestInterruptedWriteReturnsAnExactCount interrupts a write, at a random moment, to a
-// peer that reads slowly. The error is that of the fault, and the count is the number of
-// bytes that the peer receives.
+// TestInterruptedWriteReturnsAnExactCount interrupts a write to a peer that reads slowly,
+// at a random moment. The write returns the error of the fault, and the number of bytes
+// that the peer receives.
 func TestInterruptedWriteReturnsAnExactCount(t *testing.T) { eachFault(t, writers, interruptWrite) }
 
 func interruptWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64, error), f fault) {
@@ -449,7 +453,7 @@ func interruptWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64
 	var s text
 	got := make(chan error, 1)
 	read := &textChecker{s: s}
-	// The peer reads a little, then nothing until the write has ended, so that a file of
+	// The peer reads a little and then waits until the write has ended, so that a file of
 	// a few MiB fills the socket's buffer.
 	proceed := make(chan struct{})
 	go func() {
@@ -477,17 +481,17 @@ func interruptWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64
 		n, err := write(c, &textReader{s: s})
 		ended <- result{n, err}
 	}()
-	time.Sleep(rand.N(2 * time.Millisecond))
+	time.Sleep(rand.N(2 * time.Millisecond)) // the fault comes at a random point of the write
 	f.inflict(c, peer, sockettest.WriteHalf)
 	r := sockettest.Receive(t, "the end of a write", ended)
 	switch {
 	case f.want != nil && !errors.Is(r.err, f.want):
-		t.Fatalf("write, interrupted: got %v, want %v", r.err, f.want)
+		t.Fatalf("write interrupted by %s: got %v, want %v", f.name, r.err, f.want)
 	case f.want == nil && !isGone(r.err):
 		t.Fatalf("write to a peer that has closed: got %v, want EPIPE or ECONNRESET", r.err)
 	}
 	if f.want == os.ErrDeadlineExceeded {
-		// The next write continues where this one ended.
+		// The next write continues at the offset where this write ended.
 		if err := c.SetWriteDeadline(time.Time{}); err != nil {
 			t.Fatalf("SetWriteDeadline: %v", err)
 		}
@@ -500,23 +504,23 @@ func interruptWrite(t *testing.T, write func(*unixsock.Conn, *textReader) (int64
 	close(proceed)
 	if f.want == os.ErrDeadlineExceeded {
 		if r = sockettest.Receive(t, "a write after a deadline", ended); r.err != nil {
-			t.Fatalf("write after an expired deadline: %v", r.err)
+			t.Fatalf("Write of 1 byte after an expired deadline: got %v, want no error", r.err)
 		}
 	}
 	err := sockettest.Receive(t, "the last read of the peer", got)
 	switch {
 	case f.do == nil && !errors.Is(err, errNotTheText):
 		if read.offset > r.n {
-			t.Fatalf("write: returned %d bytes, want at least %d, which the peer has read", r.n, read.offset)
+			t.Fatalf("write interrupted by %s: got %d bytes, want at least %d, which the peer has read", f.name, r.n, read.offset)
 		}
 	case err != nil && !errors.Is(err, syscall.ECONNRESET):
-		t.Fatalf("read of the peer: %v", err)
+		t.Fatalf("read of the peer after a write interrupted by %s: got %v, want EOF or ECONNRESET", f.name, err)
 	case read.offset != r.n:
-		t.Fatalf("write: returned %d bytes, want %d, which the peer has read", r.n, read.offset)
+		t.Fatalf("write interrupted by %s: got %d bytes, want %d, which the peer has read", f.name, r.n, read.offset)
 	}
 }
 
-// readers are the ways to read the text until an error ends it.
+// readers are the ways to read the text until a call fails.
 var readers = map[string]func(c *unixsock.Conn, to *textChecker) error{
 	"Read": func(c *unixsock.Conn, to *textChecker) error {
 		b := make([]byte, 1+rand.IntN(100<<10))
@@ -557,7 +561,8 @@ var readers = map[string]func(c *unixsock.Conn, to *textChecker) error{
 	},
 }
 
-// writeTo is c.WriteTo, but returns io.EOF at the end of c, as the other ways to read do.
+// writeTo calls c.WriteTo. At the end of the input it returns io.EOF, as the other ways to
+// read do.
 func writeTo(to io.Writer, c *unixsock.Conn) error {
 	if _, err := c.WriteTo(to); err != nil {
 		return err
@@ -565,9 +570,9 @@ func writeTo(to io.Writer, c *unixsock.Conn) error {
 	return io.EOF
 }
 
-// TestInterruptedReadLosesNothing interrupts a read, at a random moment, from a peer that
-// writes with pauses. The error is that of the fault. After a deadline, later reads return
-// the rest.
+// TestInterruptedReadLosesNothing interrupts a read from a peer that writes with pauses, at
+// a random moment. The read returns the error of the fault. After a deadline, later reads
+// return the rest of the bytes.
 func TestInterruptedReadLosesNothing(t *testing.T) { eachFault(t, readers, interruptRead) }
 
 func interruptRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, f fault) {
@@ -598,12 +603,12 @@ func interruptRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, 
 	to := &textChecker{s: s}
 	ended := make(chan error, 1)
 	go func() { ended <- read(c, to) }()
-	time.Sleep(rand.N(2 * time.Millisecond))
+	time.Sleep(rand.N(2 * time.Millisecond)) // the fault comes at a random point of the read
 	f.inflict(c, peer, sockettest.ReadHalf)
 	err := sockettest.Receive(t, "the end of a read", ended)
 	switch {
 	case errors.Is(err, errNotTheText), f.want != nil && !errors.Is(err, f.want):
-		t.Fatalf("read, interrupted: got %v, want %v", err, f.want)
+		t.Fatalf("read interrupted by %s: got %v, want %v", f.name, err, f.want)
 	case f.want == nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET):
 		t.Fatalf("read from a peer that has closed: got %v, want EOF or ECONNRESET", err)
 	}
@@ -619,16 +624,17 @@ func interruptRead(t *testing.T, read func(*unixsock.Conn, *textChecker) error, 
 	w := sockettest.Receive(t, "the last write of the peer", wrote)
 	switch {
 	case f.want == os.ErrDeadlineExceeded && (w.err != nil || to.offset != w.n):
-		t.Fatalf("reads: got %d bytes, want %d, which the peer wrote with error %v", to.offset, w.n, w.err)
+		t.Fatalf("read before and after %s: got %d bytes, with error %v of the peer's write; want %d bytes, which the peer wrote, without an error",
+			f.name, to.offset, w.err, w.n)
 	case to.offset > w.n:
-		t.Fatalf("reads: got %d bytes, want at most %d, which the peer wrote", to.offset, w.n)
+		t.Fatalf("read interrupted by %s: got %d bytes, want at most %d, which the peer wrote", f.name, to.offset, w.n)
 	case w.err != nil && !isEnd(w.err):
-		t.Fatalf("write of the peer: %v, want a closed connection", w.err)
+		t.Fatalf("write of the peer of a read interrupted by %s: got %v, want the error of a closed connection", f.name, w.err)
 	}
 }
 
-// TestCancelledConnectLeavesNoConnection cancels a Connect that waits at about the moment
-// when the backlog gets room: a connection is pending if and only if Connect returned one.
+// TestCancelledConnectLeavesNoConnection cancels a waiting Connect at about the moment when
+// the backlog gets room. A connection is pending if and only if Connect returned one.
 func TestCancelledConnectLeavesNoConnection(t *testing.T) {
 	l := sockettest.FullListener(t)
 	sockettest.Accept(t, l).Close()
@@ -639,31 +645,31 @@ func TestCancelledConnectLeavesNoConnection(t *testing.T) {
 		result := sockettest.Connecting(t, ctx, l.Addr().String())
 		time.AfterFunc(rand.N(300*time.Microsecond), cancel)
 		sockettest.Accept(t, l).Close()
-		d := sockettest.Receive(t, "a Connect", result)
+		d := sockettest.Receive(t, "a canceled ConnectContext", result)
 		cancel()
 		if pending := sockettest.Pending(t, l); pending != (d.Err == nil) {
-			t.Fatalf("cancelled ConnectContext: got %v, and a connection is pending: %v, want %v", d.Err, pending, !pending)
+			t.Fatalf("canceled ConnectContext: got %v, with a connection pending %t; want pending %t", d.Err, pending, !pending)
 		}
 		if d.Err == nil {
 			connected++
 			sockettest.Accept(t, l).Close()
 			d.Conn.Close()
 		} else if cancelled++; !errors.Is(d.Err, context.Canceled) {
-			t.Fatalf("cancelled ConnectContext: got %v, want Canceled", d.Err)
+			t.Fatalf("canceled ConnectContext: got %v, want Canceled", d.Err)
 		}
 	}
-	t.Logf("%d connected, %d were cancelled", connected, cancelled)
+	t.Logf("canceled %d waiting calls of ConnectContext: %d returned a connection, %d an error", connected+cancelled, connected, cancelled)
 }
 
-// TestRunningOutOfDescriptorsLosesNoConnection runs out of descriptors while clients are
-// pending: accepts and events report it, and nothing spins. Once descriptors are free
-// again, each client is served once.
+// TestRunningOutOfDescriptorsLosesNoConnection uses up the descriptors while clients are
+// pending. Accepts and events report EMFILE, and no goroutine spins. Once descriptors are
+// free again, each client is served once.
 func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
 	if !sockettest.KeepsPendingWithoutDescriptors(t) {
-		t.Skip("the kernel drops the connection that accept(2) has no descriptor for")
+		t.Skip("the kernel drops a connection for which accept(2) has no descriptor")
 	}
 	l := sockettest.Listen(t, unixsock.Backlog(64))
 	l.Ready()
@@ -688,10 +694,10 @@ func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 		for _, c := range served {
 			var id [1]byte
 			if _, err := io.ReadFull(c, id[:]); err != nil {
-				t.Fatalf("Read of the client's ID: %v", err)
+				t.Fatalf("ReadFull of the client's ID: got %v, want no error", err)
 			}
 			if seen[id[0]] {
-				t.Errorf("accept: got client %d twice", id[0])
+				t.Errorf("accept %d clients: got client %d twice, want each once", len(clients), id[0])
 			}
 			seen[id[0]] = true
 		}
@@ -704,9 +710,9 @@ func TestRunningOutOfDescriptorsLosesNoConnection(t *testing.T) {
 	}
 }
 
-// TestRunningOutOfDescriptorsIsReported runs out of descriptors while clients are pending,
-// as the test above, and checks what holds on kernels that drop the connection, too: Accept
-// reports it, nothing spins, and later accepts succeed.
+// TestRunningOutOfDescriptorsIsReported uses up the descriptors while clients are pending,
+// as the test above does. It checks what holds on kernels that drop the connection, too:
+// AcceptContext reports EMFILE, no goroutine spins, and later accepts succeed.
 func TestRunningOutOfDescriptorsIsReported(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
@@ -725,21 +731,21 @@ func TestRunningOutOfDescriptorsIsReported(t *testing.T) {
 	sockettest.Accept(t, l)
 }
 
-// checkIdle fails the test if the process uses a processor while no call is made. A
-// goroutine that spins uses all of one.
+// checkIdle fails the test if the process uses much processor time while the test makes no
+// call. A goroutine that spins uses a whole processor.
 func checkIdle(t *testing.T) {
 	t.Helper()
 	const idle, limit = 200 * time.Millisecond, 50 * time.Millisecond
 	used := sockettest.ProcessorTime(t)
-	time.Sleep(idle)
+	time.Sleep(idle) // the time that is measured
 	if used = sockettest.ProcessorTime(t) - used; used > limit {
-		t.Errorf("%v without free descriptors and without a call: used %v of a processor, want at most %v", idle, used, limit)
+		t.Errorf("processor time in %v without a free descriptor and without a call: got %v, want at most %v", idle, used, limit)
 	}
 }
 
 // acceptWithoutDescriptors checks what a listener with pending connections reports while
-// no descriptor is free. It returns the connection that was accepted ahead, if there was
-// one.
+// no descriptor is free. It returns the connection that the listener has accepted ahead,
+// if any.
 func acceptWithoutDescriptors(t *testing.T, ctx context.Context, l *unixsock.Listener) (served []*unixsock.Conn) {
 	t.Helper()
 	if !showsReady(l.Ready()) || sockettest.Receive(t, "readiness", l.Ready()) != l {
@@ -764,8 +770,8 @@ func acceptWithoutDescriptors(t *testing.T, ctx context.Context, l *unixsock.Lis
 	return served
 }
 
-// acceptAll accepts in turn with AcceptContext, Accept and an event, until served has n
-// connections.
+// acceptAll accepts with AcceptContext, Accept and an event in turn, and appends to served
+// until it has n connections.
 func acceptAll(t *testing.T, ctx context.Context, l *unixsock.Listener, served []*unixsock.Conn, n int) []*unixsock.Conn {
 	t.Helper()
 	for len(served) < n {
@@ -779,27 +785,28 @@ func acceptAll(t *testing.T, ctx context.Context, l *unixsock.Listener, served [
 		case 2:
 			a := sockettest.Receive(t, "an event", l.AcceptEvt(ctx))
 			if errors.Is(a.Err, syscall.EMFILE) {
-				continue // it was on offer before the descriptors were freed
+				continue // the event offered the error before descriptors were free
 			}
 			c, err = a.Conn, a.Err
 		}
 		if err != nil {
-			t.Fatalf("accept with free descriptors: %v", err)
+			t.Fatalf("accept %d of %d with free descriptors: got %v, want a connection", len(served), n, err)
 		}
 		served = append(served, c)
 	}
 	return served
 }
 
-// TestListenerOutlivesItsFile removes the socket file, and puts that of another listener
-// in its place: the first listener accepts the clients that connected before, the other one
-// those that connect afterwards. Close of the first leaves the other's file.
+// TestListenerOutlivesItsFile removes the socket file of a listener, and binds another
+// listener to the same path. The first listener accepts the clients that connected before,
+// the other one those that connect afterwards. Close of the first listener leaves the file
+// of the other.
 func TestListenerOutlivesItsFile(t *testing.T) {
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
 	path := l.Addr().String()
 	sockettest.Connect(t, path)
 	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Remove: %v", err)
 	}
 	if _, err := unixsock.Connect(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Connect after the removal of the socket file: got %v, want ErrNotExist", err)
@@ -814,29 +821,29 @@ func TestListenerOutlivesItsFile(t *testing.T) {
 		t.Error("poll of Ready() without a pending connection: got true, want false")
 	}
 	if err := l.Close(); err != nil {
-		t.Errorf("Close: %v", err)
+		t.Errorf("Close of a listener whose path has the file of another: got %v, want no error", err)
 	}
 	sockettest.Exchange(t, path, other)
 }
 
-// TestWaitingConnectFollowsAReplacedFile replaces the socket file while a Connect waits:
-// it connects to the new listener.
+// TestWaitingConnectFollowsAReplacedFile replaces the socket file while a Connect waits.
+// The Connect then connects to the new listener.
 func TestWaitingConnectFollowsAReplacedFile(t *testing.T) {
 	l := sockettest.FullListener(t)
 	path := l.Addr().String()
 	result := sockettest.Connecting(t, t.Context(), path)
 	spare := sockettest.ListenAt(t, path+"2")
 	if err := os.Rename(path+"2", path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Rename: %v", err)
 	}
-	if d := sockettest.Receive(t, "a Connect", result); d.Err != nil {
-		t.Fatalf("ConnectContext: %v", d.Err)
+	if d := sockettest.Receive(t, "ConnectContext after its file was replaced", result); d.Err != nil {
+		t.Fatalf("ConnectContext whose file is replaced while it waits: got %v, want a connection", d.Err)
 	}
 	sockettest.Accept(t, spare)
 }
 
-// TestDirectoryWithoutPermissionIsErrPermission removes the permissions of a directory:
-// Connect, Listen and Close report ErrPermission, and an open listener stays usable.
+// TestDirectoryWithoutPermissionIsErrPermission removes the permissions of a directory.
+// Connect, Listen and Close return ErrPermission, and an open listener stays usable.
 func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
@@ -844,11 +851,11 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	if os.Getuid() == 0 {
 		if err := os.Chown(dir, 65534, 65534); err != nil {
-			t.Skip(err)
+			t.Skipf("Chown: %v", err)
 		}
-		// The directory belongs to the new user, who removes it at the end.
+		// The directory belongs to the new user, so that the child can remove it at the end.
 		if err := syscall.Setuid(65534); err != nil {
-			t.Skip(err)
+			t.Skipf("setuid(2): %v", err)
 		}
 	}
 	path := filepath.Join(dir, "s")
@@ -856,7 +863,7 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	sockettest.Connect(t, path)
 	t.Cleanup(func() { os.Chmod(dir, 0o700) })
 	if err := os.Chmod(dir, 0); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod to 0: %v", err)
 	}
 	for what, err := range map[string]error{
 		"Connect":                  second(unixsock.Connect(path)),
@@ -869,9 +876,9 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 		}
 	}
 	sockettest.Accept(t, l)
-	// The directory can be read and searched, but not written.
+	// The user can read and search the directory, but not write to it.
 	if err := os.Chmod(dir, 0o500); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod to 0500: %v", err)
 	}
 	sockettest.Connect(t, path)
 	sockettest.Accept(t, l)
@@ -882,27 +889,27 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 		t.Errorf("second Close: got %v, want nil", err)
 	}
 	if _, err := unixsock.Connect(path); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("Connect to a closed listener whose file is left: got %v, want ECONNREFUSED", err)
+		t.Errorf("Connect to a closed listener whose file remains: got %v, want ECONNREFUSED", err)
 	}
 	if _, err := unixsock.Listen(path, unixsock.ReplaceStale()); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("Listen with ReplaceStale in a read-only directory: got %v, want ErrPermission", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Chmod to 0700: %v", err)
 	}
 	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
-// second returns the error of a call.
+// second returns the second result of a call, its error.
 func second[T any](_ T, err error) error { return err }
 
-// maxFiles is the limit of WriteFiles.
+// maxFiles is the maximum number of files of one WriteFiles.
 const maxFiles = 253
 
 // TestReadFilesTakesEachDescriptorOnce sends random numbers of bytes and descriptors, and
-// reads them with random buffers and limits. All bytes arrive; each descriptor arrives
-// once, or is discarded with an error because there were more than the limit; none is left
-// open.
+// reads them with random buffer sizes and limits. All bytes arrive. Each descriptor arrives
+// once, or ReadFiles discards it with an error because there are more than the limit. No
+// descriptor stays open.
 func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 	byChance(t, 20, func(t *testing.T, r *rand.Rand) {
 		before := sockettest.CountDescriptors(t)
@@ -922,7 +929,7 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 				files[i] = os.Stdin
 			}
 			if n, err := peer.WriteFiles(b, files...); n != len(b) || err != nil {
-				t.Fatalf("WriteFiles of %d bytes and %d files: got %d, %v", len(b), k, n, err)
+				t.Fatalf("WriteFiles of %d bytes and %d files: got %d, %v; want %d, nil", len(b), k, n, err, len(b))
 			}
 			sent += k
 			for r.IntN(3) > 0 && to.offset < from.offset {
@@ -930,7 +937,7 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 				b := make([]byte, 1+r.IntN(500))
 				n, files, err := c.ReadFiles(b, most)
 				if _, wrong := to.Write(b[:n]); wrong != nil {
-					t.Fatalf("ReadFiles: %v", wrong)
+					t.Fatalf("ReadFiles of at most %d bytes: got %v, want the bytes that the peer wrote", len(b), wrong)
 				}
 				switch {
 				case err == nil && len(files) <= most:
@@ -938,11 +945,12 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 				case err != nil && len(files) == 0 && strings.Contains(err.Error(), "descriptors"):
 					refused++
 				default:
-					t.Fatalf("ReadFiles with a limit of %d files: got %d, %v", most, len(files), err)
+					t.Fatalf("ReadFiles with a limit of %d files: got %d files, %v; want at most %d files, or none and an error about descriptors",
+						most, len(files), err, most)
 				}
 				for _, f := range files {
 					if _, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil {
-						t.Fatalf("fcntl of a received file: %v, want a valid descriptor", err)
+						t.Fatalf("fcntl(2) of a received file: got %v, want a valid descriptor", err)
 					}
 					f.Close()
 				}
@@ -952,17 +960,18 @@ func TestReadFilesTakesEachDescriptorOnce(t *testing.T) {
 		for to.offset < from.offset {
 			n, files, err := c.ReadFiles(make([]byte, 1000), maxFiles)
 			if err != nil {
-				t.Fatalf("ReadFiles of the rest: %v", err)
+				t.Fatalf("ReadFiles of the last %d bytes: got %v, want no error", from.offset-to.offset, err)
 			}
 			to.offset += int64(n)
 			got += len(files)
 			closeAll(files)
 		}
 		if _, files, err := c.ReadFiles(make([]byte, 1), 1); err != io.EOF || len(files) > 0 {
-			t.Errorf("ReadFiles at the end: got %v, %v; want no files, EOF", files, err)
+			t.Errorf("ReadFiles at the end of the input: got %v, %v; want no files, EOF", files, err)
 		}
 		if got > sent || got+refused*5 < sent {
-			t.Errorf("ReadFiles: got %d of %d descriptors, and discarded up to 5 of them %d times", got, sent, refused)
+			t.Errorf("ReadFiles of %d descriptors: got %d, with up to 5 discarded %d times; want at least %d and at most %d",
+				sent, got, refused, sent-refused*5, sent)
 		}
 		c.Close()
 		sockettest.WaitDescriptors(t, before)

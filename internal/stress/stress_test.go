@@ -66,7 +66,7 @@ func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 	}
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
+		t.Fatalf("getrlimit(2): %v", err)
 	}
 	if room := uint64(n + 100); uint64(limit.Cur) < room {
 		limit.Cur = min(limit.Max, 1<<20)
