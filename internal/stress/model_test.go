@@ -31,8 +31,8 @@ const (
 	// maxPending is the maximum number of pending clients.
 	maxPending = 8
 
-	// modelBacklog leaves room for maxPending clients: a connect in the model never
-	// waits.
+	// modelBacklog leaves room for maxPending clients, so that a connect in the model
+	// never waits.
 	modelBacklog = 32
 
 	// maxClients is the number of IDs.
@@ -42,38 +42,39 @@ const (
 // A model runs operations on a Listener, one after the other, and checks each result
 // against its own state: which clients are pending, in the order of their connects;
 // which events and custodians are alive; and for each connection, which halves are
-// closed, what is unread, and which context is the custodian.
+// closed, which bytes are unread, and which context is the custodian.
 //
-// Each client sends its ID, one byte, as soon as it has connected, so that the
-// goroutine that accepts it can check that it is the next one.
+// Each client sends its ID, one byte, as soon as it has connected. The goroutine that
+// accepts the connection reads the ID and checks that the client is the next one.
 type model struct {
 	t    *testing.T
 	r    *rand.Rand
 	l    *unixsock.Listener
 	path string
-	log  []string // the last steps, for the message of a failure
+	log  []string // names of all operations, for the message of a failure
 
 	clients int                // the number of IDs in use
 	dialed  map[byte]*modelEnd // by ID, until accepted
 	pending []byte             // IDs, in the order of the connects
 	pairs   []*modelPair
 
-	events     []*modelEvent     // those that are alive
-	custodians []*modelCustodian // those that are alive, without the events' own
+	events     []*modelEvent     // events whose context is not done
+	custodians []*modelCustodian // custodians that are not done, except those of events
 	unlink     bool              // Close removes the socket file
 
-	reportsClosedInput bool // the kernel does
+	reportsClosedInput bool // sockettest.ReportsClosedInput
 
-	kept <-chan *unixsock.Listener // nil before the first Ready
+	kept <-chan *unixsock.Listener // result of the first Ready; nil before
 
-	// exact: a poll of kept must show the state of the backlog. After a connect, or a
-	// receive from an event, it need not until a goroutine of the listener has run.
+	// exact reports whether a poll of kept must show the state of the backlog. After a
+	// connect, or a receive from an event, it need not show it until a goroutine of the
+	// listener has run.
 	exact bool
 
 	late int // deliveries by events whose context was done
 
-	// ahead: a connection may be accepted ahead, so that no other Listener can
-	// accept it.
+	// ahead reports whether the listener may have accepted a connection ahead, so that
+	// no other Listener can accept it.
 	ahead bool
 }
 
@@ -101,14 +102,14 @@ type modelPair struct{ ends [2]*modelEnd }
 // A modelEnd is one end of a connection.
 type modelEnd struct {
 	conn      net.Conn
-	ours      *unixsock.Conn // conn, or nil if that is package net's
-	unread    []byte         // sent to this end, and not read yet
-	closed    sockettest.Half
+	ours      *unixsock.Conn  // conn, or nil if conn is a connection of package net
+	unread    []byte          // bytes that the peer wrote and this end has not read
+	closed    sockettest.Half // halves that are closed
 	custodian *modelCustodian // nil: none
 }
 
-// TestModel runs random operations. The method of each operation documents what it
-// checks.
+// TestModel runs random operations of a model. The comment of each operation states what
+// the operation checks.
 func TestModel(t *testing.T) {
 	byChance(t, 100, func(t *testing.T, r *rand.Rand) {
 		goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
@@ -123,7 +124,7 @@ func TestModel(t *testing.T) {
 		for range modelSteps {
 			m.step()
 		}
-		m.step1("close", m.closeListener)
+		m.runOperation("close", m.closeListener)
 		m.finish()
 		sockettest.WaitGoroutines(t, goroutines)
 		sockettest.WaitDescriptors(t, descriptors)
@@ -149,8 +150,8 @@ func (m *model) step() {
 		{3, "cancel an event during a connect", m.cancelWhileConnecting},
 		{3, "connect while an accept waits", m.acceptWaits},
 		{3, "connect while a receiver waits", m.receiverWaits},
-		{3, "cancel an accept", m.acceptCancelled},
-		{2, "let the deadline expire", m.deadlinePasses},
+		{3, "cancel an accept", m.cancelAccept},
+		{2, "let the deadline expire", m.expireDeadline},
 		{3, "accept with another Listener", m.acceptElsewhere},
 		{2, "CloseOn of the listener", m.replaceListenerCustodian},
 		{2, "SetUnlinkOnClose", m.setUnlinkOnClose},
@@ -165,21 +166,21 @@ func (m *model) step() {
 	n := m.r.IntN(total)
 	for _, o := range operations {
 		if n -= o.weight; n < 0 {
-			m.step1(o.name, o.run)
+			m.runOperation(o.name, o.run)
 			return
 		}
 	}
 }
 
-// step1 runs one operation and logs its name.
-func (m *model) step1(name string, run func()) {
+// runOperation runs one operation and logs its name.
+func (m *model) runOperation(name string, run func()) {
 	m.log = append(m.log, name)
 	run()
 }
 
 func (m *model) chance(percent int) bool { return m.r.IntN(100) < percent }
 
-// oneOf returns an element of s, or nil if there is none.
+// oneOf returns a random element of s, or nil if s is empty.
 func oneOf[T any](r *rand.Rand, s []*T) *T {
 	if len(s) == 0 {
 		return nil
@@ -187,10 +188,10 @@ func oneOf[T any](r *rand.Rand, s []*T) *T {
 	return s[r.IntN(len(s))]
 }
 
-// idle reports whether no client is pending, and one more may connect.
+// idle reports whether no client is pending and another client may connect.
 func (m *model) idle() bool { return len(m.pending) == 0 && m.clients < maxClients }
 
-// connect connects one more client, with Connect or with package net.
+// connect connects another client, with Connect or with package net.
 func (m *model) connect() {
 	if len(m.pending) >= maxPending || m.clients >= maxClients {
 		return
@@ -200,14 +201,14 @@ func (m *model) connect() {
 	if m.chance(30) {
 		c, err := net.Dial("unix", m.path)
 		if err != nil {
-			m.t.Fatalf("net.Dial of client %d: %v", id, err)
+			m.t.Fatalf("net.Dial of client %d: got %v, want a connection", id, err)
 		}
 		m.connected(id, c)
 		return
 	}
 	c, err := unixsock.Connect(m.path)
 	if err != nil {
-		m.t.Fatalf("Connect of client %d: %v", id, err)
+		m.t.Fatalf("Connect of client %d: got %v, want a connection", id, err)
 	}
 	m.connected(id, c)
 }
@@ -217,12 +218,13 @@ func (m *model) newID() byte {
 	return byte(m.clients - 1)
 }
 
-// connected records that client id has connected with c, and is pending.
+// connected sends the ID of a client that has connected with c, and records that the
+// client is pending.
 func (m *model) connected(id byte, c net.Conn) {
 	m.t.Helper()
 	m.t.Cleanup(func() { c.Close() })
 	if _, err := c.Write([]byte{id}); err != nil {
-		m.t.Fatalf("Write of the ID of client %d: %v", id, err)
+		m.t.Fatalf("Write of the ID of client %d: got %v, want no error", id, err)
 	}
 	ours, _ := c.(*unixsock.Conn)
 	m.dialed[id] = &modelEnd{conn: c, ours: ours}
@@ -232,22 +234,22 @@ func (m *model) connected(id byte, c net.Conn) {
 	}
 }
 
-// accepted records the result of an accept: the client must be the one that has been
-// pending longest.
+// accepted records the result of an accept. It checks that the client is the one that has
+// been pending longest.
 func (m *model) accepted(c *unixsock.Conn, err error) *modelPair {
 	m.t.Helper()
 	if err != nil {
-		m.t.Fatalf("accept: %v, want client %v", err, m.pending)
+		m.t.Fatalf("accept with clients %v pending: got %v, want a connection", m.pending, err)
 	}
 	m.t.Cleanup(func() { c.Close() })
 	id := make([]byte, 1)
 	c.SetReadDeadline(time.Now().Add(sockettest.Timeout))
 	if _, err := io.ReadFull(c, id); err != nil {
-		m.t.Fatalf("Read of the client's ID: %v", err)
+		m.t.Fatalf("ReadFull of the client's ID: got %v, want no error", err)
 	}
 	c.SetReadDeadline(time.Time{})
 	if len(m.pending) == 0 || m.pending[0] != id[0] {
-		m.t.Fatalf("accept: got client %d, want the first of %v", id[0], m.pending)
+		m.t.Fatalf("accept with clients %v pending: got client %d, want the first", m.pending, id[0])
 	}
 	m.pending = m.pending[1:]
 	if len(m.pending) == 0 {
@@ -267,8 +269,8 @@ func (m *model) pair(client *modelEnd, c *unixsock.Conn) *modelPair {
 	return p
 }
 
-// accept accepts the next client, which must succeed, or checks that an accept waits if
-// no client is pending.
+// accept accepts the next client, which must succeed. If no client is pending, it checks
+// that an accept waits.
 func (m *model) accept() {
 	if len(m.pending) > 0 {
 		if m.chance(50) {
@@ -286,21 +288,21 @@ func (m *model) accept() {
 	}
 }
 
-// pollReady calls Ready and polls its channel: the result is exact, whatever happened
-// before, and the channel is always the same one.
+// pollReady calls Ready and polls its channel. It checks that the result is exact,
+// regardless of earlier operations, and that the channel is always the same one.
 func (m *model) pollReady() {
 	for range 1 + m.r.IntN(3) {
 		var ready bool
 		select {
 		case got, ok := <-m.l.Ready():
 			if got != m.l || !ok {
-				m.t.Fatalf("receive from Ready(): got %p, %v; want the listener %p, true", got, ok, m.l)
+				m.t.Fatalf("receive from Ready(): got %p, %t; want the listener %p, true", got, ok, m.l)
 			}
 			ready = true
 		default:
 		}
 		if ready != (len(m.pending) > 0) {
-			m.t.Fatalf("poll of Ready(): got %v with clients %v pending, want %v", ready, m.pending, !ready)
+			m.t.Fatalf("poll of Ready() with clients %v pending: got %t, want %t", m.pending, ready, !ready)
 		}
 	}
 	if ch := m.l.Ready(); m.kept == nil {
@@ -311,8 +313,8 @@ func (m *model) pollReady() {
 	m.exact = true
 }
 
-// pollKept polls the channel that was kept. The result is exact where m.exact says so,
-// and becomes exact otherwise.
+// pollKept polls the channel that a Ready returned before. It checks that the result is
+// exact, or becomes exact if m.exact is false.
 func (m *model) pollKept() {
 	if m.kept == nil {
 		return
@@ -329,14 +331,14 @@ func (m *model) pollKept() {
 	}
 	for i := range 1 + m.r.IntN(5) {
 		if ready := showsReady(m.kept); ready != (len(m.pending) > 0) {
-			m.t.Fatalf("poll %d of a kept Ready channel: got %v with clients %v pending, want %v", i+1, ready, m.pending, !ready)
+			m.t.Fatalf("poll %d of a kept Ready channel with clients %v pending: got %t, want %t", i+1, m.pending, ready, !ready)
 		}
 	}
-	// Receives empty the channel; the next accept or tick fills it.
+	// A receive empties the channel. The next accept or tick fills it.
 	m.exact = len(m.pending) == 0
 }
 
-// showsReady polls a Ready channel.
+// showsReady polls a Ready channel and reports whether it was ready.
 func showsReady(ready <-chan *unixsock.Listener) bool {
 	select {
 	case <-ready:
@@ -346,8 +348,8 @@ func showsReady(ready <-chan *unixsock.Listener) bool {
 	}
 }
 
-// newEvent calls AcceptEvt with a new context, and checks that the same context, and one
-// derived from it that ends with it, give the same channel.
+// newEvent calls AcceptEvt with a new context. It checks that AcceptEvt returns the same
+// channel for the same context, and for a derived context with the same Done channel.
 func (m *model) newEvent() {
 	if len(m.events) >= 4 {
 		return
@@ -366,7 +368,7 @@ func (m *model) newEvent() {
 func (m *model) delivered(e *modelEvent, a unixsock.Accepted, ok bool) {
 	m.t.Helper()
 	if !ok {
-		m.t.Fatal("receive from an event: the channel is closed, want an open one, as the context is not done")
+		m.t.Fatal("receive from an event whose context is not done: got a closed channel, want a connection")
 	}
 	m.accepted(a.Conn, a.Err).ends[1].custodian = e.modelCustodian
 	m.exact = false
@@ -382,8 +384,8 @@ func (m *model) receiveEvent() {
 	m.delivered(e, a, ok)
 }
 
-// pollEvent polls an event. A poll need not find a pending client, but what it finds
-// must be the next one.
+// pollEvent polls an event. A poll need not find a pending client. If it finds one, it must
+// be the next one.
 func (m *model) pollEvent() {
 	e := oneOf(m.r, m.events)
 	if e == nil {
@@ -396,8 +398,8 @@ func (m *model) pollEvent() {
 	}
 }
 
-// cancelEvent ends the context of an event: the channel is closed, the connections that
-// it delivered are closed, and no pending client is lost.
+// cancelEvent ends the context of an event. It checks that the listener closes the channel
+// and the connections that the event delivered, and that no pending client is lost.
 func (m *model) cancelEvent() {
 	e := oneOf(m.r, m.events)
 	if e == nil {
@@ -409,8 +411,8 @@ func (m *model) cancelEvent() {
 		// The receive raced with the cancel, which is rare. The context closes the
 		// connection at once, so the client's ID cannot be read.
 		if m.late++; a.Err != nil || len(m.pending) == 0 || m.late > 2 {
-			m.t.Fatalf("receive from an event whose context is done: got %v for the time %d with clients %v pending, want a closed channel",
-				a, m.late, m.pending)
+			m.t.Fatalf("receive from an event whose context is done, with clients %v pending: got %v, the late delivery number %d; want a closed channel",
+				m.pending, a, m.late)
 		}
 		m.lost(e, m.dialed[m.pending[0]], a.Conn)
 		delete(m.dialed, m.pending[0])
@@ -439,8 +441,8 @@ func (m *model) eventEnded(e *modelEvent) {
 	}
 }
 
-// custodianEnded records that the context of k is done: the connections whose custodian
-// it is are closed.
+// custodianEnded records that the context of k is done. It checks that the connections
+// whose custodian it is are closed.
 func (m *model) custodianEnded(k *modelCustodian) {
 	m.t.Helper()
 	for _, p := range m.pairs {
@@ -449,7 +451,7 @@ func (m *model) custodianEnded(k *modelCustodian) {
 				continue
 			}
 			sockettest.WaitFor(m.t, "a connection is open after the end of its custodian", func() bool {
-				// Halves that were shut down before look hung up, too.
+				// A connection whose halves were shut down before looks hung up, too.
 				return sockettest.IsClosed(m.t, e.ours) && hungUp(m.t, p.ends[1-i].conn)
 			})
 			m.closedEnd(p, i, sockettest.BothHalves)
@@ -458,9 +460,9 @@ func (m *model) custodianEnded(k *modelCustodian) {
 	}
 }
 
-// replaceCustodian calls CloseOn of a connection: with a new context, with one that is
-// the custodian of others or of an event, with the background context, which releases
-// the connection, or with one that is done, which closes it.
+// replaceCustodian calls CloseOn of a connection with one of these contexts: a new one, one
+// that is the custodian of other connections or of an event, the background context, which
+// releases the connection, or one that is done, which closes the connection.
 func (m *model) replaceCustodian() {
 	p := oneOf(m.r, m.pairs)
 	if p == nil {
@@ -499,8 +501,9 @@ func (m *model) replaceCustodian() {
 	}
 }
 
-// endCustodian ends a context: the connections whose custodian it is are closed. Those
-// that have another custodian by now, or none, stay open; finish checks that.
+// endCustodian ends a context. It checks that the connections whose custodian it is are
+// closed. Connections that have another custodian by now, or none, stay open: finish
+// checks that.
 func (m *model) endCustodian() {
 	k := oneOf(m.r, m.custodians)
 	if k == nil {
@@ -511,8 +514,8 @@ func (m *model) endCustodian() {
 	m.custodianEnded(k)
 }
 
-// replaceListenerCustodian calls CloseOn of the listener twice: the end of the context
-// that was replaced does not close the listener. The operations that follow check that.
+// replaceListenerCustodian calls CloseOn of the listener twice, and ends the first context.
+// The end of a replaced context does not close the listener: later operations check that.
 func (m *model) replaceListenerCustodian() {
 	k := m.newCustodian()
 	m.l.CloseOn(k.ctx)
@@ -526,15 +529,14 @@ func (m *model) replaceListenerCustodian() {
 	k.cancel()
 }
 
-// setUnlinkOnClose decides whether Close removes the socket file. closeListener checks
-// that the last call applies.
+// setUnlinkOnClose calls SetUnlinkOnClose. closeListener checks that the last call applies.
 func (m *model) setUnlinkOnClose() {
 	m.unlink = m.chance(50)
 	m.l.SetUnlinkOnClose(m.unlink)
 }
 
-// hungUp reports whether the other end of c is closed. It returns true if c is closed
-// itself.
+// hungUp reports whether the other end of c is closed. It returns true if c itself is
+// closed.
 func hungUp(t testing.TB, c net.Conn) (yes bool) {
 	t.Helper()
 	raw, err := c.(syscall.Conn).SyscallConn()
@@ -550,7 +552,7 @@ func hungUp(t testing.TB, c net.Conn) (yes bool) {
 }
 
 // cancelWhileConnecting ends the context of an event that has a waiting receiver, while a
-// client connects: the client is delivered, or it is pending.
+// client connects. It checks that the event delivers the client, or the client is pending.
 func (m *model) cancelWhileConnecting() {
 	e := oneOf(m.r, m.events)
 	if e == nil || !m.idle() {
@@ -574,18 +576,18 @@ func (m *model) cancelWhileConnecting() {
 		c, err := unixsock.Connect(m.path)
 		clients <- sockettest.Dialed{Conn: c, Err: err}
 	}()
-	for range m.r.IntN(2000) {
+	for range m.r.IntN(2000) { // a short random delay
 		runtime.KeepAlive(e)
 	}
 	e.cancel()
 	client := sockettest.Receive(m.t, "a Connect", clients)
 	if client.Err != nil {
-		m.t.Fatalf("Connect of client %d: %v", id, client.Err)
+		m.t.Fatalf("Connect of client %d: got %v, want a connection", id, client.Err)
 	}
 	m.exact = false
 	if got := sockettest.Receive(m.t, "the end of an event", results); got.ok {
 		if got.a.Err != nil {
-			m.t.Fatalf("receive from an event whose context ends: %v, want a connection or a closed channel", got.a.Err)
+			m.t.Fatalf("receive from an event whose context ends: got %v, want a connection or a closed channel", got.a.Err)
 		}
 		m.lost(e, &modelEnd{conn: client.Conn, ours: client.Conn}, got.a.Conn)
 	} else {
@@ -595,7 +597,7 @@ func (m *model) cancelWhileConnecting() {
 	m.eventEnded(e)
 }
 
-// acceptWaits connects while an accept waits.
+// acceptWaits connects while a goroutine waits in AcceptContext, or is about to.
 func (m *model) acceptWaits() {
 	if !m.idle() {
 		return
@@ -606,6 +608,7 @@ func (m *model) acceptWaits() {
 		results <- sockettest.Dialed{Conn: c, Err: err}
 	}()
 	if m.chance(50) {
+		// The connect comes at a random point of the accept.
 		time.Sleep(time.Duration(m.r.IntN(300)) * time.Microsecond)
 	}
 	m.connect()
@@ -614,7 +617,7 @@ func (m *model) acceptWaits() {
 	m.exact = m.kept != nil
 }
 
-// receiverWaits connects while a goroutine waits for an event.
+// receiverWaits connects while a goroutine waits for an event, or is about to.
 func (m *model) receiverWaits() {
 	e := oneOf(m.r, m.events)
 	if e == nil || !m.idle() {
@@ -623,15 +626,15 @@ func (m *model) receiverWaits() {
 	results := make(chan unixsock.Accepted, 1)
 	go func() { results <- <-e.ch }()
 	if m.chance(50) {
+		// The connect comes at a random point of the receive.
 		time.Sleep(time.Duration(m.r.IntN(300)) * time.Microsecond)
 	}
 	m.connect()
 	m.delivered(e, sockettest.Receive(m.t, "the event for the new client", results), true)
 }
 
-// acceptCancelled ends the context of an accept that waits, perhaps while a client
-// connects.
-func (m *model) acceptCancelled() {
+// cancelAccept ends the context of an accept, in half of the cases while a client connects.
+func (m *model) cancelAccept() {
 	if len(m.pending) > 0 {
 		return
 	}
@@ -647,18 +650,19 @@ func (m *model) acceptCancelled() {
 		m.connect()
 	}
 	cancel()
-	got := sockettest.Receive(m.t, "an accept that is cancelled", results)
+	got := sockettest.Receive(m.t, "a canceled AcceptContext", results)
 	switch {
 	case got.Err == nil:
 		m.accepted(got.Conn, nil)
 		m.exact = m.kept != nil
 	case !errors.Is(got.Err, context.Canceled):
-		m.t.Fatalf("AcceptContext of a cancelled context: got %v, want Canceled or a connection", got.Err)
+		m.t.Fatalf("AcceptContext with a canceled context: got %v, want Canceled or a connection", got.Err)
 	}
 }
 
-// deadlinePasses lets a deadline expire, which ends accepts and affects nothing else.
-func (m *model) deadlinePasses() {
+// expireDeadline lets a deadline of the listener expire. It checks that the deadline ends
+// accepts and affects nothing else.
+func (m *model) expireDeadline() {
 	set := func(at time.Time) {
 		if err := m.l.SetDeadline(at); err != nil {
 			m.t.Fatalf("SetDeadline: %v", err)
@@ -679,15 +683,16 @@ func (m *model) deadlinePasses() {
 }
 
 // acceptElsewhere accepts with another Listener of the same socket, as another process
-// does. It can have only what is in the backlog: a connection that is accepted ahead is
-// not. Its Close leaves the socket file.
+// does. That Listener can accept only connections in the backlog. A connection that the
+// first Listener has accepted ahead is no longer there. Close of the other Listener leaves
+// the socket file.
 func (m *model) acceptElsewhere() {
 	if len(m.pending) == 0 || m.ahead || len(m.events) > 0 {
 		return
 	}
 	f, err := m.l.File()
 	if err != nil {
-		m.t.Fatalf("File: %v", err)
+		m.t.Fatalf("File of the listener: %v", err)
 	}
 	defer f.Close()
 	other, err := unixsock.FileListener(f)
@@ -699,7 +704,7 @@ func (m *model) acceptElsewhere() {
 	m.exact = false
 }
 
-// usePair writes to one of the connections, reads from it, or closes a half of it.
+// usePair writes to a random connection, reads from it, or closes halves of it.
 func (m *model) usePair() {
 	p := oneOf(m.r, m.pairs)
 	if p == nil {
@@ -716,8 +721,8 @@ func (m *model) usePair() {
 	}
 }
 
-// write writes at end i: the peer can read the bytes, or the error says which close came
-// before.
+// write writes at end i. It checks that the Write succeeds, or that its error is that of
+// the half that was closed before. read checks that the peer receives the bytes.
 func (m *model) write(p *modelPair, i int) {
 	from, to := p.ends[i], p.ends[1-i]
 	if len(to.unread) > 4096 {
@@ -734,13 +739,13 @@ func (m *model) write(p *modelPair, i int) {
 			m.t.Fatalf("Write to a closed half: got %d, %v; want 0, ErrClosed", n, err)
 		}
 	case to.closed == sockettest.ReadHalf && !m.reportsClosedInput:
-		// The kernel discards the bytes, and need not report it.
+		// The kernel discards the bytes and need not report an error.
 	case to.closed&sockettest.ReadHalf != 0:
 		if n != 0 || !isGone(err) {
 			m.t.Fatalf("Write to a peer that closed its input: got %d, %v; want 0, EPIPE or ECONNRESET", n, err)
 		}
 	case n != len(b) || err != nil:
-		m.t.Fatalf("Write of %d bytes: got %d, %v", len(b), n, err)
+		m.t.Fatalf("Write of %d bytes: got %d, %v; want %d, nil", len(b), n, err, len(b))
 	default:
 		to.unread = append(to.unread, b...)
 	}
@@ -751,7 +756,8 @@ func isGone(err error) bool {
 	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// read reads at end i: it gets what was written, or EOF, or waits.
+// read reads at end i. It checks that the Read returns the bytes that the peer wrote, or
+// EOF, or that it waits.
 func (m *model) read(p *modelPair, i int) {
 	to, from := p.ends[i], p.ends[1-i]
 	b := make([]byte, 1+m.r.IntN(300))
@@ -763,7 +769,8 @@ func (m *model) read(p *modelPair, i int) {
 	case len(to.unread) > 0:
 		b = b[:min(len(b), len(to.unread))]
 		if n, err := io.ReadFull(to.conn, b); err != nil || !bytes.Equal(b, to.unread[:n]) {
-			m.t.Fatalf("Read: got %d bytes, equal to those written: %v, %v; want %d bytes", n, bytes.Equal(b[:n], to.unread[:n]), err, len(b))
+			m.t.Fatalf("ReadFull of %d bytes: got %d, equal to those written: %t, %v; want %d, true, nil",
+				len(b), n, bytes.Equal(b[:n], to.unread[:n]), err, len(b))
 		}
 		to.unread = to.unread[len(b):]
 	case from.closed&sockettest.WriteHalf != 0:
@@ -779,12 +786,12 @@ func (m *model) read(p *modelPair, i int) {
 	}
 }
 
-// closeSome closes a half of end i, or both.
+// closeSome closes one half of end i, or both.
 func (m *model) closeSome(p *modelPair, i int) {
 	e := p.ends[i]
 	if e.ours == nil {
-		// The model's errors of a closed half are this package's: of package net's
-		// connections it closes both halves, once.
+		// The model expects the errors that package unixsock returns for a closed half.
+		// It therefore closes both halves of a connection of package net, once.
 		if e.closed == 0 {
 			e.conn.Close()
 			m.closedEnd(p, i, sockettest.BothHalves)
@@ -804,7 +811,7 @@ func (m *model) closeSome(p *modelPair, i int) {
 	}
 	c := closers[m.r.IntN(len(closers))]
 	if err := c.close(); err != nil {
-		m.t.Fatalf("close of half %v, with half %v closed before: %v", c.what, e.closed, err)
+		m.t.Fatalf("close of half %v, with half %v closed before: got %v, want no error", c.what, e.closed, err)
 	}
 	m.closedEnd(p, i, c.what)
 }
@@ -818,9 +825,10 @@ func (m *model) closedEnd(p *modelPair, i int, what sockettest.Half) {
 	}
 }
 
-// closeListener closes the listener, by Close or by the end of its custodian: its
-// channels are closed, Accept fails, pending clients are disconnected, and accepted
-// connections stay open. The socket file goes if SetUnlinkOnClose said so.
+// closeListener closes the listener, by Close or by the end of its custodian. It checks
+// that the listener's channels are closed, that Accept fails, that pending clients are
+// disconnected, and that the socket file is removed only if SetUnlinkOnClose requested it.
+// Accepted connections stay open: finish checks that.
 func (m *model) closeListener() {
 	if m.chance(50) {
 		k := m.newCustodian()
@@ -829,10 +837,10 @@ func (m *model) closeListener() {
 		sockettest.WaitClosing(m.t, m.l)
 	}
 	if err := m.l.Close(); err != nil {
-		m.t.Fatalf("Close of the listener: %v", err)
+		m.t.Fatalf("Close of the listener: got %v, want no error", err)
 	}
 	if exists := sockettest.IsSocketFile(m.path); exists == m.unlink {
-		m.t.Fatalf("socket file after Close: exists is %v, want %v", exists, !m.unlink)
+		m.t.Fatalf("Close with UnlinkOnClose %t: got a socket file %t, want %t", m.unlink, exists, !m.unlink)
 	}
 	for range 3 {
 		if m.kept != nil {
@@ -860,8 +868,8 @@ func (m *model) closeListener() {
 	}
 }
 
-// finish reads what is unread, ends the contexts, checks that exactly the connections
-// that were closed are closed, and closes the others.
+// finish reads all unread bytes and ends all contexts. It checks that the operations closed
+// exactly the connections that the model recorded as closed. It then closes the others.
 func (m *model) finish() {
 	for _, p := range m.pairs {
 		for i := range p.ends {
@@ -881,7 +889,7 @@ func (m *model) finish() {
 	for _, p := range m.pairs {
 		for i, e := range p.ends {
 			if e.ours != nil && sockettest.IsClosed(m.t, e.ours) != (e.closed == sockettest.BothHalves) {
-				m.t.Fatalf("end %d of a connection whose half %v was closed: closed is %v, want %v", i, e.closed,
+				m.t.Fatalf("end %d of a connection, with half %v closed: got closed %t, want %t", i, e.closed,
 					sockettest.IsClosed(m.t, e.ours), e.closed == sockettest.BothHalves)
 			}
 		}
@@ -896,9 +904,9 @@ func (m *model) finish() {
 }
 
 // TestConcurrentAcceptsServeEachClientOnce lets clients connect and goroutines accept
-// concurrently, in every way, while contexts end. It checks what holds in any order: each
-// client is accepted once, and only the end of an event's context, its custodian, may
-// close its connection before the answer.
+// concurrently, with every method, while contexts end. It checks what holds in any order:
+// each client is accepted once, and only the end of an event's context, which is the
+// custodian of the connection, may close a connection before the answer.
 func TestConcurrentAcceptsServeEachClientOnce(t *testing.T) {
 	byChance(t, 3, func(t *testing.T, r *rand.Rand) {
 		goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
@@ -929,23 +937,23 @@ func TestConcurrentAcceptsServeEachClientOnce(t *testing.T) {
 		}
 		stop()
 		if err := l.Close(); err != nil {
-			t.Errorf("Close: %v", err)
+			t.Errorf("Close of the listener: got %v, want no error", err)
 		}
 		accepting.Wait()
 		m.exchanges.Wait()
 
 		for id, n := range m.served {
 			if n != 1 {
-				t.Errorf("client %d was served %d times, want once", id, n)
+				t.Errorf("accept client %d: got it %d times, want once", id, n)
 			}
 		}
-		answered, cut, dropped := m.answered.Load(), m.cut.Load(), m.dropped.Load()
-		if answered+cut != clients*each || int(answered) > len(m.served) {
-			t.Errorf("%d clients connected: %d got an answer, %d were disconnected, %d were served; want each answered or disconnected, and each answered one served",
-				clients*each, answered, cut, len(m.served))
+		answered, disconnected, dropped := m.answered.Load(), m.disconnected.Load(), m.dropped.Load()
+		if answered+disconnected != clients*each || int(answered) > len(m.served) {
+			t.Errorf("connect %d clients: got %d answered, %d disconnected, %d served; want each answered or disconnected, and each answered one served",
+				clients*each, answered, disconnected, len(m.served))
 		}
-		if cut != dropped {
-			t.Errorf("%d clients were disconnected, want %d, the number of connections that their context closed", cut, dropped)
+		if disconnected != dropped {
+			t.Errorf("connect %d clients: got %d disconnected, want %d, the number of connections that a context closed", clients*each, disconnected, dropped)
 		}
 		sockettest.WaitGoroutines(t, goroutines)
 		sockettest.WaitDescriptors(t, descriptors)
@@ -958,10 +966,12 @@ type crowd struct {
 	l *unixsock.Listener
 
 	mu     sync.Mutex
-	served map[uint32]int // how many times, by ID
+	served map[uint32]int // number of accepts of a client, by ID
 
-	exchanges              sync.WaitGroup
-	answered, cut, dropped atomic.Int64
+	exchanges    sync.WaitGroup // goroutines that serve accepted connections
+	answered     atomic.Int64   // clients that received the answer
+	disconnected atomic.Int64   // clients whose connection ended without an answer
+	dropped      atomic.Int64   // accepted connections that a context closed before the answer
 }
 
 // connect connects as client id, and waits for the answer or for the end of the
@@ -981,7 +991,7 @@ func (m *crowd) connect(id uint32, byNet bool) {
 		c, err = unixsock.Connect(m.l.Addr().String())
 	}
 	if err != nil {
-		m.t.Errorf("connect of client %d: %v", id, err)
+		m.t.Errorf("connect of client %d: got %v, want a connection", id, err)
 		return
 	}
 	defer c.Close()
@@ -995,20 +1005,20 @@ func (m *crowd) connect(id uint32, byNet bool) {
 	case err == nil && binary.BigEndian.Uint32(b[:]) == ^id:
 		m.answered.Add(1)
 	case err == nil:
-		m.t.Errorf("answer to client %d: got %x, want %x", id, b, ^id)
+		m.t.Errorf("read the answer to client %d: got %x, want %08x", id, b, ^id)
 	case err == io.EOF || isGone(err):
-		m.cut.Add(1)
+		m.disconnected.Add(1)
 	default:
-		m.t.Errorf("exchange of client %d: %v, want the answer or a disconnect", id, err)
+		m.t.Errorf("read the answer to client %d: got %v, want the answer or a disconnect", id, err)
 	}
 }
 
-// serve answers a client. mayEnd says that a context may close c meanwhile.
+// serve answers a client. mayEnd reports whether a context may close c meanwhile.
 func (m *crowd) serve(c *unixsock.Conn, mayEnd bool) {
 	m.exchanges.Go(func() {
 		defer c.Close()
 		if err := c.SetDeadline(time.Now().Add(sockettest.Timeout)); err != nil && !mayEnd {
-			m.t.Errorf("SetDeadline of an accepted connection: %v", err)
+			m.t.Errorf("SetDeadline of an accepted connection: got %v, want no error", err)
 		}
 		var b [4]byte
 		_, err := io.ReadFull(c, b[:])
@@ -1025,16 +1035,17 @@ func (m *crowd) serve(c *unixsock.Conn, mayEnd bool) {
 		case mayEnd && errors.Is(err, net.ErrClosed):
 			m.dropped.Add(1)
 		default:
-			m.t.Errorf("exchange with an accepted client: %v", err)
+			m.t.Errorf("read the ID of an accepted client and answer it: got %v, want no error", err)
 		}
 	})
 }
 
-// serveEvent serves what an event delivered. Of some connections it releases the
-// custodian first: those that are open then must stay open.
+// serveEvent serves the connection that an event delivered. It first releases some
+// connections from their custodian. If such a connection is open afterwards, it must stay
+// open.
 func (m *crowd) serveEvent(a unixsock.Accepted, r *rand.Rand) {
 	if a.Err != nil {
-		m.t.Errorf("receive from an event: %v", a.Err)
+		m.t.Errorf("receive from an event: got %v, want a connection", a.Err)
 		return
 	}
 	mayEnd := true
@@ -1054,7 +1065,7 @@ func (m *crowd) byAccept(context.Context, *rand.Rand) {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case !errors.Is(err, os.ErrDeadlineExceeded):
-			m.t.Errorf("Accept: %v", err)
+			m.t.Errorf("Accept: got %v, want a connection, ErrDeadlineExceeded or ErrClosed", err)
 			return
 		}
 	}
@@ -1076,7 +1087,7 @@ func (m *crowd) acceptIn(ctx context.Context) {
 		m.serve(c, false)
 	case ctx.Err() != nil, errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
 	default:
-		m.t.Errorf("AcceptContext: %v", err)
+		m.t.Errorf("AcceptContext: got %v, want a connection, ErrDeadlineExceeded, ErrClosed or the error of the context", err)
 	}
 }
 
@@ -1130,7 +1141,7 @@ func (m *crowd) bySharedEvent(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// byAbandonedEvents makes events without a receiver.
+// byAbandonedEvents calls AcceptEvt without a receive from the channel.
 func (m *crowd) byAbandonedEvents(ctx context.Context, r *rand.Rand) {
 	for ctx.Err() == nil {
 		short, cancel := context.WithCancel(ctx)
@@ -1148,9 +1159,9 @@ func (m *crowd) byDeadlines(ctx context.Context, r *rand.Rand) {
 	}
 }
 
-// TestEventsFollowWithoutDelay makes many clients pending at a listener whose Ready is in
-// use, too: a receive from the event takes no longer than an accept, and does not wait for
-// the listener's tick.
+// TestEventsFollowWithoutDelay connects many clients to a listener whose Ready is in use,
+// too. A receive from the event takes no longer than an accept, and does not wait for the
+// listener's tick.
 func TestEventsFollowWithoutDelay(t *testing.T) {
 	const clients, runs = 20, 10
 	l := sockettest.Listen(t, unixsock.Backlog(clients))
@@ -1171,14 +1182,15 @@ func TestEventsFollowWithoutDelay(t *testing.T) {
 		for range clients {
 			a := sockettest.Receive(t, "an event", received)
 			if a.Err != nil {
-				t.Fatalf("receive from an event: %v", a.Err)
+				t.Fatalf("receive from an event: got %v, want a connection", a.Err)
 			}
 			a.Conn.Close()
 		}
 		slowest = max(slowest, time.Since(begin))
 	}
-	// Some receives may wait for a tick of up to 50 ms. The limit is a quarter of them.
+	// Some receives may wait up to 50 ms for a tick. The limit is the time of that wait for
+	// a quarter of the clients.
 	if limit := clients / 4 * 50 * time.Millisecond; slowest > limit {
-		t.Errorf("receive of %d events: took %v, want less than %v", clients, slowest, limit)
+		t.Errorf("receive %d connections from an event: took %v, want at most %v", clients, slowest, limit)
 	}
 }

@@ -1,11 +1,11 @@
 //go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
 
 // Package stress tests package unixsock with random operations, many
-// connections, and faults. Its tests have flags of their own:
+// connections, and faults. Its tests accept these flags:
 //
 //	go test . -rounds 50                     run 50 times as long
 //	go test . -soak 10m -timeout 0           run TestSoak, which is skipped by default
-//	go test . -run TestModel$ -seed 123      repeat the run called seed=123
+//	go test . -run TestModel$ -seed 123      repeat the subtest seed=123
 package stress
 
 import (
@@ -38,7 +38,8 @@ var (
 
 func TestMain(m *testing.M) { sockettest.Main(m, nil) }
 
-// byChance runs f n times, each time with a different seed, which is the subtest's name.
+// byChance runs f n times as subtests, each with a different seed. The name of the subtest
+// contains the seed.
 func byChance(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
 	t.Helper()
 	first := rand.Uint64() >> 1
@@ -56,8 +57,8 @@ func byChance(t *testing.T, n int, f func(t *testing.T, r *rand.Rand)) {
 	}
 }
 
-// TestTenThousandConnectionsAreOpenAtOnce opens them between two processes: on most
-// systems a process may have some 20,000 descriptors, too few for both ends.
+// TestTenThousandConnectionsAreOpenAtOnce opens 10,000 connections between two processes.
+// On most systems one process may have about 20,000 descriptors, too few for both ends.
 func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 	const pathVar = "UNIXSOCK_TEST_STRESS_PATH"
 	n := 10000
@@ -90,7 +91,7 @@ func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 		cmd.Env = append(cmd.Env, pathVar+"="+l.Addr().String())
 	})
 	if err := sockettest.Receive(t, "the server", served); err != nil {
-		t.Fatalf("server: %v", err)
+		t.Fatalf("serve %d connections: got %v, want no error", n, err)
 	}
 	t.Logf("opened and used %d connections at once in %v", n, time.Since(begin).Round(time.Millisecond))
 	l.Close()
@@ -104,11 +105,11 @@ func openMany(t *testing.T, path string, n int) {
 	for i := range conns {
 		c, err := unixsock.Connect(path)
 		if err != nil {
-			t.Fatalf("Connect %d: %v", i, err)
+			t.Fatalf("Connect %d of %d: got %v, want a connection", i, n, err)
 		}
 		defer c.Close()
 		if err := binary.Write(c, binary.BigEndian, uint32(i)); err != nil {
-			t.Fatalf("Write to connection %d: %v", i, err)
+			t.Fatalf("Write to connection %d of %d: got %v, want no error", i, n, err)
 		}
 		conns[i] = c
 	}
@@ -116,13 +117,14 @@ func openMany(t *testing.T, path string, n int) {
 	for i, c := range conns {
 		var answer uint32
 		if err := binary.Read(c, binary.BigEndian, &answer); err != nil || answer != ^uint32(i) {
-			t.Fatalf("Read of the answer on connection %d: got %x, %v; want %x", i, answer, err, ^uint32(i))
+			t.Fatalf("Read of the answer on connection %d: got %x, %v; want %x, nil", i, answer, err, ^uint32(i))
 		}
 	}
 }
 
-// serveMany accepts n connections, each served by a goroutine that reads the question.
-// Once all are open, it answers them, and waits until the peers have closed them.
+// serveMany accepts n connections, and starts a goroutine for each that reads the question.
+// Once all connections are open, the goroutines answer. serveMany returns when the peers
+// have closed all connections.
 func serveMany(l *unixsock.Listener, n int) error {
 	var wg sync.WaitGroup
 	all := make(chan struct{})
@@ -184,8 +186,8 @@ var acceptors = []func(ctx context.Context, l *unixsock.Listener) (*unixsock.Con
 	},
 }
 
-// TestConnectionsLeaveNothingBehind serves many connections, one after the other, and
-// checks that each client is served once, and that no goroutine or descriptor is left.
+// TestConnectionsLeaveNothingBehind serves many connections, one after the other. It checks
+// that each client is served once, and that no goroutine or descriptor is left.
 func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	n := sockettest.Times(20000)
 	l := sockettest.Listen(t)
@@ -199,7 +201,7 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 		wg.Go(func() {
 			for id := next.Add(1); id <= int64(n) && !t.Failed(); id = next.Add(1) {
 				if err := askID(l.Addr().String(), uint64(id)); err != nil {
-					t.Errorf("client %d: %v", id, err)
+					t.Errorf("connect client %d, send its ID and read the answer: got %v, want no error", id, err)
 					cancel()
 				}
 			}
@@ -210,14 +212,14 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	for i := range n {
 		c, err := acceptors[i*len(acceptors)/n](ctx, l)
 		if err != nil {
-			t.Fatalf("accept %d: %v", i, err)
+			t.Fatalf("accept %d: got %v, want a connection", i, err)
 		}
 		id, err := answerID(c)
 		if err != nil {
-			t.Fatalf("answer to client %d: %v", id, err)
+			t.Fatalf("read the ID of accept %d and answer client %d: got %v, want no error", i, id, err)
 		}
 		if id > uint64(n) || seen[id] {
-			t.Fatalf("accept %d: got client %d, want a new one of %d", i, id, n)
+			t.Fatalf("accept %d: got client %d, want one from 1 to %d that was not accepted before", i, id, n)
 		}
 		seen[id] = true
 	}
@@ -225,7 +227,8 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	took := time.Since(begin)
 	t.Logf("served %d connections in %v, %v each; heap %+d KiB", n, took.Round(time.Millisecond), took/time.Duration(n), (sockettest.HeapInUse()-heap)>>10)
 	cancel()
-	sockettest.WaitGoroutines(t, goroutines+2) // the watcher, and the one that waits for ctx
+	// The listener's watcher and the goroutine that waits for ctx are left.
+	sockettest.WaitGoroutines(t, goroutines+2)
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
@@ -250,7 +253,7 @@ func askID(path string, id uint64) error {
 	return nil
 }
 
-// answerID answers one client, and returns its id.
+// answerID reads the ID of one client, answers the client, and closes c. It returns the ID.
 func answerID(c *unixsock.Conn) (id uint64, err error) {
 	defer c.Close()
 	var b [8]byte
@@ -264,9 +267,8 @@ func answerID(c *unixsock.Conn) (id uint64, err error) {
 }
 
 // TestTwoHundredGoroutinesShareAConn lets goroutines call all methods of a Conn
-// concurrently. The number of bytes written, as returned by the calls, is the number that
-// arrives at the peer; no more bytes are read than the peer sent; and each error is that
-// of a deadline or a close.
+// concurrently. As many bytes arrive at the peer as the writes return. The reads return no
+// more bytes than the peer sent. Each error is that of a deadline or a close.
 func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	const many = 200
@@ -287,7 +289,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 				closeAll(files)
 				if err != nil {
 					if !isEnd(err) {
-						t.Errorf("ReadFiles of the peer: %v, want EOF or a closed connection", err)
+						t.Errorf("ReadFiles of the peer: got %v, want EOF or the error of a closed connection", err)
 					}
 					return
 				}
@@ -300,7 +302,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 				sent.Add(int64(n))
 				if err != nil {
 					if !isEnd(err) {
-						t.Errorf("Write of the peer: %v, want a closed connection", err)
+						t.Errorf("Write of the peer: got %v, want the error of a closed connection", err)
 					}
 					return
 				}
@@ -311,27 +313,27 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 			users.Go(func() {
 				for !stop.Load() {
 					if err := use(custodian, c, i%20, &wrote, &read); err != nil && !isEnd(err) {
-						t.Errorf("use %d of the Conn: %v, want the error of a deadline or a close", i%20, err)
+						t.Errorf("use %d of the shared Conn: got %v, want nil or the error of a deadline or a close", i%20, err)
 						return
 					}
 				}
 			})
 		}
-		time.Sleep(100 * time.Millisecond)
-		sockettest.WaitFor(t, "nothing is written, or nothing read", func() bool { return wrote.Load() > 0 && read.Load() > 0 })
-		// Close the output, then the input and the whole, from several goroutines.
+		time.Sleep(100 * time.Millisecond) // the goroutines use the Conn for this time
+		sockettest.WaitFor(t, "the goroutines have written or read no byte", func() bool { return wrote.Load() > 0 && read.Load() > 0 })
+		// The test closes the output. Several goroutines then close the input and the Conn.
 		c.SetWriteDeadline(time.Time{})
 		if err := c.CloseWrite(); err != nil {
-			t.Errorf("CloseWrite: %v", err)
+			t.Errorf("CloseWrite of the shared Conn: got %v, want no error", err)
 		}
-		time.Sleep(rand.N(5 * time.Millisecond))
+		time.Sleep(rand.N(5 * time.Millisecond)) // the goroutines use the input for this time
 		for range 10 {
 			users.Go(func() {
 				if err := c.CloseRead(); err != nil {
-					t.Errorf("CloseRead: %v", err)
+					t.Errorf("CloseRead of the shared Conn: got %v, want no error", err)
 				}
 				if err := c.Close(); err != nil {
-					t.Errorf("Close: %v", err)
+					t.Errorf("Close of the shared Conn: got %v, want no error", err)
 				}
 			})
 		}
@@ -340,10 +342,10 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 		peers.Wait()
 		peer.Close()
 		if wrote.Load() != arrived.Load() {
-			t.Errorf("writes returned %d bytes, want %d, the number that arrived", wrote.Load(), arrived.Load())
+			t.Errorf("write to the shared Conn: got %d bytes in all, want %d, which arrived at the peer", wrote.Load(), arrived.Load())
 		}
 		if read.Load() > sent.Load() {
-			t.Errorf("reads returned %d bytes, want at most %d, the number that the peer sent", read.Load(), sent.Load())
+			t.Errorf("read from the shared Conn: got %d bytes in all, want at most %d, which the peer sent", read.Load(), sent.Load())
 		}
 		if t.Failed() {
 			return
@@ -355,7 +357,8 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// use makes one of the calls that c offers.
+// use makes the call of c whose number is what. custodian is a context for CloseOn. use
+// adds the number of bytes written or read to wrote or read.
 func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *atomic.Int64) error {
 	b := make([]byte, 1+rand.IntN(5000))
 	var n int
@@ -409,8 +412,9 @@ func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *ato
 	return err
 }
 
-// TestSoak runs servers and clients for a long time, and logs what they use. At the end,
-// no descriptor or goroutine is left, and the heap has not grown.
+// TestSoak runs servers and clients for a long time, and logs the descriptors, goroutines
+// and heap that they use. At the end, no descriptor or goroutine is left, and the heap has
+// grown by at most 1 MiB.
 func TestSoak(t *testing.T) {
 	if *soak == 0 {
 		t.Skip("runs for the time that -soak sets; the default is 0")
@@ -423,7 +427,8 @@ func TestSoak(t *testing.T) {
 	for i := range 2 * len(acceptors) {
 		servers.Go(func() {
 			for ctx.Err() == nil {
-				// The custodian lives longer than an exchange takes.
+				// The context, which is the custodian of an event's connection, lives longer
+				// than an exchange takes.
 				short, cancel := context.WithTimeout(ctx, time.Second)
 				c, err := acceptors[i%len(acceptors)](short, l)
 				if err == nil {
@@ -433,7 +438,7 @@ func TestSoak(t *testing.T) {
 				}
 				cancel()
 				if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) && !isEnd(err) {
-					t.Errorf("server %d: %v", i, err)
+					t.Errorf("accept and answer a client in server %d: got %v, want nil or the error of a context, a deadline or a close", i, err)
 					stop()
 				}
 			}
@@ -449,7 +454,7 @@ func TestSoak(t *testing.T) {
 				case err == io.EOF || isGone(err):
 					cancelled.Add(1) // the custodian ended
 				case ctx.Err() == nil:
-					t.Errorf("client: %v", err)
+					t.Errorf("connect, send an ID and read the answer: got %v, want nil, EOF or the error of a closed peer", err)
 					stop()
 				}
 			}
@@ -503,7 +508,7 @@ func TestSoak(t *testing.T) {
 		t.Errorf("heap in use: got %d KiB, want at most 1024 more than %d", last>>10, first>>10)
 	}
 	if asked.Load() != served.Load() {
-		// A client that is disconnected while its answer is written counts as served.
+		// A client that is disconnected while the server writes the answer counts as served.
 		t.Logf("served %d clients, %d got the answer", served.Load(), asked.Load())
 	}
 }
