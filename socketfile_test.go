@@ -255,7 +255,7 @@ func helpWatchMode(args []string) error {
 				early++
 			case unix.ENOENT:
 				if time.Now().After(deadline) {
-					return fmt.Errorf("no file %s", path)
+					return fmt.Errorf("Lstat of %s: got no file within %v, want one", path, sockettest.Timeout)
 				}
 			default:
 				return err
@@ -685,8 +685,8 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 	}
 }
 
-// stopwatch returns a function that fails the test if what took longer than a bounded
-// wait for a lock may take. The limit allows for a busy machine.
+// stopwatch returns a function that fails the test if the operation what took longer than
+// a bounded wait for a lock may take. The limit allows for a busy machine.
 func stopwatch(t testing.TB, what string) (stop func()) {
 	const limit = 10 * time.Second
 	start := time.Now()

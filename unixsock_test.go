@@ -163,7 +163,7 @@ func TestConnectWaitsWhileTheBacklogIsFull(t *testing.T) {
 	result := sockettest.Connecting(t, t.Context(), l.Addr().String())
 	select {
 	case d := <-result:
-		t.Fatalf("ConnectContext to a full backlog: returned %v, %v; want it to wait", d.Conn, d.Err)
+		t.Fatalf("ConnectContext to a full backlog: got %v, %v; want it to wait", d.Conn, d.Err)
 	case <-time.After(50 * time.Millisecond): // nothing must happen for this time
 	}
 	sockettest.Accept(t, l)

@@ -99,7 +99,8 @@ func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// openMany opens n connections, asks a question on each, and then reads the answers.
+// openMany opens n connections, sends the number of each as a question, and then reads the
+// answers.
 func openMany(t *testing.T, path string, n int) {
 	conns := make([]*unixsock.Conn, n)
 	for i := range conns {
@@ -357,7 +358,7 @@ func TestTwoHundredGoroutinesShareAConn(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// use makes the call of c whose number is what. custodian is a context for CloseOn. use
+// use makes the call of c with the number what. custodian is a context for CloseOn. use
 // adds the number of bytes written or read to wrote or read.
 func use(custodian context.Context, c *unixsock.Conn, what int, wrote, read *atomic.Int64) error {
 	b := make([]byte, 1+rand.IntN(5000))
