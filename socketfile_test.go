@@ -17,7 +17,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -881,16 +880,16 @@ func TestUnlinkOnCloseIsDoneWhenASecondCloseReturns(t *testing.T) {
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatalf("flock(2) of the directory: %v", err)
 	}
-	var first sync.WaitGroup
-	first.Go(func() { l.Close() })
+	go l.Close()
 	sockettest.WaitClosing(t, l)
-	// The second Close is likely to wait for the first by the time the lock is released.
-	time.AfterFunc(10*time.Millisecond, func() { dir.Close() })
-	if err := l.Close(); err != nil {
-		t.Errorf("second Close while the first waits for the lock: got %v, want no error", err)
+	second := make(chan error, 1)
+	go func() { second <- l.Close() }()
+	sockettest.WaitFor(t, "the two Closes do not wait", func() bool { return sockettest.Parked("unixsock.(*Listener).close(") >= 2 })
+	dir.Close()
+	if err := sockettest.Receive(t, "the second Close", second); err != nil {
+		t.Errorf("second Close while the first waits for the lock: got %v, want nil", err)
 	}
 	wantOnly(t, filepath.Dir(l.Addr().String()))
-	first.Wait()
 }
 
 func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {

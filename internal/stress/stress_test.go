@@ -508,8 +508,8 @@ func TestSoak(t *testing.T) {
 	if last > first+1<<20 {
 		t.Errorf("heap in use: got %d KiB, want at most 1024 more than %d", last>>10, first>>10)
 	}
-	if asked.Load() != served.Load() {
-		// A client that is disconnected while the server writes the answer counts as served.
-		t.Logf("served %d clients, %d got the answer", served.Load(), asked.Load())
+	// A client that is disconnected while the server writes the answer counts as served.
+	if asked.Load() > served.Load() {
+		t.Errorf("clients that got an answer: got %d, want at most the %d that were served", asked.Load(), served.Load())
 	}
 }
