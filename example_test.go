@@ -58,37 +58,31 @@ func Example() {
 
 	ticker := time.NewTicker(time.Minute)
 	defer ticker.Stop()
-	for {
+	for stopping := false; ; {
 		select {
-		case _, ok := <-listener.Ready():
-			if !ok {
-				return // the listener was closed
-			}
-			conn, err := listener.AcceptContext(ctx)
+		case <-listener.Ready(): // a client is pending
+			conn, err := listener.Accept()
 			if err != nil {
-				log.Print(err)
-				return
+				log.Print(err) // out of descriptors, for example: the client stays pending
+				time.Sleep(100 * time.Millisecond)
+				continue
 			}
 			fmt.Fprint(conn, "hello")
 			conn.Close()
+			continue
+		default: // no client is pending
+			if stopping {
+				fmt.Println("the server stops")
+				return
+			}
+		}
+		select {
+		case <-listener.Ready():
 		case <-ticker.C:
 			fmt.Println("another minute")
 		case <-ctx.Done():
-			os.Remove(path)
-			for {
-				select {
-				case <-listener.Ready():
-					conn, err := listener.Accept()
-					if err != nil {
-						return
-					}
-					fmt.Fprint(conn, "hello, and goodbye")
-					conn.Close()
-				default:
-					fmt.Println("the server stops")
-					return
-				}
-			}
+			os.Remove(path) // from now on clients are refused; the pending ones are served
+			stopping = true
 		}
 	}
 

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/go-unixsock/unixsock"
@@ -30,7 +31,7 @@ func main() {
 	if !unixsock.Available {
 		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, *path); err != nil {
 		log.Fatal(err)

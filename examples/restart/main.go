@@ -6,9 +6,9 @@
 //
 //	go build -o restart.out ./examples/restart
 //	./restart.out serve restart.sock &
-//	./restart.out client restart.sock        # in another terminal
-//	pkill -HUP -f '^./restart.out serve'     # in a third terminal, several times
-//	pkill -f '^./restart.out serve'          # now the client's requests fail
+//	./restart.out client restart.sock                  # in another terminal
+//	pkill -HUP -f '^./restart.out serve restart.sock'  # in a third terminal, several times
+//	pkill -f '^./restart.out serve restart.sock'       # now the client's requests fail
 package main
 
 import (

@@ -19,6 +19,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-unixsock/unixsock"
@@ -32,7 +33,7 @@ func main() {
 	if !unixsock.Available {
 		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := serve(ctx, *path, *idle); err != nil {
 		log.Fatal(err)
