@@ -72,12 +72,12 @@ const (
 // the listener itself. The channel mirrors Racket's listener as a synchronizable event.
 //
 // While a connection is pending, every receive succeeds, for every goroutine, repeatedly.
-// While none is pending, no receive succeeds; an accept has emptied the channel when it
-// returns. If another process, or another Listener of the same socket, accepts the
-// connection, the channel follows within 50 ms.
+// While none is pending, no receive succeeds: an accept has emptied the channel when it
+// returns. (If another process, or another Listener of the same socket, has accepted the
+// connection, receives may succeed for up to 50 ms more.)
 //
-// A select with a default that calls Ready each time is exact, because the call itself
-// polls the kernel:
+// A select with a default must call Ready each time. It is exact then, because the call
+// itself polls the kernel:
 //
 //	select {
 //	case <-l.Ready():
@@ -85,15 +85,15 @@ const (
 //	}
 //
 // (If other goroutines receive between the call and the select, the channel may be empty
-// for a moment.) A channel kept in a variable and polled in this way may lag until another
-// goroutine of the program has run: after a connect, after a receive from AcceptEvt, and
-// after more than 8 receives without an accept. A blocking receive from it is always
-// woken.
+// for a moment.) With a channel kept in a variable, such a select may take the default
+// although a connection is pending, until a goroutine of this package has run: after a
+// connect, after a receive from AcceptEvt, and after more than 8 receives without an
+// accept. A blocking receive from a kept channel is always woken.
 //
 // Readiness accepts nothing: the connection stays in the backlog. Between a receive and
 // an Accept, another goroutine or process may accept the connection, and the Accept then
-// waits for the next one. If others accept, call AcceptContext with a timeout. Server
-// processes that share one socket use Ready and AcceptContext in this way.
+// waits for the next one. If others accept, call AcceptContext with a timeout, such as
+// 20 ms. Server processes that share one socket use Ready and AcceptContext in this way.
 //
 // The first call starts a goroutine, which ends with Close. Closing the listener closes
 // the channel: a receive then yields nil, false, so a loop must check the second value.

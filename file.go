@@ -111,7 +111,8 @@ func fileError(err error) error {
 // socket: shutting down a half affects both. The copy is non-blocking, as the Conn
 // is, and close-on-exec: a child process gets it through ExtraFiles of os/exec.
 //
-// For a library that insists on a *[net.UnixConn], pass the copy to [net.FileConn].
+// For a library that insists on a *[net.UnixConn], pass the copy to [net.FileConn], which
+// makes a copy of its own, and close this one.
 func (c *Conn) File() (*os.File, error) {
 	raw, err := c.netfd().SyscallConn()
 	if err != nil {
@@ -129,8 +130,9 @@ func (c *Conn) File() (*os.File, error) {
 // backlog. The copy is non-blocking, as the Listener is, and close-on-exec: a child
 // process gets it through ExtraFiles of os/exec.
 //
-// A process that hands its listener to a successor in this way, and has set
-// [UnlinkOnClose], calls SetUnlinkOnClose(false) before Close; see
+// A process that hands its listener to a successor in this way closes its own once the
+// successor has reported that it accepts: the backlog is lost if none of them does. If it
+// has set [UnlinkOnClose], it calls SetUnlinkOnClose(false) before Close; see
 // [Listener.SetUnlinkOnClose].
 func (l *Listener) File() (*os.File, error) {
 	if !l.ok() {
@@ -152,7 +154,8 @@ func (l *Listener) File() (*os.File, error) {
 // file is closed, WriteFiles returns an error and sends nothing.
 //
 // The peer must use [Conn.ReadFiles]: with a plain Read, the kernel discards the
-// descriptors, or, on macOS, FreeBSD and OpenBSD, leaves them open.
+// descriptors, or, on macOS, FreeBSD and OpenBSD, leaves them open in the peer's process,
+// which does not learn of them.
 func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	switch {
 	case c.isClosed(writeHalf):
@@ -247,7 +250,7 @@ func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error)
 	case err == nil && n == 0:
 		err = io.EOF
 	case err == nil && len(fds) > max:
-		err = fmt.Errorf("received more than %d descriptors", max)
+		err = fmt.Errorf("received %d descriptors, limit %d: closed all", len(fds), max)
 	}
 	if err != nil {
 		sys.CloseAll(fds)

@@ -17,7 +17,7 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// A ListenOption changes how [Listen] listens.
+// A ListenOption changes how [Listen] listens. A nil one has no effect.
 type ListenOption func(*listenConfig)
 
 type listenConfig struct {
@@ -84,7 +84,7 @@ func UnlinkOnClose() ListenOption {
 //
 // Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and
 // [os.ErrDeadlineExceeded] past a deadline. The methods of a nil or zero Listener return
-// an error or a zero value.
+// an error, a zero value or a closed channel.
 type Listener struct {
 	file *os.File
 	raw  syscall.RawConn // of file
@@ -215,7 +215,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // AcceptContext is [Listener.Accept], but waits only until ctx is done; then errors.Is
-// finds ctx.Err() in the error. Once a connection is accepted, ctx has no effect on it.
+// finds ctx.Err() in the error. If ctx is done already, that is the result even if a
+// connection is pending. Once a connection is accepted, ctx has no effect on it.
 func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
@@ -407,7 +408,8 @@ func (l *Listener) interrupt() {
 	l.file.SetReadDeadline(netfd.ALongTimeAgo)
 }
 
-// Close closes the listener. Accepts that are waiting fail with [net.ErrClosed]. The
+// Close closes the listener. Accepts that are waiting fail with [net.ErrClosed]. Pending
+// clients are disconnected, unless another process shares the listening socket. The
 // socket file stays, as with unix-socket-close-listener, unless [UnlinkOnClose] or
 // [Listener.SetUnlinkOnClose] says otherwise. A second Close waits until the first one
 // has dealt with the file, and returns nil.

@@ -8,7 +8,7 @@ import "github.com/go-unixsock/unixsock/internal/sys"
 // unix-socket-available?.
 const Available = true
 
-// MaxPathLen is the maximum length, in bytes, of the absolute form of a path. The
-// whole length is usable. It is 104, or 103 on OpenBSD, whose kernel needs room for a
-// NUL after the path.
+// MaxPathLen is the maximum length, in bytes, of the absolute form of a path: 104, or
+// 103 on OpenBSD, whose kernel needs room for a NUL after the path. The whole length is
+// usable.
 const MaxPathLen = sys.MaxPathLen

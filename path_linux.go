@@ -5,5 +5,6 @@ package unixsock
 const Available = true
 
 // MaxPathLen is the maximum length, in bytes, of the absolute form of a path, or of an
-// abstract name with its leading NUL. The whole length is usable.
+// abstract name with its leading NUL: 108 on Linux, 104 on macOS and the BSDs, 103 on
+// OpenBSD. The whole length is usable.
 const MaxPathLen = 108

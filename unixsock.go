@@ -33,37 +33,47 @@
 //	unix-socket-listener?       the type *Listener
 //	(sync listener)             <-listener.Ready()
 //	unix-socket-accept          Listener.Accept, Listener.AcceptContext
-//	unix-socket-accept-evt      Listener.AcceptEvt
+//	unix-socket-accept-evt      Listener.AcceptEvt; then Accepted.Conn.Ports
 //	unix-socket-close-listener  Listener.Close
 //	make-unix-socket-tcp@       NewTCPUnit
 //
-// Racket's sync over several events is a select over their channels. A custodian is a
-// [context.Context]: [Conn.CloseOn] and [Listener.CloseOn] set the custodian of a
-// connection or a listener, and the context of AcceptEvt is the custodian of the
-// connections that it delivers. Where Racket raises an exception, a function returns
-// an error.
+// Racket's sync over several events is a select over their channels: the body of a case
+// is what handle-evt calls, and alarm-evt is [time.After].
+//
+// A custodian is a [context.Context], and the context's cancel function shuts it down.
+// There is no current custodian: [Conn.CloseOn] and [Listener.CloseOn] set the custodian
+// of a connection or a listener, and the context of AcceptEvt is the custodian of the
+// connections that it delivers. Where Racket raises an exception, a function returns an
+// error.
 //
 // # A server's loop
 //
-//	listener, err := unixsock.Listen("/run/example.sock", unixsock.Backlog(511))
+//	listener, err := unixsock.Listen("/run/example.sock", unixsock.Backlog(511),
+//		unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 //	...
 //	for {
 //		select {
 //		case _, ok := <-listener.Ready():
 //			if !ok {
-//				return nil // the listener was closed
+//				return // the listener was closed
 //			}
-//			conn, err := listener.AcceptContext(ctx)
+//			conn, err := listener.Accept()
 //			if err != nil {
-//				return err
+//				log.Print(err)
+//				time.Sleep(100 * time.Millisecond) // out of descriptors, for example
+//				continue
 //			}
 //			go serve(conn)
 //		case <-ticker.C:
 //			...
 //		case <-ctx.Done():
-//			return listener.Close()
+//			listener.Close()
+//			return
 //		}
 //	}
+//
+// Close disconnects the clients that are still pending. The example of the package is a
+// server that serves them first.
 //
 // # Platforms
 //

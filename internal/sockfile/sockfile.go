@@ -144,6 +144,8 @@ func bindOrReplace(fd int, name string, locked bool) error {
 		return sys.Bind(fd, name) // removed in the meantime
 	case err != nil:
 		return err
+	case info.Mode().Type() == fs.ModeSymlink:
+		return fmt.Errorf("%w: existing file is a symbolic link", inUse)
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("%w: existing file is not a socket", inUse)
 	}
@@ -158,7 +160,7 @@ func bindOrReplace(fd int, name string, locked bool) error {
 		return err
 	}
 	if !stale || !unchanged(name, info) {
-		return inUse
+		return fmt.Errorf("%w: existing socket is in use", inUse)
 	}
 	if err := sys.Unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -3,9 +3,9 @@
 // platform; where [Available] is false, its functions fail with
 // [errors.ErrUnsupported].
 //
-// Descriptors that it returns are non-blocking and close-on-exec. Its errors
-// are *[os.SyscallError], except for [ErrWouldBlock] and [io.EOF], which are
-// returned as they are. Calls that a signal interrupts are repeated.
+// Descriptors that it creates or accepts are non-blocking and close-on-exec. The
+// error of a system call is an *[os.SyscallError]; [ErrWouldBlock] and [io.EOF]
+// are returned as they are. Calls that a signal interrupts are repeated.
 package sys
 
 import (
