@@ -169,13 +169,13 @@ func TestEachConnectionIsDeliveredOnce(t *testing.T) {
 			}
 		})
 	}
-	sockettest.Returns(t, "the clients", wg.Wait)
+	sockettest.CheckReturns(t, "the clients", wg.Wait)
 	if n := int(served.Load()); n != clients {
 		t.Errorf("served connections after %d connects: got %d, want %d", clients, n, clients)
 	}
 	cancel()
 	l.Close()
-	sockettest.Returns(t, "the servers", servers.Wait)
+	sockettest.CheckReturns(t, "the servers", servers.Wait)
 }
 
 func TestAbandonedEventBlocksNoOtherReceiver(t *testing.T) {
@@ -207,7 +207,7 @@ func TestAbandonedEventBlocksNoOtherReceiver(t *testing.T) {
 			abandon(t, l)
 			for range 3 {
 				client := acceptAhead(t, l)
-				sockettest.Returns(t, name, func() { mustTalk(t, client, take(t, l)) })
+				sockettest.CheckReturns(t, name, func() { mustTalk(t, client, take(t, l)) })
 			}
 		})
 		t.Run(name+" after connect and event", func(t *testing.T) {
@@ -215,7 +215,7 @@ func TestAbandonedEventBlocksNoOtherReceiver(t *testing.T) {
 			for range 3 {
 				client := sockettest.Connect(t, l.Addr().String())
 				abandon(t, l)
-				sockettest.Returns(t, name, func() { mustTalk(t, client, take(t, l)) })
+				sockettest.CheckReturns(t, name, func() { mustTalk(t, client, take(t, l)) })
 			}
 		})
 		t.Run(name+" between event and connect", func(t *testing.T) {
@@ -304,7 +304,7 @@ func TestReadyAndAcceptEvtInOneSelectBothCome(t *testing.T) {
 	ctx := t.Context()
 	for range 10 {
 		sockettest.Connect(t, l.Addr().String())
-		sockettest.Returns(t, "select to choose AcceptEvt", func() {
+		sockettest.CheckReturns(t, "select to choose AcceptEvt", func() {
 			for {
 				select {
 				case <-l.Ready():
@@ -428,7 +428,7 @@ func TestEndOfTheContextClosesTheEvent(t *testing.T) {
 	}
 	waitReceivers(t, 5)
 	cancel()
-	sockettest.Returns(t, "the receivers of the event", wg.Wait)
+	sockettest.CheckReturns(t, "the receivers of the event", wg.Wait)
 	mustBeOver(t, evt)
 	mustBeOver(t, l.AcceptEvt(ctx))
 }
@@ -746,7 +746,7 @@ func TestCloseWakesEveryReceiverOfTheEvent(t *testing.T) {
 	}
 	waitReceivers(t, 5)
 	l.Close()
-	sockettest.Returns(t, "the receivers of the events", wg.Wait)
+	sockettest.CheckReturns(t, "the receivers of the events", wg.Wait)
 }
 
 func TestEventsLeaveNoGoroutineAndNoDescriptorAfterClose(t *testing.T) {

@@ -1239,7 +1239,7 @@ func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 		for _, use := range all {
 			wg.Go(func() { use(c, ctx) })
 		}
-		sockettest.Returns(t, "calls on a connection that is closed", wg.Wait)
+		sockettest.CheckReturns(t, "calls on a connection that is closed", wg.Wait)
 		cancel()
 		peer.Close()
 	}
@@ -1528,7 +1528,7 @@ func TestPeerCredOfOtherProcesses(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t)
 	client := sockettest.StartHelper(t, nil, "connect")
-	client.Tell(l.Addr().String())
+	client.Send(l.Addr().String())
 	client.Expect("connected")
 	wantCred(t, sockettest.Accept(t, l), client.Cmd.Process.Pid)
 
@@ -1549,7 +1549,7 @@ func TestPeerCredAfterThePeerIsGone(t *testing.T) {
 func TestPeerCredOfAKilledProcess(t *testing.T) {
 	l := sockettest.Listen(t)
 	h := sockettest.StartHelper(t, nil, "connect")
-	h.Tell(l.Addr().String())
+	h.Send(l.Addr().String())
 	h.Expect("connected")
 	pid := h.Cmd.Process.Pid
 	h.Kill()

@@ -532,11 +532,11 @@ func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
 	sockettest.WaitFor(t, "the copy does not wait for the lock of the file", func() bool {
 		return sockettest.GoroutinesIn("sync.Mutex.Lock")+sockettest.GoroutinesIn("semacquire") > 0
 	})
-	sockettest.Returns(t, "Write while a copy waits for its file", func() { c.Write([]byte("x")) })
+	sockettest.CheckReturns(t, "Write while a copy waits for its file", func() { c.Write([]byte("x")) })
 	if n, err := peer.Read(make([]byte, 10)); n != 1 || err != nil {
 		t.Errorf("Read of the peer after a Write of 1 byte: got %d, %v; want 1, nil", n, err)
 	}
-	sockettest.Returns(t, "Close while a copy waits for its file", func() { c.Close() })
+	sockettest.CheckReturns(t, "Close while a copy waits for its file", func() { c.Close() })
 	close(release)
 	<-released
 	if got := sockettest.Receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
@@ -757,6 +757,6 @@ func TestConnsThatAreCopiedIntoEachOtherEndWithAClose(t *testing.T) {
 		for _, c := range []*unixsock.Conn{a2, b1, a1, b2} {
 			c.Close()
 		}
-		sockettest.Returns(t, "the end of the copies", wg.Wait)
+		sockettest.CheckReturns(t, "the end of the copies", wg.Wait)
 	}
 }

@@ -327,12 +327,12 @@ func TestIdleCopyHoldsNoMoreThanTheBufferOfIOCopy(t *testing.T) {
 			}
 		})
 	}
-	sockettest.Returns(t, "the calls of Read", waiting.Wait)
+	sockettest.CheckReturns(t, "the calls of Read", waiting.Wait)
 	if held := (heldMemory() - before) / copies; held > buffer+extra {
 		t.Errorf("memory of %d idle copies: got %d bytes for each, want at most %d", copies, held, buffer+extra)
 	}
 	close(end)
-	sockettest.Returns(t, "the end of the copies", ended.Wait)
+	sockettest.CheckReturns(t, "the end of the copies", ended.Wait)
 }
 
 // heldMemory returns the size of the heap and the stacks after a garbage collection.

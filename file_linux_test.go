@@ -76,10 +76,10 @@ func TestModeIsNeverWider(t *testing.T) {
 			// that, which shows that it looks often enough.
 			early := fs.FileMode(test.umask)&test.perm == 0
 			for i := 0; i < modeRounds || !early && i < 100*modeRounds; i++ {
-				watcher.Tell("next")
+				watcher.Send("next")
 				watcher.Expect("watching")
 				l := sockettest.ListenAt(t, fmt.Sprint(path, i), unixsock.Mode(test.perm))
-				bits, when, _ := strings.Cut(watcher.Hear(), " ")
+				bits, when, _ := strings.Cut(watcher.Next(), " ")
 				seen, err := strconv.ParseUint(bits, 8, 32)
 				if err != nil {
 					t.Fatalf("bits that the watcher printed: %v", err)
@@ -129,8 +129,8 @@ func TestModeKeepsOthersOut(t *testing.T) {
 		want string
 	}{{0o600, "permission denied"}, {0o660, "permission denied"}, {0o664, "permission denied"}, {0o602, "connected"}, {0o666, "connected"}} {
 		l := sockettest.ListenAt(t, path, unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
-		other.Tell(path)
-		if got := other.Hear(); got != test.want {
+		other.Send(path)
+		if got := other.Next(); got != test.want {
 			t.Errorf("connect of another user with Mode(%#o): got %q, want %q", test.perm, got, test.want)
 		}
 		l.Close()
@@ -160,7 +160,7 @@ func TestFileOptionsOfAnAbstractName(t *testing.T) {
 	if _, err := unixsock.Listen(name, unixsock.ReplaceStale()); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("second Listen at an abstract name, with ReplaceStale: got %v, want EADDRINUSE", err)
 	}
-	sockettest.Exchange(t, name, l)
+	sockettest.CheckExchange(t, name, l)
 	if err := l.Close(); err != nil {
 		t.Errorf("Close with UnlinkOnClose of an abstract name: got %v, want nil", err)
 	}
@@ -189,7 +189,7 @@ func TestReplaceStaleWithoutPermissionLeavesTheFile(t *testing.T) {
 	if got := sockettest.Receive(t, "the other user", other.Lines); !strings.Contains(got, "address already in use") {
 		t.Errorf("Listen of another user with ReplaceStale: got %q, want an error with %q", got, "address already in use")
 	}
-	sockettest.Exchange(t, path, l)
+	sockettest.CheckExchange(t, path, l)
 }
 
 // TestALockOfAnotherUserDoesNotStopListen checks the time limit of the wait for the
@@ -218,7 +218,7 @@ func TestReplaceStaleInADirectoryThatCannotBeRead(t *testing.T) {
 		t.Fatalf("ReadDir of the directory with 0333: got %v, want fs.ErrPermission", err)
 	}
 	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose(), unixsock.Mode(0o640))
-	sockettest.Exchange(t, path, l)
+	sockettest.CheckExchange(t, path, l)
 	wantInUse(t, path)
 	if err := l.Close(); err != nil {
 		t.Errorf("Close in a directory that cannot be read: got %v, want nil", err)
@@ -317,9 +317,9 @@ func TestConnectToAnAddressOfAConn(t *testing.T) {
 		l := sockettest.ListenAt(t, name)
 		client := sockettest.Connect(t, name)
 		server := sockettest.Accept(t, l)
-		sockettest.Exchange(t, client.RemoteAddr().String(), l)
-		sockettest.Exchange(t, server.LocalAddr().String(), l)
-		sockettest.Exchange(t, l.Addr().String(), l)
+		sockettest.CheckExchange(t, client.RemoteAddr().String(), l)
+		sockettest.CheckExchange(t, server.LocalAddr().String(), l)
+		sockettest.CheckExchange(t, l.Addr().String(), l)
 	}
 }
 
@@ -347,7 +347,7 @@ func TestPeerCredOfAnotherUser(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.ListenAt(t, publicDir(t)+"/s", unixsock.Mode(0o666))
 	h := sockettest.StartHelper(t, asNobody(t), "connect")
-	h.Tell(l.Addr().String())
+	h.Send(l.Addr().String())
 	h.Expect("connected")
 	want := unixsock.Cred{PID: h.Cmd.Process.Pid, UID: nobody, GID: nobody}
 	if got := peerCredOf(t, sockettest.Accept(t, l)); got != want {
@@ -483,8 +483,8 @@ func TestOwnerLetsAnotherUserConnect(t *testing.T) {
 			t.Errorf("Listen with Owner(%d, %d) and Mode(%#o): got a file with %d:%d and %#o, want %d:%d and %#o",
 				test.uid, test.gid, test.perm, uid, gid, info.Mode().Perm(), max(test.uid, 0), max(test.gid, 0), test.perm)
 		}
-		other.Tell(path)
-		if got := other.Hear(); got != test.want {
+		other.Send(path)
+		if got := other.Next(); got != test.want {
 			t.Errorf("connect of another user, %s: got %q, want %q", test.name, got, test.want)
 		}
 		l.Close()
@@ -505,7 +505,7 @@ func TestOwnerIsRightBeforeAConnect(t *testing.T) {
 		}
 		l.Close()
 	}
-	other.Tell("stop")
+	other.Send("stop")
 	other.Expect("never connected")
 }
 
@@ -515,7 +515,7 @@ func TestOwnerWithoutPrivilegeLeavesNothing(t *testing.T) {
 		t.Fatalf("Chmod of the directory: %v", err)
 	}
 	other := sockettest.StartHelper(t, asNobody(t), "listen as owner", filepath.Join(dir, "s"))
-	if got, want := other.Hear(), "cannot set the owner to 0:-1"; !strings.Contains(got, want) || !strings.HasPrefix(got, "permission: true") {
+	if got, want := other.Next(), "cannot set the owner to 0:-1"; !strings.Contains(got, want) || !strings.HasPrefix(got, "permission: true") {
 		t.Errorf("Listen of another user with Owner(0, -1): got %q, want fs.ErrPermission with %q", got, want)
 	}
 	wantOnly(t, dir)
@@ -546,7 +546,7 @@ func TestPeerGroups(t *testing.T) {
 			asOther(cmd)
 			cmd.SysProcAttr.Credential.Groups = groups
 		}, "connect")
-		h.Tell(path)
+		h.Send(path)
 		h.Expect("connected")
 		c := sockettest.Accept(t, l)
 		got, err := c.PeerGroups()
@@ -592,7 +592,7 @@ func TestPeerGroupsOfAKilledProcess(t *testing.T) {
 		asOther(cmd)
 		cmd.SysProcAttr.Credential.Groups = []uint32{1234}
 	}, "connect")
-	h.Tell(path)
+	h.Send(path)
 	h.Expect("connected")
 	h.Kill()
 	got, err := sockettest.Accept(t, l).PeerGroups()

@@ -232,7 +232,7 @@ func TestFileListenerOfABlockingDescriptor(t *testing.T) {
 	if _, err := l.AcceptContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("AcceptContext with a deadline in 10 ms: got %v, want context.DeadlineExceeded", err)
 	}
-	sockettest.Exchange(t, path, l)
+	sockettest.CheckExchange(t, path, l)
 }
 
 func TestFileListenerAdoptsACopy(t *testing.T) {
@@ -245,7 +245,7 @@ func TestFileListenerAdoptsACopy(t *testing.T) {
 	if l.Addr().String() != original.Addr().String() {
 		t.Errorf("Addr of a FileListener: got %q, want %q", l.Addr(), original.Addr())
 	}
-	sockettest.Exchange(t, original.Addr().String(), l)
+	sockettest.CheckExchange(t, original.Addr().String(), l)
 }
 
 func TestFileListenerLeavesTheOriginal(t *testing.T) {
@@ -255,7 +255,7 @@ func TestFileListenerLeavesTheOriginal(t *testing.T) {
 	if err := mustFileListener(t, f).Close(); err != nil {
 		t.Fatalf("Close of the FileListener: got %v, want nil", err)
 	}
-	sockettest.Exchange(t, original.Addr().String(), original)
+	sockettest.CheckExchange(t, original.Addr().String(), original)
 }
 
 func TestAdoptedListenerIsAnEvent(t *testing.T) {

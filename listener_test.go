@@ -300,7 +300,7 @@ func TestCloseWakesEveryAccept(t *testing.T) {
 					}
 				})
 			}
-			sockettest.Returns(t, "Close", wg.Wait)
+			sockettest.CheckReturns(t, "Close", wg.Wait)
 			for range 10 {
 				if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, net.ErrClosed) {
 					t.Errorf("AcceptContext after Close: got %v, want net.ErrClosed", err)
@@ -344,7 +344,7 @@ func TestSecondCloseInACallbackReturns(t *testing.T) {
 		t.Fatalf("SyscallConn: %v", err)
 	}
 	var closing sync.WaitGroup
-	sockettest.Returns(t, "Control, whose callback calls Close,", func() {
+	sockettest.CheckReturns(t, "Control, whose callback calls Close,", func() {
 		raw.Control(func(uintptr) {
 			closing.Go(func() { l.Close() })
 			sockettest.WaitClosing(t, l)
@@ -353,7 +353,7 @@ func TestSecondCloseInACallbackReturns(t *testing.T) {
 			}
 		})
 	})
-	sockettest.Returns(t, "the first Close", closing.Wait)
+	sockettest.CheckReturns(t, "the first Close", closing.Wait)
 }
 
 func TestClosedListenerReturnsErrClosed(t *testing.T) {
@@ -455,7 +455,7 @@ func TestSyscallConnReadCallsBackAtOnceWhateverElseWaits(t *testing.T) {
 			if err != nil {
 				t.Fatalf("SyscallConn: %v", err)
 			}
-			sockettest.Returns(t, "Read", func() {
+			sockettest.CheckReturns(t, "Read", func() {
 				if err := raw.Read(func(uintptr) bool { return true }); err != nil {
 					t.Errorf("RawConn.Read: got %v, want nil", err)
 				}
@@ -737,9 +737,9 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 				act()
 			})
 		}
-		sockettest.Returns(t, "the goroutines that end the waits", enders.Wait)
-		sockettest.Returns(t, "Close", func() { l.Close() })
-		sockettest.Returns(t, "the goroutines that wait for the listener", waiters.Wait)
+		sockettest.CheckReturns(t, "the goroutines that end the waits", enders.Wait)
+		sockettest.CheckReturns(t, "Close", func() { l.Close() })
+		sockettest.CheckReturns(t, "the goroutines that wait for the listener", waiters.Wait)
 		cancel()
 		cancelOther()
 		if err := os.Remove(path); err != nil {
@@ -882,13 +882,13 @@ func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
 			}
 		})
 	}
-	sockettest.Returns(t, "the clients", wg.Wait)
+	sockettest.CheckReturns(t, "the clients", wg.Wait)
 	if n := served.Load(); n != int64(clients) {
 		t.Errorf("served connections after %d connects: got %d, want %d", clients, n, clients)
 	}
 	cancel()
 	l.Close()
-	sockettest.Returns(t, "the servers", servers.Wait)
+	sockettest.CheckReturns(t, "the servers", servers.Wait)
 	sockettest.WaitGoroutines(t, beforeGoroutines)
 	sockettest.WaitDescriptors(t, beforeFiles-1) // l is closed
 }
@@ -930,7 +930,7 @@ func TestCloseOnBackgroundReleasesTheListener(t *testing.T) {
 	if n := ctx.entries(); n != 0 {
 		t.Errorf("CloseOn(context.Background()) after CloseOn(ctx): got %d entries on ctx, want 0", n)
 	}
-	sockettest.Exchange(t, l.Addr().String(), l)
+	sockettest.CheckExchange(t, l.Addr().String(), l)
 }
 
 // TestListenersCloseOnReplacedAsTheOldContextEnds is TestCloseOnReplacedAsTheOldContextEnds
@@ -1011,7 +1011,7 @@ func TestHandoverKeepsTheFileUntilTheSuccessorCloses(t *testing.T) {
 	old.SetUnlinkOnClose(false)
 	successor.SetUnlinkOnClose(true)
 	old.Close()
-	sockettest.Exchange(t, path, successor)
+	sockettest.CheckExchange(t, path, successor)
 	successor.Close()
 	if sockettest.IsSocketFile(path) {
 		t.Error("Close of the successor: got a file, want it removed")
@@ -1030,5 +1030,5 @@ func TestSetUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
 	other := sockettest.ListenAt(t, path)
 	l.Close()
 	adopted.Close()
-	sockettest.Exchange(t, path, other)
+	sockettest.CheckExchange(t, path, other)
 }

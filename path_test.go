@@ -75,15 +75,15 @@ func TestPathOfTheFullLengthBindsListensConnects(t *testing.T) {
 	if got := l.Addr().String(); got != path {
 		t.Errorf("Addr of a listener at a path of %d bytes: got %q, want %q", len(path), got, path)
 	}
-	sockettest.Exchange(t, path, l)
+	sockettest.CheckExchange(t, path, l)
 }
 
 func TestPathsThatDifferInTheLastByteOfTheFullLengthDiffer(t *testing.T) {
 	path := padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen)
 	other := path[:len(path)-1] + "q"
 	l, m := sockettest.ListenAt(t, path), sockettest.ListenAt(t, other)
-	sockettest.Exchange(t, other, m)
-	sockettest.Exchange(t, path, l)
+	sockettest.CheckExchange(t, other, m)
+	sockettest.CheckExchange(t, path, l)
 }
 
 func TestPathTooLongNamesItsLengthAndTheLimit(t *testing.T) {
@@ -196,7 +196,7 @@ func TestRelativePathIsMeasuredInItsAbsoluteForm(t *testing.T) {
 	full := padded(t, dir, unixsock.MaxPathLen)
 	path := full[len(dir)+1:]
 	l := sockettest.ListenAt(t, path)
-	sockettest.Exchange(t, path, l)
+	sockettest.CheckExchange(t, path, l)
 	if err := unixsock.CheckPath(path + "p"); !errors.Is(err, unixsock.ErrInvalidPath) {
 		t.Errorf("CheckPath of a relative path whose absolute form has %d bytes: got %v, want ErrInvalidPath", len(full)+1, err)
 	}
@@ -224,8 +224,8 @@ func TestChdirChangesNothingLater(t *testing.T) {
 
 	t.Chdir(dir + "/other")
 	decoy := sockettest.ListenAt(t, "s")
-	sockettest.Exchange(t, l.Addr().String(), l)
-	sockettest.Exchange(t, decoy.Addr().String(), decoy)
+	sockettest.CheckExchange(t, l.Addr().String(), l)
+	sockettest.CheckExchange(t, decoy.Addr().String(), decoy)
 
 	c, err := unit.Dial("tcp", "")
 	if err != nil {
@@ -257,7 +257,7 @@ func TestRunsOfSlashesAreOne(t *testing.T) {
 	if want := dir + "/s"; l.Addr().String() != want || !sockettest.IsSocketFile(want) {
 		t.Errorf("Listen at %q: got address %q, socket file at %q: %t; want address %q and a socket file", path, l.Addr(), want, sockettest.IsSocketFile(want), want)
 	}
-	sockettest.Exchange(t, dir+"//s", l)
+	sockettest.CheckExchange(t, dir+"//s", l)
 }
 
 func TestRunsOfSlashesDoNotCount(t *testing.T) {
@@ -267,7 +267,7 @@ func TestRunsOfSlashesDoNotCount(t *testing.T) {
 	if err := unixsock.CheckPath(path); err != nil {
 		t.Fatalf("CheckPath of %d bytes and 999 more slashes: got %v, want nil", unixsock.MaxPathLen, err)
 	}
-	sockettest.Exchange(t, path, sockettest.ListenAt(t, path))
+	sockettest.CheckExchange(t, path, sockettest.ListenAt(t, path))
 	if unixsock.ValidPath(path + "p") {
 		t.Errorf("ValidPath of %d bytes and 999 more slashes: got true, want false", unixsock.MaxPathLen+1)
 	}
@@ -289,7 +289,7 @@ func TestDotsAndLinksAreLeftToTheKernel(t *testing.T) {
 	if !sockettest.IsSocketFile(dir + "/far/s") {
 		t.Errorf("Listen at %q, where link points to far/away: got no socket file far/s, want one", path)
 	}
-	sockettest.Exchange(t, dir+"/far/./s", l)
+	sockettest.CheckExchange(t, dir+"/far/./s", l)
 }
 
 func TestAtSignHasNoSpecialMeaning(t *testing.T) {
@@ -303,7 +303,7 @@ func TestAtSignHasNoSpecialMeaning(t *testing.T) {
 		if l.Addr().String()[0] != '/' {
 			t.Errorf("Addr of a listener at %q: got %q, want an absolute path", path, l.Addr())
 		}
-		sockettest.Exchange(t, path, l)
+		sockettest.CheckExchange(t, path, l)
 	}
 }
 
@@ -384,7 +384,7 @@ func TestAbstractNameOfTheFullLengthWorks(t *testing.T) {
 	if got := l.Addr().String(); got != name {
 		t.Errorf("Addr of a listener at an abstract name of %d bytes: got %q, want %q", len(name), got, name)
 	}
-	sockettest.Exchange(t, name, l)
+	sockettest.CheckExchange(t, name, l)
 }
 
 func TestAbstractNameTooLongNamesItsLengthAndTheLimit(t *testing.T) {
@@ -438,7 +438,7 @@ func TestEachLengthOfAbstractNameWorks(t *testing.T) {
 		listeners = append(listeners, sockettest.ListenAt(t, strings.Repeat("\x00", n)))
 	}
 	for _, l := range listeners {
-		sockettest.Exchange(t, l.Addr().String(), l)
+		sockettest.CheckExchange(t, l.Addr().String(), l)
 	}
 }
 
@@ -477,7 +477,7 @@ func TestEveryByteMayBeInAPath(t *testing.T) {
 		if !sockettest.IsSocketFile(path) || l.Addr().String() != path {
 			t.Errorf("Listen at %q: got address %q, socket file %t; want the path, true", path, l.Addr(), sockettest.IsSocketFile(path))
 		}
-		sockettest.Exchange(t, path, l)
+		sockettest.CheckExchange(t, path, l)
 	}
 }
 

@@ -119,7 +119,7 @@ func TestReadyIsLevelTriggered(t *testing.T) {
 		})
 	}
 	dialNet(t, l.Addr().String())
-	sockettest.Returns(t, "5000 receives from Ready while a connection is pending", wg.Wait)
+	sockettest.CheckReturns(t, "5000 receives from Ready while a connection is pending", wg.Wait)
 }
 
 func TestReadyServesAnyNumberOfReceives(t *testing.T) {
@@ -371,7 +371,7 @@ func TestPolledReadyToleratesOtherReceivers(t *testing.T) {
 				t.Fatalf("select %d on Ready() beside other receivers: got not ready, want ready", i)
 			}
 		}
-		sockettest.Returns(t, "the other receivers", wg.Wait)
+		sockettest.CheckReturns(t, "the other receivers", wg.Wait)
 		server := sockettest.Accept(t, l)
 		if polled(t, l, l.Ready()) {
 			t.Fatal("select on Ready() after the accept: got ready, want not ready")
@@ -530,7 +530,7 @@ func TestCloseWakesEveryReceiverOfReady(t *testing.T) {
 	}
 	waitReceivers(t, 10)
 	l.Close()
-	sockettest.Returns(t, "the receivers of Ready", wg.Wait)
+	sockettest.CheckReturns(t, "the receivers of Ready", wg.Wait)
 }
 
 func TestReadyOfAClosedListenerIsClosed(t *testing.T) {
@@ -640,7 +640,7 @@ func TestReadyServesASelectLoop(t *testing.T) {
 	})
 	sockettest.WaitFor(t, "the servers have not accepted enough connections", func() bool { return accepted.Load() >= n })
 	cancel()
-	sockettest.Returns(t, "the servers and the client", wg.Wait)
+	sockettest.CheckReturns(t, "the servers and the client", wg.Wait)
 	for sockettest.Pending(t, l) {
 		sockettest.Accept(t, l).Close()
 		accepted.Add(1)
@@ -664,7 +664,7 @@ func TestKeptReadyServesManyReceives(t *testing.T) {
 			}
 		})
 	}
-	sockettest.Returns(t, "1000 receives from a kept channel while a connection is pending", receivers.Wait)
+	sockettest.CheckReturns(t, "1000 receives from a kept channel while a connection is pending", receivers.Wait)
 }
 
 func TestKeptReadyIsExactAfterAnAcceptThroughSyscallConn(t *testing.T) {

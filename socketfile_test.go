@@ -301,7 +301,7 @@ func TestReplaceStaleReplacesWhatACloseLeft(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	path := filepath.Join(sockettest.ShortDir(t), "s")
 	leaveStale(t, path)
-	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
+	sockettest.CheckExchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
 func TestReplaceStaleReplacesWhatAKillLeft(t *testing.T) {
@@ -311,7 +311,7 @@ func TestReplaceStaleReplacesWhatAKillLeft(t *testing.T) {
 	h.Expect("listening")
 	wantInUse(t, path)
 	h.Kill()
-	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
+	sockettest.CheckExchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
 func helpListen(args []string) error {
@@ -328,7 +328,7 @@ func helpListen(args []string) error {
 func TestReplaceStaleBindsAFreePath(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t, unixsock.ReplaceStale())
-	sockettest.Exchange(t, l.Addr().String(), l)
+	sockettest.CheckExchange(t, l.Addr().String(), l)
 }
 
 func TestReplaceStaleLeavesALiveListener(t *testing.T) {
@@ -338,7 +338,7 @@ func TestReplaceStaleLeavesALiveListener(t *testing.T) {
 	if sockettest.DistinguishesBoundFromDead(t) && polled(t, l, l.Ready()) {
 		t.Error("Ready of a listener after another Listen with ReplaceStale: got a pending connection, want none")
 	}
-	sockettest.Exchange(t, l.Addr().String(), l)
+	sockettest.CheckExchange(t, l.Addr().String(), l)
 }
 
 func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
@@ -365,7 +365,7 @@ func TestReplaceStaleLeavesASocketThatDoesNotListenYet(t *testing.T) {
 			if kind == unix.SOCK_SEQPACKET && !sockettest.RefusesDeadSeqpacket(t) {
 				return // the kernel answers as if the socket were open
 			}
-			sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
+			sockettest.CheckExchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 		})
 	}
 }
@@ -491,7 +491,7 @@ func TestReplaceStaleHasOneWinnerAmongGoroutines(t *testing.T) {
 		if winner == nil {
 			t.Fatalf("%d goroutines call Listen at once with ReplaceStale: got no listener, want one", racers)
 		}
-		sockettest.Exchange(t, path, winner)
+		sockettest.CheckExchange(t, path, winner)
 		wantOnly(t, dir, "s")
 		winner.Close()
 		os.Remove(path)
@@ -575,7 +575,7 @@ func askPid(t testing.TB, path string) int {
 func raceTogether(racers []*sockettest.Helper, path string) {
 	at := time.Now().Add(3 * time.Millisecond).UnixNano()
 	for _, r := range racers {
-		r.Tell(fmt.Sprint(path, " ", at))
+		r.Send(fmt.Sprint(path, " ", at))
 	}
 }
 
@@ -599,7 +599,7 @@ func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
 		raceTogether(racers, path)
 		var winner *sockettest.Helper
 		for _, r := range racers {
-			switch line := r.Hear(); {
+			switch line := r.Next(); {
 			case line == "won" && winner != nil:
 				t.Fatalf("%d processes call Listen at once with ReplaceStale: got a second winner, want one", len(racers))
 			case line == "won":
@@ -616,7 +616,7 @@ func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
 		}
 		wantOnly(t, dir, "s")
 		for _, r := range racers {
-			r.Tell("next")
+			r.Send("next")
 		}
 		winner.Expect("closed")
 	}
@@ -651,7 +651,7 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 		}
 		var winner *sockettest.Helper
 		for _, r := range racers {
-			switch line := r.Hear(); {
+			switch line := r.Next(); {
 			case line == "won" && winner != nil:
 				t.Fatalf("processes call Listen at once with ReplaceStale and 5 are killed: got a second winner among the %d that live, want at most one", len(racers))
 			case line == "won":
@@ -668,12 +668,12 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 		} else {
 			// The living racers found the path in use because of a racer that was killed.
 			l := sockettest.ListenAt(t, path, unixsock.ReplaceStale())
-			sockettest.Exchange(t, path, l)
+			sockettest.CheckExchange(t, path, l)
 			l.Close()
 		}
 		wantOnly(t, dir, "s")
 		for _, r := range racers {
-			r.Tell("next")
+			r.Send("next")
 		}
 		if winner != nil {
 			winner.Expect("closed")
@@ -732,7 +732,7 @@ func mustListenAgainstALock(t *testing.T, dir string, setup func(*exec.Cmd), uid
 	stop := stopwatch(t, "Listen while another process holds the lock")
 	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 	stop()
-	sockettest.Exchange(t, path, l)
+	sockettest.CheckExchange(t, path, l)
 	stop = stopwatch(t, "Close while another process holds the lock")
 	if err := l.Close(); err != nil {
 		t.Errorf("Close while another process holds the lock: got %v, want no error", err)
@@ -768,7 +768,7 @@ func TestReplaceStaleWithoutDescriptorsIsEMFILE(t *testing.T) {
 func TestUnlinkOnCloseRemovesTheFile(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t, unixsock.UnlinkOnClose())
-	sockettest.Exchange(t, l.Addr().String(), l)
+	sockettest.CheckExchange(t, l.Addr().String(), l)
 	if err := l.Close(); err != nil {
 		t.Errorf("Close with UnlinkOnClose: got %v, want no error", err)
 	}
@@ -811,7 +811,7 @@ func TestUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
 		if err := first.Close(); err != nil {
 			t.Errorf("Close of a listener whose path has the file of another: got %v, want no error", err)
 		}
-		sockettest.Exchange(t, path, second)
+		sockettest.CheckExchange(t, path, second)
 		if err := second.Close(); err != nil {
 			t.Errorf("Close of the second listener: got %v, want no error", err)
 		}
@@ -900,7 +900,7 @@ func TestUnlinkOnCloseIsDoneOnce(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Errorf("second Close with UnlinkOnClose: got %v, want no error", err)
 	}
-	sockettest.Exchange(t, path, next)
+	sockettest.CheckExchange(t, path, next)
 }
 
 func TestAFailedListenLeavesNoFile(t *testing.T) {

@@ -155,7 +155,7 @@ func TestConnectWithoutDescriptorsIsEMFILE(t *testing.T) {
 		t.Error("Listen without a free descriptor: got a socket file, want none")
 	}
 	free()
-	sockettest.Exchange(t, l.Addr().String(), l)
+	sockettest.CheckExchange(t, l.Addr().String(), l)
 }
 
 func TestConnectWaitsWhileTheBacklogIsFull(t *testing.T) {

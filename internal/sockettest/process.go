@@ -169,16 +169,16 @@ func (h *Helper) Kill() {
 	_ = h.Cmd.Wait() // it was killed
 }
 
-// Tell writes a line to the helper's input.
-func (h *Helper) Tell(line string) {
+// Send writes a line to the helper's input.
+func (h *Helper) Send(line string) {
 	h.t.Helper()
 	if _, err := fmt.Fprintln(h.in, line); err != nil {
 		h.t.Fatalf("Write of %q to the helper: %v", line, err)
 	}
 }
 
-// Hear returns the helper's next line. It fails the test if the helper reports an error.
-func (h *Helper) Hear() string {
+// Next returns the helper's next line. It fails the test if the helper reports an error.
+func (h *Helper) Next() string {
 	h.t.Helper()
 	line := Receive(h.t, "a line from the helper", h.Lines)
 	if err, isError := strings.CutPrefix(line, "error: "); isError {
@@ -190,7 +190,7 @@ func (h *Helper) Hear() string {
 // Expect fails the test unless the helper's next line is want.
 func (h *Helper) Expect(want string) {
 	h.t.Helper()
-	if got := h.Hear(); got != want {
+	if got := h.Next(); got != want {
 		h.t.Fatalf("next line of the helper: got %q, want %q", got, want)
 	}
 }

@@ -52,9 +52,9 @@ func ReceiveOK[T any](t testing.TB, what string, ch <-chan T) (T, bool) {
 	}
 }
 
-// Returns calls f and fails the test, with the stacks of all goroutines, if f
+// CheckReturns calls f and fails the test, with the stacks of all goroutines, if f
 // does not return.
-func Returns(t testing.TB, what string, f func()) {
+func CheckReturns(t testing.TB, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() {

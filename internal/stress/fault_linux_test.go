@@ -69,9 +69,9 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 			t.Errorf("Listen %s in a full file system: got a socket file, want none", what)
 		}
 	}
-	sockettest.Exchange(t, at("l"), l)
+	sockettest.CheckExchange(t, at("l"), l)
 	// ReplaceStale needs no room to replace a file.
-	sockettest.Exchange(t, at("stale"), sockettest.ListenAt(t, at("stale"), unixsock.ReplaceStale()))
+	sockettest.CheckExchange(t, at("stale"), sockettest.ListenAt(t, at("stale"), unixsock.ReplaceStale()))
 	if err := other.Close(); err != nil {
 		t.Errorf("Close with UnlinkOnClose in a full file system: got %v, want no error", err)
 	}
@@ -98,12 +98,12 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	if _, err := unixsock.Listen(at("more"), unixsock.ReplaceStale()); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("Listen with ReplaceStale at a stale file in a read-only file system: got %v, want EROFS", err)
 	}
-	sockettest.Exchange(t, at("l"), l) // connect writes nothing
+	sockettest.CheckExchange(t, at("l"), l) // connect writes nothing
 	if err := l.Close(); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("Close with UnlinkOnClose in a read-only file system: got %v, want EROFS", err)
 	}
 	remount(0)
-	sockettest.Exchange(t, at("l"), sockettest.ListenAt(t, at("l"), unixsock.ReplaceStale()))
+	sockettest.CheckExchange(t, at("l"), sockettest.ListenAt(t, at("l"), unixsock.ReplaceStale()))
 }
 
 // rawPeer returns a Conn and the descriptor of its peer.

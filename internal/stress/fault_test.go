@@ -815,7 +815,7 @@ func TestListenerOutlivesItsFile(t *testing.T) {
 		t.Error("poll of Ready() with a pending connection: got false, want true")
 	}
 	other := sockettest.ListenAt(t, path)
-	sockettest.Exchange(t, path, other)
+	sockettest.CheckExchange(t, path, other)
 	sockettest.Accept(t, l)
 	if showsReady(l.Ready()) {
 		t.Error("poll of Ready() without a pending connection: got true, want false")
@@ -823,7 +823,7 @@ func TestListenerOutlivesItsFile(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Errorf("Close of a listener whose path has the file of another: got %v, want no error", err)
 	}
-	sockettest.Exchange(t, path, other)
+	sockettest.CheckExchange(t, path, other)
 }
 
 // TestWaitingConnectFollowsAReplacedFile replaces the socket file while a Connect waits.
@@ -897,7 +897,7 @@ func TestDirectoryWithoutPermissionIsErrPermission(t *testing.T) {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatalf("Chmod to 0700: %v", err)
 	}
-	sockettest.Exchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
+	sockettest.CheckExchange(t, path, sockettest.ListenAt(t, path, unixsock.ReplaceStale()))
 }
 
 // second returns the second result of a call, its error.
