@@ -131,6 +131,17 @@ func (c *Conn) isClosed(h half) bool {
 	return c != nil && half(c.closed.Load())&h != 0
 }
 
+// checkOpen returns an error if half h is closed, or c is nil or zero.
+func (c *Conn) checkOpen(op string, h half) error {
+	switch {
+	case c.netfd() == nil:
+		return c.opError(op, os.ErrInvalid)
+	case c.isClosed(h):
+		return c.opError(op, net.ErrClosed)
+	}
+	return nil
+}
+
 // close closes the halves of h that are still open. If by is set, it closes them
 // only if by is still the custodian.
 func (c *Conn) close(h half, by *custodian) error {

@@ -60,17 +60,6 @@ func (p *InputPort) WriteTo(w io.Writer) (int64, error) { return (*Conn)(p).Writ
 // ReadFrom is [Conn.ReadFrom].
 func (p *OutputPort) ReadFrom(r io.Reader) (int64, error) { return (*Conn)(p).ReadFrom(r) }
 
-// checkOpen returns an error if half h is closed, or c is nil or zero.
-func (c *Conn) checkOpen(op string, h half) error {
-	switch {
-	case c.netfd() == nil:
-		return c.opError(op, os.ErrInvalid)
-	case c.isClosed(h):
-		return c.opError(op, net.ErrClosed)
-	}
-	return nil
-}
-
 // copyAll copies r to w: in the kernel as far as possible, then by Read and Write.
 // Most errors that stop the kernel are left for Read or Write to report.
 func copyAll(w io.Writer, r io.Reader) (int64, error) {

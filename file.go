@@ -157,9 +157,10 @@ func (l *Listener) File() (*os.File, error) {
 // descriptors, or, on macOS, FreeBSD and OpenBSD, leaves them open in the peer's process,
 // which does not learn of them.
 func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
+	if err := c.checkOpen("write", writeHalf); err != nil {
+		return 0, err
+	}
 	switch {
-	case c.isClosed(writeHalf):
-		return 0, c.opError("write", net.ErrClosed)
 	case len(files) == 0:
 		return c.Write(b)
 	case len(b) == 0:
@@ -225,9 +226,10 @@ func withDescriptors(raws []syscall.RawConn, fds []int, f func(fds []int) error)
 // descriptors, or if the process is out of descriptors for them. In the last two
 // cases it has closed every received descriptor, but the n bytes have been read.
 func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error) {
+	if err := c.checkOpen("read", readHalf); err != nil {
+		return 0, nil, err
+	}
 	switch {
-	case c.isClosed(readHalf):
-		return 0, nil, c.opError("read", net.ErrClosed)
 	case max < 0:
 		return 0, nil, c.opError("read", fmt.Errorf("negative maximum of descriptors: %d", max))
 	case len(b) == 0:

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"runtime/pprof"
 	"sync"
@@ -463,6 +464,41 @@ func TestEveryDescriptorIsCloseOnExecAndNonBlocking(t *testing.T) {
 		})
 		if err != nil {
 			t.Fatalf("RawConn.Control of the %s socket: %v", what, err)
+		}
+	}
+}
+
+// TestNoMethodOfANilOrZeroValuePanics calls every method, so that a new one is tested, too.
+func TestNoMethodOfANilOrZeroValuePanics(t *testing.T) {
+	for _, v := range []any{
+		(*unixsock.Conn)(nil), new(unixsock.Conn),
+		(*unixsock.InputPort)(nil), new(unixsock.InputPort),
+		(*unixsock.OutputPort)(nil), new(unixsock.OutputPort),
+		(*unixsock.Listener)(nil), new(unixsock.Listener),
+		new(unixsock.TCPUnit),
+	} {
+		value := reflect.ValueOf(v)
+		for i := range value.NumMethod() {
+			method, name := value.Method(i), value.Type().Method(i).Name
+			args := make([]reflect.Value, method.Type().NumIn())
+			for i := range args {
+				args[i] = reflect.Zero(method.Type().In(i))
+				if method.Type().In(i) == reflect.TypeFor[context.Context]() {
+					args[i] = reflect.ValueOf(t.Context())
+				}
+			}
+			call := method.Call
+			if method.Type().IsVariadic() {
+				call = method.CallSlice
+			}
+			results := call(args)
+			if len(results) == 0 {
+				continue
+			}
+			last := results[len(results)-1]
+			if last.Type() == reflect.TypeFor[error]() && last.IsNil() {
+				t.Errorf("%s of %#v: got no error, want one", name, v)
+			}
 		}
 	}
 }
