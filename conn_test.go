@@ -1341,6 +1341,31 @@ func helpWaitWithoutDescriptors([]string) error {
 
 // --- SyscallConn ---
 
+func TestConnWorksInsideAControlCallback(t *testing.T) {
+	c, peer := sockettest.Pair(t)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatalf("SyscallConn: %v", err)
+	}
+	sockettest.CheckReturns(t, "Control", func() {
+		err = raw.Control(func(uintptr) {
+			_, writeErr := c.Write([]byte("x"))
+			deadlineErr := c.SetDeadline(time.Now().Add(time.Minute))
+			_, credErr := c.PeerCred()
+			if errors.Is(credErr, errors.ErrUnsupported) {
+				credErr = nil
+			}
+			if err := errors.Join(writeErr, deadlineErr, credErr, c.CloseWrite()); err != nil {
+				t.Errorf("Write, SetDeadline, PeerCred and CloseWrite in a callback: got %v, want nil", err)
+			}
+		})
+	})
+	if err != nil {
+		t.Errorf("Control: got %v, want nil", err)
+	}
+	wantEOF(t, peer, "x")
+}
+
 func TestRawConnFollowsTheHalves(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	raw, err := c.SyscallConn()
