@@ -1664,6 +1664,12 @@ func TestNilAndZeroConnsReturnErrors(t *testing.T) {
 	}
 }
 
+// os.File ends the process if a write to descriptor 1 fails with EPIPE.
+func TestWriteOnDescriptor1ReturnsEPIPE(t *testing.T) {
+	h := sockettest.StartHelper(t, nil, "write on descriptor 1")
+	h.Expect("EPIPE: true")
+}
+
 // --- roles of helper processes ---
 
 // helpConnect connects to each path that it reads from its input. It closes the
@@ -1718,4 +1724,24 @@ func helpServe(args []string) error {
 		fmt.Fprint(c, os.Getpid())
 		c.Close()
 	}
+}
+
+// helpWriteOnDescriptor1 closes its standard output, makes a Conn of descriptor 1, and
+// writes to it after its peer has gone. It prints whether the error is EPIPE.
+func helpWriteOnDescriptor1([]string) error {
+	fd, err := unix.Dup(1)
+	if err != nil {
+		return err
+	}
+	out := os.NewFile(uintptr(fd), "output")
+	os.Stdout.Close()
+	c, peer, err := unixsock.Pair() // c has descriptor 1, the lowest that is free
+	if err != nil {
+		return err
+	}
+	c.SetWriteDeadline(time.Now().Add(time.Minute)) // registers c with the poller
+	peer.Close()
+	_, err = c.Write([]byte("x"))
+	fmt.Fprintln(out, "EPIPE:", errors.Is(err, syscall.EPIPE))
+	return nil
 }

@@ -38,6 +38,7 @@ func TestMain(m *testing.M) {
 		"serve":                    helpServe,
 		"talk":                     helpTalk,
 		"wait without descriptors": helpWaitWithoutDescriptors,
+		"write on descriptor 1":    helpWriteOnDescriptor1,
 	})
 }
 

@@ -58,7 +58,19 @@ var startPoller sync.Once
 // NewFile registers fd with the runtime's poller. The file owns fd from then on.
 // If the poller refuses the descriptor (ENOSPC, ENOMEM), NewFile closes it and
 // returns an error.
+//
+// NewFile moves the descriptors 1 and 2 out of the way, which a process has closed
+// that gets them for a socket: os.File ends the process if a write to one of them
+// fails with EPIPE.
 func NewFile(fd int) (*os.File, error) {
+	if fd == 1 || fd == 2 {
+		moved, err := sys.Duplicate(fd)
+		sys.Close(fd)
+		if err != nil {
+			return nil, err
+		}
+		fd = moved
+	}
 	f := os.NewFile(uintptr(fd), "unix socket")
 	if err := f.SetDeadline(time.Time{}); err != nil { // os.NewFile does not report it
 		f.Close()
