@@ -329,18 +329,15 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 // raw returns the RawConn for a call that may have to wait in half h. Closing h
 // wakes the call through the file's deadline, so the file must exist before raw
 // checks that h is open.
-func (c *Conn) raw(h half) (syscall.RawConn, error) {
-	file, err := c.netfd().File()
-	switch {
-	case err != nil:
-		return nil, err
-	case c.isClosed(h):
-		return nil, net.ErrClosed
+func (c *Conn) raw(h half) (netfd.RawConn, error) {
+	raw, err := c.netfd().SyscallConn()
+	if err == nil && c.isClosed(h) {
+		err = net.ErrClosed
 	}
-	return file.SyscallConn()
+	return raw, err
 }
 
-// rawConn is os.File's syscall.RawConn with a Conn's halves and errors.
+// rawConn is a netfd.RawConn with a Conn's halves and errors.
 type rawConn struct{ c *Conn }
 
 func (r rawConn) Control(f func(fd uintptr)) error {
@@ -356,14 +353,14 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 }
 
 func (r rawConn) Read(f func(fd uintptr) bool) error {
-	return r.wait("raw-read", readHalf, syscall.RawConn.Read, f)
+	return r.wait("raw-read", readHalf, netfd.RawConn.Read, f)
 }
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
-	return r.wait("raw-write", writeHalf, syscall.RawConn.Write, f)
+	return r.wait("raw-write", writeHalf, netfd.RawConn.Write, f)
 }
 
-func (r rawConn) wait(op string, h half, wait func(syscall.RawConn, func(fd uintptr) bool) error, f func(fd uintptr) bool) error {
+func (r rawConn) wait(op string, h half, wait func(netfd.RawConn, func(fd uintptr) bool) error, f func(fd uintptr) bool) error {
 	raw, err := r.c.raw(h)
 	if err == nil {
 		err = netfd.MapRawErr(wait(raw, f))

@@ -100,7 +100,7 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
 		return 0, false, nil
 	}
 	if from == zerocopy.File {
-		n, handled, err = zerocopy.SendFile(dst, src, limited.N)
+		n, handled, err = zerocopy.SendFile(dst.(copyRawConn), src, limited.N)
 		limited.N -= n
 		return n, handled, connOf(w).ioError("write", writeHalf, err)
 	}
@@ -189,7 +189,7 @@ func unwrap(v any) any {
 
 // A copyRawConn is the RawConn of a Conn with the errors that a copy needs.
 type copyRawConn struct {
-	syscall.RawConn
+	netfd.RawConn
 	c *Conn
 }
 
@@ -205,6 +205,11 @@ func (r copyRawConn) Read(f func(fd uintptr) bool) error {
 
 func (r copyRawConn) Write(f func(fd uintptr) bool) error {
 	return netfd.MapRawErr(r.RawConn.Write(f))
+}
+
+func (r copyRawConn) TryWrite(f func(fd uintptr)) (busy bool, err error) {
+	busy, err = r.RawConn.TryWrite(f)
+	return busy, netfd.MapRawErr(err)
 }
 
 // readError returns err, the error of a splice from r, as r.Read would return it.

@@ -506,6 +506,37 @@ func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
 	wantEnd("first copy of a file, with Close of its destination", copies[0], net.ErrClosed)
 }
 
+func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	defer f.Close()
+	if err := f.Truncate(64 << 20); err != nil {
+		t.Fatalf("Truncate to 64 MiB: %v", err)
+	}
+	busy, _ := sockettest.Pair(t) // no peer in this test reads
+	write := waiting(t, func() error {
+		_, err := busy.Write(make([]byte, 8<<20))
+		return err
+	})
+	blocked := startCopy(busy, f)
+	sockettest.WaitFor(t, "the copy does not wait for the Write", func() bool { return waitingForALock() > 0 })
+
+	other, _ := sockettest.Pair(t)
+	other.SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if got := sockettest.Receive(t, "the end of the other copy", startCopy(other, f)); !errors.Is(got.err, os.ErrDeadlineExceeded) {
+		t.Errorf("copy of a file that another copy waits to write: got %d bytes, %v; want os.ErrDeadlineExceeded", got.n, got.err)
+	}
+	busy.Close()
+	if err := sockettest.Receive(t, "the end of the Write", write); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Write whose Conn is closed: got %v, want net.ErrClosed", err)
+	}
+	if got := sockettest.Receive(t, "the end of the copy", blocked); !errors.Is(got.err, net.ErrClosed) {
+		t.Errorf("copy whose Conn is closed: got %d bytes, %v; want net.ErrClosed", got.n, got.err)
+	}
+}
+
 // Other code may hold the lock of a file for long: sendfile in package net does, while its
 // peer does not read.
 func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
@@ -530,7 +561,7 @@ func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
 	<-held
 	done := startCopy(c, f)
 	sockettest.WaitFor(t, "the copy does not wait for the lock of the file", func() bool {
-		return sockettest.GoroutinesIn("sync.Mutex.Lock")+sockettest.GoroutinesIn("semacquire") > 0
+		return waitingForALock() > 0
 	})
 	sockettest.CheckReturns(t, "Write while a copy waits for its file", func() { c.Write([]byte("x")) })
 	if n, err := peer.Read(make([]byte, 10)); n != 1 || err != nil {

@@ -39,6 +39,8 @@ type FD struct {
 
 	mu     sync.Mutex // guards direct, and every use of fd while direct is set
 	direct bool
+
+	writing sync.Mutex // held by a write until its last byte is written
 }
 
 // New returns an FD for fd, which it owns from then on: like an os.File, it
@@ -138,56 +140,37 @@ func (f *FD) readDirect(b []byte) (int, error) {
 
 // Write is [os.File.Write].
 func (f *FD) Write(b []byte) (int, error) {
-	if f != nil && f.file.Load() == nil && len(b) <= maxDirect {
-		f.mu.Lock()
-		if f.direct {
-			n, err := sys.Write(f.fd, b)
-			if err == sys.ErrWouldBlock || err == nil && n < len(b) {
-				rest, err := f.writeRest(b[n:])
-				return n + rest, err
-			}
-			f.mu.Unlock()
-			return n, err
-		}
-		f.mu.Unlock()
+	if f == nil {
+		return 0, os.ErrInvalid
+	}
+	f.writing.Lock()
+	defer f.writing.Unlock()
+	n, err := f.writeDirect(b)
+	if err != sys.ErrWouldBlock {
+		return n, err
 	}
 	file, err := f.File()
 	if err != nil {
-		return 0, err
+		return n, err
 	}
-	return file.Write(b)
+	m, err := file.Write(b[n:])
+	return n + m, err
 }
 
-// writeRest writes what a direct Write has left. It is called with mu held, and
-// releases mu once it holds the file's write lock, so that no other Write comes in
-// between.
-func (f *FD) writeRest(b []byte) (n int, err error) {
-	unlock := sync.OnceFunc(f.mu.Unlock)
-	defer unlock()
-	f.direct = false
-	runtime.SetFinalizer(f, nil)
-	file, err := NewFile(f.fd)
-	if err != nil {
-		return 0, err
+// writeDirect writes the part of b for which there is room. If that is not all of b,
+// it returns ErrWouldBlock.
+func (f *FD) writeDirect(b []byte) (n int, err error) {
+	if f.file.Load() != nil || len(b) > maxDirect {
+		return 0, sys.ErrWouldBlock
 	}
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return 0, err
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.direct {
+		return 0, sys.ErrWouldBlock
 	}
-	rawErr := raw.Write(func(fd uintptr) bool {
-		f.file.Store(file)
-		unlock()
-		for n < len(b) {
-			var m int
-			if m, err = sys.Write(int(fd), b[n:]); err != nil {
-				return err != sys.ErrWouldBlock
-			}
-			n += m
-		}
-		return true
-	})
-	if rawErr != nil {
-		err = MapRawErr(rawErr)
+	n, err = sys.Write(f.fd, b)
+	if err == nil && n < len(b) {
+		err = sys.ErrWouldBlock
 	}
 	return n, err
 }
@@ -232,12 +215,38 @@ func (f *FD) InterruptWrite() {
 var ALongTimeAgo = time.Unix(1, 0)
 
 // SyscallConn is [os.File.SyscallConn].
-func (f *FD) SyscallConn() (syscall.RawConn, error) {
+func (f *FD) SyscallConn() (RawConn, error) {
 	file, err := f.File()
 	if err != nil {
-		return nil, err
+		return RawConn{}, err
 	}
-	return file.SyscallConn()
+	raw, err := file.SyscallConn()
+	return RawConn{raw, f}, err
+}
+
+// A RawConn is the RawConn of an os.File. Its Write excludes other writes of the FD.
+type RawConn struct {
+	syscall.RawConn
+	fd *FD
+}
+
+func (r RawConn) Write(do func(fd uintptr) bool) error {
+	r.fd.writing.Lock()
+	defer r.fd.writing.Unlock()
+	return r.RawConn.Write(do)
+}
+
+// TryWrite is Write for a do that does not wait. If another goroutine writes, it does
+// not call do, and busy is true.
+func (r RawConn) TryWrite(do func(fd uintptr)) (busy bool, err error) {
+	if !r.fd.writing.TryLock() {
+		return true, nil
+	}
+	defer r.fd.writing.Unlock()
+	return false, r.RawConn.Write(func(fd uintptr) bool {
+		do(fd)
+		return true
+	})
 }
 
 // Control calls do with the descriptor, which stays open during the call, and

@@ -16,6 +16,13 @@ const (
 	Stream                  // a non-blocking stream socket or pipe: Splice from it and to it
 )
 
+// A Socket is the destination of [SendFile]. TryWrite is Write for an f that does not
+// wait. If another goroutine writes, it does not call f, and busy is true.
+type Socket interface {
+	syscall.RawConn
+	TryWrite(f func(fd uintptr)) (busy bool, err error)
+}
+
 // KindOf returns the kind of a descriptor, Unsupported if it is closed.
 func KindOf(raw syscall.RawConn) Kind {
 	kind := Unsupported

@@ -54,7 +54,7 @@ func kindOf(fd int) Kind {
 // If handled is true, the copy is complete, or err, an error of dst, ended it. If
 // handled is false, the kernel cannot continue: Read and Write have to copy the
 // rest, or report the error.
-func SendFile(dst, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
+func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
 	for n < limit {
 		sent, err := sendStep(dst, src, int(min(limit-n, maxStep)))
 		n += int64(sent)
@@ -78,22 +78,20 @@ func SendFile(dst, src syscall.RawConn, limit int64) (n int64, handled bool, err
 // has no room. At the end of src it is io.EOF.
 //
 // The file is locked for the step, so that a concurrent Read of it cannot take
-// bytes out of the middle. It is not locked while dst has no room: that may take
-// long, and a goroutine that waits for the lock ignores deadlines and closes. It
-// is locked before dst, because another goroutine may hold it for long, and would
-// then keep dst from being used and closed.
-func sendStep(dst, src syscall.RawConn, size int) (n int, err error) {
+// bytes out of the middle. It is not locked while dst has no room, or is in use:
+// that may take long, and a goroutine that waits for the lock ignores deadlines and
+// closes. It is locked before dst, because another goroutine may hold it for long,
+// and would then keep dst from being used and closed.
+func sendStep(dst Socket, src syscall.RawConn, size int) (n int, err error) {
+	var busy bool
 	var sendErr, dstErr error
 	srcErr := src.Read(func(in uintptr) bool {
-		dstErr = dst.Write(func(out uintptr) bool {
-			n, sendErr = sendfile(int(out), int(in), size)
-			return true
-		})
+		busy, dstErr = dst.TryWrite(func(out uintptr) { n, sendErr = sendfile(int(out), int(in), size) })
 		return true
 	})
 	switch {
-	case srcErr != nil:
-		return 0, errRefused // src is closed
+	case srcErr != nil || busy:
+		return 0, errRefused // src is closed, or another goroutine writes to dst
 	case dstErr != nil:
 		return 0, dstErr
 	}
