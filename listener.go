@@ -542,8 +542,9 @@ func (l *Listener) onDeadline() {
 }
 
 // SyscallConn returns access to the descriptor, for operations that this package lacks.
-// The RawConn's Read waits as Accept does, with the same deadline. Its Write fails with
-// [errors.ErrUnsupported]. Several callbacks may run concurrently.
+// The RawConn's Read waits as Accept does, with the same deadline; the first one starts a
+// goroutine, which ends with Close. Its Write fails with [errors.ErrUnsupported]. Several
+// callbacks may run concurrently. A callback must not call Close, which waits for it.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if !l.ok() {
 		return nil, l.opError("raw", os.ErrInvalid)
@@ -567,6 +568,11 @@ func (r rawListener) Control(f func(fd uintptr)) error {
 }
 
 func (r rawListener) Read(f func(fd uintptr) bool) error {
+	r.l.mu.Lock()
+	if !r.l.closed {
+		r.l.startWatcher() // else Accept would wait behind a callback that returns false
+	}
+	r.l.mu.Unlock()
 	err := r.l.tryOrWait(context.Background(), func(fd uintptr) bool {
 		defer r.l.lockAndSync(fd)
 		return f(fd)

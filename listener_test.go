@@ -464,6 +464,35 @@ func TestSyscallConnReadCallsBackAtOnceWhateverElseWaits(t *testing.T) {
 	}
 }
 
+func TestAcceptDoesNotWaitForARawConnThatDeclines(t *testing.T) {
+	l := sockettest.Listen(t)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatalf("SyscallConn: %v", err)
+	}
+	declined := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- raw.Read(func(uintptr) bool {
+			select {
+			case declined <- struct{}{}:
+			default:
+			}
+			return false
+		})
+	}()
+	sockettest.Receive(t, "the callback of RawConn.Read", declined)
+	accepted := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
+	sockettest.Connect(t, l.Addr().String())
+	if err := sockettest.Receive(t, "AcceptContext", accepted); err != nil {
+		t.Errorf("AcceptContext beside a RawConn.Read whose callback returns false: got %v, want a connection", err)
+	}
+	l.Close()
+	if err := sockettest.Receive(t, "RawConn.Read", ended); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("RawConn.Read after Close: got %v, want net.ErrClosed", err)
+	}
+}
+
 func TestSyscallConnReadWaitsForAConnection(t *testing.T) {
 	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
