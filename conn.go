@@ -23,7 +23,7 @@ const (
 	bothHalves = readHalf | writeHalf
 )
 
-// A Conn is a connected unix domain socket. It is a [net.Conn] and a
+// A Conn is a connected Unix domain socket. It is a [net.Conn] and a
 // [syscall.Conn]. All of its methods may be called concurrently.
 //
 // Its two halves, the input and the output, close independently: by
@@ -508,7 +508,7 @@ func consume(v *net.Buffers, n int) {
 }
 
 // SetReadBuffer sets the size of the kernel's receive buffer (SO_RCVBUF) in bytes.
-// On Linux it has no effect on a unix socket: unread data counts against the writer's
+// On Linux it has no effect on a Unix socket: unread data counts against the writer's
 // send buffer.
 func (c *Conn) SetReadBuffer(bytes int) error {
 	return c.setBuffer(readHalf, sys.SetReadBuffer, bytes)

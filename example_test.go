@@ -441,7 +441,7 @@ func ExampleFileListener() {
 	// the file is gone: true
 }
 
-// An HTTP server on a unix domain socket knows the user of each client. The client dials
+// An HTTP server on a Unix domain socket knows the user of each client. The client dials
 // the same path.
 func ExampleListen_http() {
 	path, remove := newPath()
@@ -506,7 +506,7 @@ func ExampleConn_wrapped() {
 	// the Conn inside: true
 }
 
-// A TCPUnit lets code that was written against TCP use a unix domain socket.
+// A TCPUnit lets code that was written against TCP use a Unix domain socket.
 func ExampleTCPUnit() {
 	path, remove := newPath()
 	defer remove()

@@ -79,7 +79,7 @@ func UnlinkOnClose() ListenOption {
 	return func(c *listenConfig) { c.unlinkOnClose = true }
 }
 
-// A Listener is a listening unix domain socket, a [net.Listener]. All of its methods may
+// A Listener is a listening Unix domain socket, a [net.Listener]. All of its methods may
 // be called concurrently. Its readiness is a channel, [Listener.Ready].
 //
 // Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and

@@ -11,20 +11,20 @@ import (
 )
 
 // ErrInvalidPath is the error that errors.Is finds in every error about a path that
-// no unix domain socket can have on this platform.
+// no Unix domain socket can have on this platform.
 var ErrInvalidPath = errors.New("invalid unix socket path")
 
-// errUnavailable is the error of every constructor on a platform without unix domain
+// errUnavailable is the error of every constructor on a platform without Unix domain
 // sockets.
 var errUnavailable = fmt.Errorf("unix domain sockets on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 
-// ValidPath reports whether path can name a unix domain socket on this platform. It
+// ValidPath reports whether path can name a Unix domain socket on this platform. It
 // mirrors unix-socket-path?.
 func ValidPath(path string) bool {
 	return CheckPath(path) == nil
 }
 
-// CheckPath returns nil if path can name a unix domain socket on this platform.
+// CheckPath returns nil if path can name a Unix domain socket on this platform.
 // Otherwise it returns an error that wraps [ErrInvalidPath] and says what is wrong,
 // with the length and the limit.
 //

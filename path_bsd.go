@@ -4,7 +4,7 @@ package unixsock
 
 import "github.com/go-unixsock/unixsock/internal/sys"
 
-// Available reports whether the platform supports unix domain sockets. It mirrors
+// Available reports whether the platform supports Unix domain sockets. It mirrors
 // unix-socket-available?.
 const Available = true
 

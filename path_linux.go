@@ -1,6 +1,6 @@
 package unixsock
 
-// Available reports whether the platform supports unix domain sockets. It mirrors
+// Available reports whether the platform supports Unix domain sockets. It mirrors
 // unix-socket-available?.
 const Available = true
 

@@ -5,7 +5,7 @@ import (
 	"net"
 )
 
-// A TCPUnit lets code that was written against TCP use one unix domain socket.
+// A TCPUnit lets code that was written against TCP use one Unix domain socket.
 //
 // Every client then has the loopback address 127.0.0.1:0. Middleware that trusts, logs or
 // limits clients by address treats all of them as one local client. An HTTP server needs

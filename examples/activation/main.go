@@ -33,7 +33,7 @@ func main() {
 	idle := flag.Duration("idle", 10*time.Second, "stop when no client has come for this `duration`")
 	flag.Parse()
 	if !unixsock.Available {
-		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
+		log.Fatalf("Unix domain sockets are not available on %s", runtime.GOOS)
 	}
 	if *start != "" {
 		log.Fatal(starter(*start, *idle))

@@ -26,7 +26,7 @@ func main() {
 	raw := flag.Bool("raw", false, "print every sample in the format of Go benchmarks, for benchstat")
 	flag.Parse()
 	if !unixsock.Available {
-		fmt.Printf("unix domain sockets are not available on %s\n", runtime.GOOS)
+		fmt.Printf("Unix domain sockets are not available on %s\n", runtime.GOOS)
 		return
 	}
 	// Garbage is collected between samples only. See takePair and runClient.

@@ -1,4 +1,4 @@
-// Command echo holds a conversation with itself over a unix domain socket. It shows the
+// Command echo holds a conversation with itself over a Unix domain socket. It shows the
 // two ports of a connection, which close independently.
 //
 //	go run ./examples/echo
@@ -21,7 +21,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	if !unixsock.Available {
-		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
+		log.Fatalf("Unix domain sockets are not available on %s", runtime.GOOS)
 	}
 	if err := run(); err != nil {
 		log.Fatal(err)

@@ -1,4 +1,4 @@
-// Command http serves net/http on a unix domain socket, and is its own first client. The
+// Command http serves net/http on a Unix domain socket, and is its own first client. The
 // kernel reports the user of each client to the server. Only the server's own user and
 // group can connect; for a front end of another group, such as nginx, add unixsock.Owner.
 // The server replaces the socket that a crash has left, and stops at Ctrl-C.
@@ -29,7 +29,7 @@ func main() {
 	path := flag.String("path", "http.sock", "the socket's `path`")
 	flag.Parse()
 	if !unixsock.Available {
-		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
+		log.Fatalf("Unix domain sockets are not available on %s", runtime.GOOS)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -19,7 +19,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	if !unixsock.Available {
-		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
+		log.Fatalf("Unix domain sockets are not available on %s", runtime.GOOS)
 	}
 	run := parent
 	if len(os.Args) == 2 && os.Args[1] == "child" {

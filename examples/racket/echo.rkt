@@ -1,5 +1,5 @@
 #lang racket/base
-;; A server and a client that exchange lines over a unix domain socket. The peer is
+;; A server and a client that exchange lines over a Unix domain socket. The peer is
 ;; main.go, which takes the same arguments.
 ;;
 ;;   racket echo.rkt serve   PATH         serves one client

@@ -1,4 +1,4 @@
-// Command racket is a server and a client that exchange lines over a unix domain socket.
+// Command racket is a server and a client that exchange lines over a Unix domain socket.
 // Its peer is echo.rkt, a Racket program that takes the same arguments. Either side may be
 // in Go or in Racket (Debian's package racket), each in a terminal:
 //
@@ -28,7 +28,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	if !unixsock.Available {
-		log.Fatalf("unix domain sockets are not available on %s", runtime.GOOS)
+		log.Fatalf("Unix domain sockets are not available on %s", runtime.GOOS)
 	}
 	if err := run(os.Args[1:]); err != nil {
 		log.Fatal(err)

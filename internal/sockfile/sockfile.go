@@ -1,4 +1,4 @@
-// Package sockfile manages the file that binding a unix socket creates: its mode
+// Package sockfile manages the file that binding a Unix socket creates: its mode
 // and owner, the replacement of a stale one, and its removal.
 package sockfile
 

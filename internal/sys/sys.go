@@ -1,4 +1,4 @@
-// Package sys makes the system calls on unix domain sockets that package
+// Package sys makes the system calls on Unix domain sockets that package
 // unixsock needs, one function each. It holds no state. It compiles on every
 // platform; where [Available] is false, its functions fail with
 // [errors.ErrUnsupported].

@@ -7,7 +7,7 @@ import (
 	"io/fs"
 )
 
-// Available reports whether the platform has unix domain sockets.
+// Available reports whether the platform has Unix domain sockets.
 const Available = false
 
 var EADDRINUSE, ECONNREFUSED = errors.ErrUnsupported, errors.ErrUnsupported

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Available reports whether the platform has unix domain sockets.
+// Available reports whether the platform has Unix domain sockets.
 const Available = true
 
 // The errors by which package sockfile recognizes an existing file, and a socket
@@ -180,7 +180,7 @@ func freeDescriptor(fd int) error {
 	return err
 }
 
-// CheckStream returns the names of fd if it is a unix stream socket that listens,
+// CheckStream returns the names of fd if it is a Unix stream socket that listens,
 // or is connected if listening is false. Otherwise the error says why it is not.
 //
 // macOS, NetBSD, OpenBSD and DragonFly do not report whether a socket listens.
