@@ -56,9 +56,11 @@ func kindOf(fd int) Kind {
 // rest, or report the error.
 func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
 	for n < limit {
-		sent, err := sendStep(dst, src, int(min(limit-n, maxStep)))
+		size := int(min(limit-n, maxStep))
+		sent, err := sendStep(dst, src, size)
 		n += int64(sent)
-		if err == unix.EAGAIN {
+		if err == unix.EAGAIN || err == nil && sent < size {
+			// A short step has filled dst, or reached the end of src.
 			err = waitWritable(dst)
 		}
 		switch err {
