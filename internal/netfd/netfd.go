@@ -34,19 +34,18 @@ const maxDirect = 64 << 10
 // A direct FD becomes one of the others. A registered FD is closed by closing its
 // file. The methods of a nil FD return [os.ErrInvalid].
 type FD struct {
-	file atomic.Pointer[os.File]
-	fd   int // constant; the state says how it may be used
+	file    atomic.Pointer[os.File]
+	writing sync.Mutex // held by a write until its last byte is written; locked before mu
 
 	mu     sync.Mutex // guards direct, and every use of fd while direct is set
 	direct bool
-
-	writing sync.Mutex // held by a write until its last byte is written
+	fd     int32 // constant; the state says how it may be used
 }
 
 // New returns an FD for fd, which it owns from then on: like an os.File, it
 // closes the descriptor when it becomes unreachable.
 func New(fd int) *FD {
-	f := &FD{direct: true, fd: fd}
+	f := &FD{direct: true, fd: int32(fd)}
 	runtime.SetFinalizer(f, (*FD).Close)
 	startPoller.Do(func() { _, _ = f.File() })
 	return f
@@ -61,8 +60,8 @@ var startPoller sync.Once
 // If the poller refuses the descriptor (ENOSPC, ENOMEM), NewFile closes it and
 // returns an error.
 //
-// NewFile moves the descriptors 1 and 2 out of the way, which a process has closed
-// that gets them for a socket: os.File ends the process if a write to one of them
+// If fd is 1 or 2, because the process has closed its standard output or error,
+// NewFile moves it to another number: os.File ends the process if a write to 1 or 2
 // fails with EPIPE.
 func NewFile(fd int) (*os.File, error) {
 	if fd == 1 || fd == 2 {
@@ -106,7 +105,7 @@ func (f *FD) File() (*os.File, error) {
 func (f *FD) register() (*os.File, error) {
 	f.direct = false
 	runtime.SetFinalizer(f, nil)
-	file, err := NewFile(f.fd)
+	file, err := NewFile(int(f.fd))
 	if err == nil {
 		f.file.Store(file)
 	}
@@ -135,7 +134,7 @@ func (f *FD) readDirect(b []byte) (int, error) {
 	if !f.direct {
 		return 0, sys.ErrWouldBlock
 	}
-	return sys.Read(f.fd, b)
+	return sys.Read(int(f.fd), b)
 }
 
 // Write is [os.File.Write].
@@ -168,7 +167,7 @@ func (f *FD) writeDirect(b []byte) (n int, err error) {
 	if !f.direct {
 		return 0, sys.ErrWouldBlock
 	}
-	n, err = sys.Write(f.fd, b)
+	n, err = sys.Write(int(f.fd), b)
 	if err == nil && n < len(b) {
 		err = sys.ErrWouldBlock
 	}
@@ -187,7 +186,7 @@ func (f *FD) Close() error {
 	f.mu.Unlock()
 	if direct {
 		runtime.SetFinalizer(f, nil)
-		return sys.Close(f.fd)
+		return sys.Close(int(f.fd))
 	}
 	if file := f.file.Load(); file != nil {
 		return file.Close()
@@ -259,7 +258,7 @@ func (f *FD) Control(do func(fd int) error) error {
 	f.mu.Lock()
 	if f.direct {
 		defer f.mu.Unlock()
-		return do(f.fd)
+		return do(int(f.fd))
 	}
 	f.mu.Unlock()
 	file := f.file.Load()

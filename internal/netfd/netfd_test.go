@@ -86,7 +86,7 @@ func TestCallThatWaitsRegisters(t *testing.T) {
 func TestRefusedRegistrationClosesTheDescriptor(t *testing.T) {
 	f, peer := newPair(t)
 	// os.NewFile registers no descriptor in blocking mode.
-	if err := syscall.SetNonblock(f.fd, false); err != nil {
+	if err := syscall.SetNonblock(int(f.fd), false); err != nil {
 		t.Fatal(err)
 	}
 	if file, err := f.File(); file != nil || !errors.Is(err, os.ErrNoDeadline) {
