@@ -302,18 +302,31 @@ func TestAcceptEvtGivesABurstWithoutDelay(t *testing.T) {
 func TestReadyAndAcceptEvtInOneSelectBothCome(t *testing.T) {
 	l := sockettest.Listen(t)
 	ctx := t.Context()
-	for range 10 {
+	for round, ready := 0, 0; round < 10 || ready == 0; round++ {
 		sockettest.Connect(t, l.Addr().String())
 		sockettest.CheckReturns(t, "select to choose AcceptEvt", func() {
 			for {
 				select {
-				case <-l.Ready():
+				case _, ok := <-l.Ready():
+					if ok {
+						ready++
+					}
 				case a := <-l.AcceptEvt(ctx):
+					if a.Err != nil {
+						t.Errorf("receive from AcceptEvt: got the error %v, want a connection", a.Err)
+						return
+					}
 					a.Conn.Close()
 					return
 				}
 			}
 		})
+		if t.Failed() {
+			return
+		}
+		if round > 10000 {
+			t.Fatalf("select between Ready and AcceptEvt, %d times: it never chose Ready", round)
+		}
 	}
 }
 
