@@ -472,14 +472,7 @@ func TestCopyObeysItsSourcesEnd(t *testing.T) {
 }
 
 func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-	if err != nil {
-		t.Fatalf("Create: %v", err)
-	}
-	defer f.Close()
-	if err := f.Truncate(64 << 20); err != nil {
-		t.Fatalf("Truncate to 64 MiB: %v", err)
-	}
+	f := largeFile(t)
 	first, _ := sockettest.Pair(t) // no peer in this test reads
 	copies := []pendingCopy{startCopy(first, f)}
 	sockettest.WaitInPoller(t, 1)
@@ -507,14 +500,7 @@ func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
 }
 
 func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-	if err != nil {
-		t.Fatalf("Create: %v", err)
-	}
-	defer f.Close()
-	if err := f.Truncate(64 << 20); err != nil {
-		t.Fatalf("Truncate to 64 MiB: %v", err)
-	}
+	f := largeFile(t)
 	busy, _ := sockettest.Pair(t) // no peer in this test reads
 	write := waiting(t, func() error {
 		_, err := busy.Write(make([]byte, 8<<20))
@@ -540,14 +526,7 @@ func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
 // Other code may hold the lock of a file for long: sendfile in package net does, while its
 // peer does not read.
 func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-	if err != nil {
-		t.Fatalf("Create: %v", err)
-	}
-	defer f.Close()
-	if err := f.Truncate(1 << 20); err != nil {
-		t.Fatalf("Truncate to 1 MiB: %v", err)
-	}
+	f := largeFile(t)
 	raw, err := f.SyscallConn()
 	if err != nil {
 		t.Fatalf("SyscallConn of the file: %v", err)
