@@ -62,7 +62,7 @@ func (p impl) mustListen(b *testing.B) (l net.Listener, path string) {
 	path = filepath.Join(sockettest.ShortDir(b), "s")
 	l, err := p.listen(path, 4096)
 	if err != nil {
-		b.Fatal(err)
+		b.Fatalf("listen: %v", err)
 	}
 	b.Cleanup(func() { l.Close() })
 	return l, path
@@ -82,7 +82,7 @@ func tcpPair(b *testing.B) (client, server net.Conn) {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		b.Fatal(err)
+		b.Fatalf("Listen: %v", err)
 	}
 	defer l.Close()
 	return pairOf(b, l, func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) })
@@ -92,12 +92,12 @@ func pairOf(b *testing.B, l net.Listener, dial func() (net.Conn, error)) (client
 	b.Helper()
 	client, err := dial()
 	if err != nil {
-		b.Fatal(err)
+		b.Fatalf("dial: %v", err)
 	}
 	b.Cleanup(func() { client.Close() })
 	server, err = l.Accept()
 	if err != nil {
-		b.Fatal(err)
+		b.Fatalf("Accept: %v", err)
 	}
 	b.Cleanup(func() { server.Close() })
 	return client, server
@@ -109,11 +109,11 @@ func BenchmarkConnectAcceptClose(b *testing.B) {
 		for b.Loop() {
 			client, err := p.dial(path)
 			if err != nil {
-				b.Fatal(err)
+				b.Fatalf("dial: %v", err)
 			}
 			server, err := l.Accept()
 			if err != nil {
-				b.Fatal(err)
+				b.Fatalf("Accept: %v", err)
 			}
 			client.Close()
 			server.Close()
@@ -164,7 +164,7 @@ func BenchmarkRequest(b *testing.B) {
 		go answer(l)
 		for b.Loop() {
 			if err := p.ask(path); err != nil {
-				b.Fatal(err)
+				b.Fatalf("ask: %v", err)
 			}
 		}
 	})
@@ -180,7 +180,7 @@ func BenchmarkRequestFrom32Clients(b *testing.B) {
 			clients.Go(func() {
 				for range requests {
 					if err := p.ask(path); err != nil {
-						b.Error(err)
+						b.Errorf("ask: %v", err)
 					}
 				}
 			})
@@ -210,10 +210,10 @@ func BenchmarkRoundTrip64(b *testing.B) {
 		var message [64]byte
 		for b.Loop() {
 			if _, err := client.Write(message[:]); err != nil {
-				b.Fatal(err)
+				b.Fatalf("Write: %v", err)
 			}
 			if _, err := io.ReadFull(client, message[:]); err != nil {
-				b.Fatal(err)
+				b.Fatalf("ReadFull: %v", err)
 			}
 		}
 	})
@@ -244,7 +244,7 @@ func BenchmarkThroughput(b *testing.B) {
 				message := make([]byte, size)
 				for b.Loop() {
 					if _, err := client.Write(message); err != nil {
-						b.Fatal(err)
+						b.Fatalf("Write: %v", err)
 					}
 				}
 				client.Close()
@@ -273,7 +273,7 @@ func BenchmarkWriteBuffers(b *testing.B) {
 				_, err = buffers.WriteTo(client)
 			}
 			if err != nil {
-				b.Fatal(err)
+				b.Fatalf("WriteTo: %v", err)
 			}
 		}
 		client.Close()
@@ -286,12 +286,12 @@ const copied = 64 << 20
 func BenchmarkCopyFile(b *testing.B) {
 	name := filepath.Join(b.TempDir(), "file")
 	if err := os.WriteFile(name, make([]byte, copied), 0o600); err != nil {
-		b.Fatal(err)
+		b.Fatalf("WriteFile: %v", err)
 	}
 	compare(b, func(b *testing.B, p impl) {
 		f, err := os.Open(name)
 		if err != nil {
-			b.Fatal(err)
+			b.Fatalf("Open: %v", err)
 		}
 		defer f.Close()
 		client, server := p.mustPair(b)
@@ -299,10 +299,10 @@ func BenchmarkCopyFile(b *testing.B) {
 		b.SetBytes(copied)
 		for b.Loop() {
 			if _, err := f.Seek(0, io.SeekStart); err != nil {
-				b.Fatal(err)
+				b.Fatalf("Seek: %v", err)
 			}
 			if n, err := io.Copy(client, f); n != copied || err != nil {
-				b.Fatal(n, err)
+				b.Fatalf("Copy of %d bytes: got %d, %v", copied, n, err)
 			}
 		}
 		client.Close()
@@ -400,7 +400,7 @@ func BenchmarkConnectTheFull(b *testing.B) {
 		path := filepath.Join(sockettest.ShortDir(b), "s")
 		l, err := unixsock.Listen(path, unixsock.Backlog(4))
 		if err != nil {
-			b.Fatal(err)
+			b.Fatalf("Listen: %v", err)
 		}
 		go func() {
 			for {
@@ -417,7 +417,7 @@ func BenchmarkConnectTheFull(b *testing.B) {
 			clients.Go(func() {
 				c, err := unixsock.ConnectContext(ctx, path)
 				if err != nil {
-					b.Error(err)
+					b.Errorf("ConnectContext: %v", err)
 					return
 				}
 				c.Close()

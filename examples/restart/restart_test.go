@@ -45,7 +45,7 @@ func start(t *testing.T) *server {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Executable: %v", err)
 	}
 	s := &server{path: filepath.Join(sockettest.ShortDir(t), "s"), lines: make(chan string, 100)}
 	cmd := exec.Command(exe, "serve", s.path)
@@ -53,10 +53,10 @@ func start(t *testing.T) *server {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // all generations are one group
 	log, err := cmd.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("StderrPipe: %v", err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Start: %v", err)
 	}
 	go func() {
 		for lines := bufio.NewScanner(log); lines.Scan(); {
@@ -167,12 +167,12 @@ func TestRestartFinishesConnectionsInProgress(t *testing.T) {
 	for range generations {
 		conn, err := unixsock.Connect(s.path)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Connect: %v", err)
 		}
 		defer conn.Close()
 		before, err := ask(conn)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("ask: %v", err)
 		}
 		s.restart(t)
 		if after, err := ask(conn); after != before || err != nil {

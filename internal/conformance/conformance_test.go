@@ -33,7 +33,7 @@ func socketPath(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "us")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("MkdirTemp: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return filepath.Join(dir, "s")

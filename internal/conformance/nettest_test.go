@@ -84,7 +84,7 @@ func TestTCPUnitIsNetConn(t *testing.T) {
 	unit := unixsock.NewTCPUnit(socketPath(t))
 	l, err := unit.Listen("tcp", "localhost:0")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen: %v", err)
 	}
 	defer l.Close()
 	nettest.TestConn(t, func() (net.Conn, net.Conn, func(), error) {
@@ -129,13 +129,13 @@ func TestAdoptedListenerIsNetConn(t *testing.T) {
 	first := listen(t, socketPath(t))
 	f, err := first.File()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("File: %v", err)
 	}
 	l, err := unixsock.FileListener(f)
 	f.Close()
 	first.Close()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("FileListener: %v", err)
 	}
 	defer l.Close()
 	nettest.TestConn(t, overListener(l))
@@ -145,7 +145,7 @@ func TestAdoptedListenerIsNetConn(t *testing.T) {
 func TestConnToNetIsNetConn(t *testing.T) {
 	l, err := net.Listen("unix", socketPath(t))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen: %v", err)
 	}
 	defer l.Close()
 	nettest.TestConn(t, func() (net.Conn, net.Conn, func(), error) {

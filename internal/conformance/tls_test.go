@@ -22,7 +22,7 @@ func tlsConfigs(t testing.TB) (server, client *tls.Config) {
 	const name = "unix.test"
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("GenerateKey: %v", err)
 	}
 	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
@@ -34,11 +34,11 @@ func tlsConfigs(t testing.TB) (server, client *tls.Config) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("CreateCertificate: %v", err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("ParseCertificate: %v", err)
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)

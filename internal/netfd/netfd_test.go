@@ -20,7 +20,7 @@ func newPair(t *testing.T) (f, peer *FD) {
 	for {
 		fd1, fd2, err := sys.Socketpair()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Socketpair: %v", err)
 		}
 		f, peer := New(fd1), New(fd2)
 		t.Cleanup(func() { f.Close(); peer.Close() })
@@ -48,7 +48,7 @@ func TestConnectionThatNeverWaitsStaysDirect(t *testing.T) {
 	talk(t, f, peer)
 	talk(t, peer, f)
 	if err := f.Control(sys.ShutdownWrite); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Control: %v", err)
 	}
 	if n, err := peer.Read(make([]byte, 8)); n != 0 || err != io.EOF {
 		t.Errorf("Read at the end: got %d, %v, want EOF", n, err)
@@ -87,7 +87,7 @@ func TestRefusedRegistrationClosesTheDescriptor(t *testing.T) {
 	f, peer := newPair(t)
 	// os.NewFile registers no descriptor in blocking mode.
 	if err := syscall.SetNonblock(int(f.fd), false); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetNonblock: %v", err)
 	}
 	if file, err := f.File(); file != nil || !errors.Is(err, os.ErrNoDeadline) {
 		t.Errorf("File of a refused descriptor: got %v, %v, want ErrNoDeadline", file, err)
@@ -108,11 +108,11 @@ func TestClosedFDReturnsErrors(t *testing.T) {
 		f, _ := newPair(t)
 		if register {
 			if _, err := f.File(); err != nil {
-				t.Fatal(err)
+				t.Fatalf("File: %v", err)
 			}
 		}
 		if err := f.Close(); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Close: %v", err)
 		}
 		for call, do := range map[string]func() error{
 			"Read":    func() error { _, err := f.Read(make([]byte, 1)); return err },

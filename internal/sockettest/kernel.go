@@ -157,7 +157,7 @@ func AppendingFile(t testing.TB) *os.File {
 	t.Helper()
 	f, err := os.OpenFile(filepath.Join(ShortDir(t), "file"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("OpenFile: %v", err)
 	}
 	t.Cleanup(func() { f.Close() })
 	return f

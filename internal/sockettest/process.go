@@ -139,14 +139,14 @@ func StartHelper(t testing.TB, setup func(*exec.Cmd), role string, args ...strin
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("StdinPipe: %v", err)
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("StdoutPipe: %v", err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Start: %v", err)
 	}
 	lines := make(chan string, 1)
 	h := &Helper{Cmd: cmd, Lines: lines, t: t, in: in}
@@ -204,11 +204,11 @@ func ExhaustDescriptors(t testing.TB) (free func()) {
 	t.Helper()
 	limit := syscall.Rlimit{}
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Getrlimit: %v", err)
 	}
 	limit.Cur = 64
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Setrlimit: %v", err)
 	}
 	var fds []int
 	for {
@@ -233,7 +233,7 @@ func ProcessorTime(t testing.TB) time.Duration {
 	t.Helper()
 	var usage unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Getrusage: %v", err)
 	}
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }

@@ -26,7 +26,7 @@ func ShortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "us")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("MkdirTemp: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir

@@ -23,7 +23,7 @@ func newDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "us")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("MkdirTemp: %v", err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
@@ -35,11 +35,11 @@ func newSocket(t *testing.T, socketType int, name string) (fd int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, socketType, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Socket: %v", err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Bind: %v", err)
 	}
 	return fd
 }
@@ -49,7 +49,7 @@ func newListener(t *testing.T, name string) (fd int) {
 	t.Helper()
 	fd = newSocket(t, unix.SOCK_STREAM, name)
 	if err := unix.Listen(fd, 0); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen: %v", err)
 	}
 	return fd
 }
@@ -65,7 +65,7 @@ func replace(t *testing.T, name string) (*File, error) {
 	t.Helper()
 	fd, err := sys.Socket()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Socket: %v", err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	o := Options{ReplaceStale: true}
@@ -80,7 +80,7 @@ func TestReplaceStaleKeepsWhatIsInUse(t *testing.T) {
 			for range 10 {
 				fd, err := sys.Socket()
 				if err != nil {
-					t.Fatal(err)
+					t.Fatalf("Socket: %v", err)
 				}
 				t.Cleanup(func() { unix.Close(fd) })
 				if sys.Connect(fd, name) != nil {
@@ -91,28 +91,28 @@ func TestReplaceStaleKeepsWhatIsInUse(t *testing.T) {
 		"live datagram socket": func(t *testing.T, name string) { newSocket(t, unix.SOCK_DGRAM, name) },
 		"live seqpacket listener": func(t *testing.T, name string) {
 			if err := unix.Listen(newSocket(t, unix.SOCK_SEQPACKET, name), 4); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Listen: %v", err)
 			}
 		},
 		"regular file": func(t *testing.T, name string) {
 			if err := os.WriteFile(name, []byte("precious"), 0o600); err != nil {
-				t.Fatal(err)
+				t.Fatalf("WriteFile: %v", err)
 			}
 		},
 		"directory": func(t *testing.T, name string) {
 			if err := os.Mkdir(name, 0o700); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Mkdir: %v", err)
 			}
 		},
 		"link to a stale socket": func(t *testing.T, name string) {
 			leaveStale(t, name+"2")
 			if err := os.Symlink(name+"2", name); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Symlink: %v", err)
 			}
 		},
 		"dangling link": func(t *testing.T, name string) {
 			if err := os.Symlink("nowhere", name); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Symlink: %v", err)
 			}
 		},
 	} {
@@ -121,7 +121,7 @@ func TestReplaceStaleKeepsWhatIsInUse(t *testing.T) {
 			create(t, path)
 			before, err := os.Lstat(path)
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("Lstat: %v", err)
 			}
 			if file, err := replace(t, path); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
 				t.Errorf("Listen: got %v, %v, want EADDRINUSE", file, err)
@@ -156,7 +156,7 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 		for range cap(winners) {
 			fd, err := sys.Socket()
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("Socket: %v", err)
 			}
 			defer unix.Close(fd)
 			racers.Go(func() {
@@ -177,7 +177,7 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 			t.Fatal("the winner's file is gone")
 		}
 		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
+			t.Fatalf("Remove: %v", err)
 		}
 	}
 }
@@ -186,7 +186,7 @@ func TestReplaceStaleProceedsWithoutTheLock(t *testing.T) {
 	dir := newDir(t)
 	unlock, err := sys.LockDir(dir)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("LockDir: %v", err)
 	}
 	defer unlock()
 	path := filepath.Join(dir, "s")
@@ -209,20 +209,20 @@ func TestUnchangedNoticesAReusedInode(t *testing.T) {
 	leaveStale(t, path)
 	info, err := os.Lstat(path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Lstat: %v", err)
 	}
 	if !unchanged(path, info) {
 		t.Error("a file compared with itself: changed, want unchanged")
 	}
 	past := time.Now().Add(-time.Hour)
 	if err := os.Chtimes(path, past, past); err != nil { // as the old file with this inode
-		t.Fatal(err)
+		t.Fatalf("Chtimes: %v", err)
 	}
 	if unchanged(path, info) {
 		t.Error("a file with the same inode and another time: unchanged, want changed")
 	}
 	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Remove: %v", err)
 	}
 	if unchanged(path, info) {
 		t.Error("a file that is gone: unchanged, want changed")
@@ -234,15 +234,15 @@ func TestChangesOfAReplacedFileFail(t *testing.T) {
 	leaveStale(t, path)
 	file, err := Stat(path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Stat: %v", err)
 	}
 	newSocket(t, unix.SOCK_STREAM, path+"2")
 	if err := os.Rename(path+"2", path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Rename: %v", err)
 	}
 	before, err := os.Lstat(path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Lstat: %v", err)
 	}
 	if err := sys.Chmod(path, file.info, 0o777); err == nil {
 		t.Error("Chmod of a file that was replaced: got no error, want one")
@@ -266,11 +266,11 @@ func TestChmodDoesNotFollowALink(t *testing.T) {
 	path, link := filepath.Join(dir, "s"), filepath.Join(dir, "link")
 	leaveStale(t, path)
 	if err := os.Symlink(path, link); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Symlink: %v", err)
 	}
 	info, err := os.Stat(link)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Stat: %v", err)
 	}
 	if err := sys.Chmod(link, info, 0o777); err == nil {
 		t.Error("Chmod of a link: got no error, want one")

@@ -26,7 +26,7 @@ func socket(t testing.TB, socketType int) int {
 	t.Cleanup(func() { unix.Close(fd) })
 	unix.CloseOnExec(fd)
 	if err := unix.SetNonblock(fd, true); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SetNonblock: %v", err)
 	}
 	return fd
 }
@@ -36,7 +36,7 @@ func bound(t testing.TB, socketType int) (fd int, path string) {
 	t.Helper()
 	fd, path = socket(t, socketType), filepath.Join(sockettest.ShortDir(t), "s")
 	if err := sys.Bind(fd, path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Bind: %v", err)
 	}
 	return fd, path
 }
@@ -46,7 +46,7 @@ func listener(t testing.TB, backlog int) (fd int, path string) {
 	t.Helper()
 	fd, path = bound(t, unix.SOCK_STREAM)
 	if err := sys.Listen(fd, backlog); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Listen: %v", err)
 	}
 	return fd, path
 }
@@ -55,7 +55,7 @@ func connect(t testing.TB, path string) int {
 	t.Helper()
 	fd := socket(t, unix.SOCK_STREAM)
 	if err := sys.Connect(fd, path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Connect: %v", err)
 	}
 	return fd
 }
@@ -64,7 +64,7 @@ func pair(t testing.TB) (fd1, fd2 int) {
 	t.Helper()
 	fd1, fd2, err := sys.Socketpair()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Socketpair: %v", err)
 	}
 	t.Cleanup(func() { sys.CloseAll([]int{fd1, fd2}) })
 	return fd1, fd2
@@ -74,11 +74,11 @@ func isMarked(t testing.TB, fd int) bool {
 	t.Helper()
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("FcntlInt: %v", err)
 	}
 	status, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("FcntlInt: %v", err)
 	}
 	return flags&unix.FD_CLOEXEC != 0 && status&unix.O_NONBLOCK != 0
 }
@@ -87,20 +87,20 @@ func TestNewDescriptorsAreNonBlockingAndCloseOnExec(t *testing.T) {
 	lfd, path := listener(t, 4)
 	client, err := sys.Socket()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Socket: %v", err)
 	}
 	defer sys.Close(client)
 	if err := sys.Connect(client, path); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Connect: %v", err)
 	}
 	server, _, err := sys.Accept(lfd)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Accept: %v", err)
 	}
 	defer sys.Close(server)
 	copied, err := sys.Duplicate(client)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Duplicate: %v", err)
 	}
 	defer sys.Close(copied)
 	fd1, fd2 := pair(t)
@@ -146,7 +146,7 @@ func TestFreeDescriptorLeavesNoneOpen(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	for range 10 {
 		if err := sys.FreeDescriptor(0); err != nil {
-			t.Fatal(err)
+			t.Fatalf("FreeDescriptor: %v", err)
 		}
 	}
 }
@@ -275,7 +275,7 @@ func TestProbeAnswers(t *testing.T) {
 		{"dead stream socket", func(t *testing.T) string {
 			fd, path := listener(t, 4)
 			if err := unix.Close(fd); err != nil {
-				t.Fatal(err)
+				t.Fatalf("Close: %v", err)
 			}
 			return path
 		}, true},
@@ -316,7 +316,7 @@ func TestProbeClosesItsSocket(t *testing.T) {
 func TestReadReturnsEOFAtTheEnd(t *testing.T) {
 	fd, peer := pair(t)
 	if err := sys.ShutdownWrite(peer); err != nil {
-		t.Fatal(err)
+		t.Fatalf("ShutdownWrite: %v", err)
 	}
 	if n, err := sys.Read(fd, make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Errorf("Read: got %d, %v, want 0, EOF", n, err)
@@ -400,7 +400,7 @@ func TestReadAsksForAtMostMaxIO(t *testing.T) {
 	b := huge(t)
 	f, err := os.Create(filepath.Join(sockettest.ShortDir(t), "file"))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("Create: %v", err)
 	}
 	defer f.Close()
 	if err := f.Truncate(sys.MaxIO + 1); err != nil {
@@ -439,7 +439,7 @@ func TestReceiveRightsHasRoomForMaxRights(t *testing.T) {
 func TestReceivedDescriptorsAreCloseOnExec(t *testing.T) {
 	fd, peer := pair(t)
 	if _, err := sys.SendRights(fd, []byte("x"), []int{fd}); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SendRights: %v", err)
 	}
 	_, got, err := sys.ReceiveRights(peer, make([]byte, 1))
 	defer sys.CloseAll(got)
@@ -460,7 +460,7 @@ func TestReceiveRightsOutOfDescriptorsFails(t *testing.T) {
 	}
 	fd, peer := pair(t)
 	if _, err := sys.SendRights(fd, []byte("x"), []int{fd}); err != nil {
-		t.Fatal(err)
+		t.Fatalf("SendRights: %v", err)
 	}
 	defer sockettest.ExhaustDescriptors(t)()
 	n, got, err := sys.ReceiveRights(peer, make([]byte, 1))
@@ -479,7 +479,7 @@ func TestSendRightsWithoutRoomSendsNothing(t *testing.T) {
 			break
 		}
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("Write: %v", err)
 		}
 		sent += n
 	}
@@ -534,7 +534,7 @@ func TestLockDirExcludesAnother(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	unlock, err := sys.LockDir(dir)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("LockDir: %v", err)
 	}
 	if _, err := sys.LockDir(dir); err != sys.ErrWouldBlock {
 		t.Errorf("LockDir of a locked directory: got %v, want ErrWouldBlock", err)
