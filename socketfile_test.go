@@ -590,10 +590,7 @@ func TestReplaceStaleHasOneWinnerAmongProcesses(t *testing.T) {
 	for _, r := range racers {
 		r.Expect("here")
 	}
-	rounds := 60
-	if testing.Short() || sockettest.Race {
-		rounds = 15
-	}
+	rounds := sockettest.Times(60)
 	leaveStale(t, path)
 	for range rounds {
 		raceTogether(racers, path)
@@ -630,10 +627,7 @@ func TestReplaceStaleSurvivesTheKillOfRacers(t *testing.T) {
 	dir := sockettest.ShortDir(t)
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
-	rounds := 12
-	if testing.Short() || sockettest.Race {
-		rounds = 4
-	}
+	rounds := sockettest.Times(12)
 	var racers []*sockettest.Helper
 	for range rounds {
 		living := len(racers)
