@@ -173,7 +173,7 @@ func (h *Helper) Kill() {
 func (h *Helper) Send(line string) {
 	h.t.Helper()
 	if _, err := fmt.Fprintln(h.in, line); err != nil {
-		h.t.Fatalf("Write of %q to the helper: %v", line, err)
+		h.t.Fatalf("Write of %q to the helper: %v; its next line is %q", line, err, h.Next())
 	}
 }
 
