@@ -49,7 +49,9 @@ func Mode(perm fs.FileMode) ListenOption {
 
 // Owner sets the owner and the group of the socket file before any process can connect.
 // -1 leaves one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a
-// front-end server of another group connect.
+// front-end server of another group connect. Use it with Mode: on Linux, the file then
+// has no permissions until its owner is set. Without Mode, the kernel may let in a process
+// that tries to connect in between, and that only the first owner or group admits.
 //
 // [Listen] returns an error, and leaves no socket file, if the process may not change the
 // owner or the group, or if the path is an abstract name, which has no owner. Changing

@@ -58,7 +58,14 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 		return nil, sys.Listen(fd, backlog)
 	}
 	if o.Mode != nil {
-		if err := sys.RestrictMode(fd, *o.Mode); err != nil {
+		perm := *o.Mode
+		if o.Owner != nil {
+			// The kernel checks the permissions before it looks whether the socket
+			// listens: a connect that the first owner's permissions admit may
+			// succeed later.
+			perm = 0
+		}
+		if err := sys.RestrictMode(fd, perm); err != nil {
 			return nil, err
 		}
 	}
@@ -104,7 +111,7 @@ func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
 	return file, nil
 }
 
-// prepare sets the mode and the owner of the file called name. If it fails, it also
+// prepare sets the owner and the mode of the file called name. If it fails, it also
 // returns the file, if there is one.
 func (o *Options) prepare(name string) (*File, error) {
 	file, err := Stat(name)
@@ -114,14 +121,14 @@ func (o *Options) prepare(name string) (*File, error) {
 		}
 		return nil, err
 	}
-	if o.Mode != nil && file.info.Mode().Perm() != *o.Mode {
-		if err := sys.Chmod(name, file.info, *o.Mode); err != nil {
-			return file, fmt.Errorf("cannot set the mode to %#o: %w", *o.Mode, err)
-		}
-	}
 	if o.Owner != nil {
 		if err := sys.Chown(name, file.info, o.Owner.UID, o.Owner.GID); err != nil {
 			return file, fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
+		}
+	}
+	if o.Mode != nil && file.info.Mode().Perm() != *o.Mode {
+		if err := sys.Chmod(name, file.info, *o.Mode); err != nil {
+			return file, fmt.Errorf("cannot set the mode to %#o: %w", *o.Mode, err)
 		}
 	}
 	return file, nil
