@@ -80,7 +80,11 @@
 // The package supports Linux (including Android), macOS (including iOS), FreeBSD,
 // NetBSD, OpenBSD and DragonFly. On any other platform it compiles, [Available] is
 // false, no path is valid, and every constructor returns an error that wraps
-// [errors.ErrUnsupported]. Abstract names exist on Linux only.
+// [errors.ErrUnsupported].
+//
+// Abstract names, a Connect that waits, and copies in the kernel exist on Linux only. For
+// what else differs on macOS and the BSDs, see [Mode], [Conn.CloseRead], [Conn.PeerCred],
+// [Conn.PeerGroups], [Conn.WriteFiles], [Listener.Accept] and [FileListener].
 package unixsock
 
 import (
