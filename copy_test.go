@@ -499,6 +499,38 @@ func TestCopyOfAFileThatAnotherCopyHasObeysItsDeadlineAndClose(t *testing.T) {
 	wantEnd("first copy of a file, with Close of its destination", copies[0], net.ErrClosed)
 }
 
+// A copy that has sent everything must not wait for the peer to read. The deadline ends
+// one that does.
+func TestCopyOfAFileThatFitsDoesNotWaitForThePeer(t *testing.T) {
+	for _, size := range []int64{0, 1, 1 << 10, 40 << 10, 100 << 10} {
+		for what, reader := range map[string]func(*os.File) io.Reader{
+			"file":                   func(f *os.File) io.Reader { return f },
+			"limited beyond its end": func(f *os.File) io.Reader { return io.LimitReader(f, 1<<20) },
+			"limited to its size":    func(f *os.File) io.Reader { return io.LimitReader(f, size) },
+		} {
+			f := newTestFile(t, 0)
+			if err := f.Truncate(size); err != nil {
+				t.Fatalf("Truncate to %d bytes: %v", size, err)
+			}
+			c, _ := sockettest.Pair(t) // the peer does not read
+			c.SetDeadline(time.Now().Add(sockettest.Timeout))
+			if n, err := c.ReadFrom(reader(f)); n != size || err != nil {
+				t.Errorf("ReadFrom of a file of %d bytes, %s: got %d, %v; want %d, nil", size, what, n, err, size)
+			}
+		}
+	}
+	f, err := os.Open("/proc/self/status") // a file that says that its size is 0
+	if err != nil {
+		t.Skip(err)
+	}
+	defer f.Close()
+	c, _ := sockettest.Pair(t)
+	c.SetDeadline(time.Now().Add(sockettest.Timeout))
+	if n, err := c.ReadFrom(f); n == 0 || err != nil {
+		t.Errorf("ReadFrom of a file that reports no size: got %d, %v; want more than 0, nil", n, err)
+	}
+}
+
 func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
 	f := largeFile(t)
 	busy, _ := sockettest.Pair(t) // no peer in this test reads

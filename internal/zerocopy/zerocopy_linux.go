@@ -56,11 +56,9 @@ func kindOf(fd int) Kind {
 // rest, or report the error.
 func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
 	for n < limit {
-		size := int(min(limit-n, maxStep))
-		sent, err := sendStep(dst, src, size)
+		sent, err := sendStep(dst, src, int(min(limit-n, maxStep)))
 		n += int64(sent)
-		if err == unix.EAGAIN || err == nil && sent < size {
-			// A short step has filled dst, or reached the end of src.
+		if err == unix.EAGAIN {
 			err = waitWritable(dst)
 		}
 		switch err {
@@ -77,7 +75,7 @@ func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, handled bo
 }
 
 // sendStep sends up to size bytes. It does not wait: its error is EAGAIN if dst
-// has no room. At the end of src it is io.EOF.
+// has no room for more. At the end of src it is io.EOF.
 //
 // The file is locked for the step, so that a concurrent Read of it cannot take
 // bytes out of the middle. It is not locked while dst has no room, or is in use:
@@ -89,6 +87,9 @@ func sendStep(dst Socket, src syscall.RawConn, size int) (n int, err error) {
 	var sendErr, dstErr error
 	srcErr := src.Read(func(in uintptr) bool {
 		busy, dstErr = dst.TryWrite(func(out uintptr) { n, sendErr = sendfile(int(out), int(in), size) })
+		if sendErr == nil && n < size && !atEnd(int(in)) {
+			sendErr = unix.EAGAIN // without a call of sendfile that finds dst full
+		}
 		return true
 	})
 	switch {
@@ -98,6 +99,13 @@ func sendStep(dst Socket, src syscall.RawConn, size int) (n int, err error) {
 		return 0, dstErr
 	}
 	return n, sendErr
+}
+
+// atEnd reports whether the offset of a file is at its end. It may say so of a file
+// that does not report its size, or of one with 2 GiB to go.
+func atEnd(fd int) bool {
+	rest, err := unix.IoctlGetUint32(fd, unix.TIOCINQ) // the kernel writes an int
+	return err != nil || int32(rest) <= 0
 }
 
 // sendfile calls sendfile(2).
