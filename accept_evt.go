@@ -19,7 +19,7 @@ type Accepted struct {
 }
 
 // events is the part of a Listener that Ready and AcceptEvt need. It is unused before the
-// first call of either.
+// first call of either, or of the Read of SyscallConn.
 //
 // One invariant ties the channels to the backlog. A connection is pending if it is in the
 // backlog, or accepted ahead: accepted before its receiver is known.
@@ -30,7 +30,8 @@ type Accepted struct {
 //
 // Only syncFD, called with mu held, establishes the invariant, and it never blocks. It is
 // called whenever the invariant may be broken: by Ready, after every accept, when an event
-// begins or ends, at each arrival of a connection, after each offer, and at each tick.
+// begins or ends, at each arrival of a connection, after each offer, after each callback
+// of SyscallConn, and at each tick.
 // Ticks are needed while a connection is pending: receives empty the ready channel,
 // another process may accept the connection, and an error of accept(2) may pass.
 //
@@ -207,7 +208,7 @@ func (l *Listener) watch() {
 	}
 }
 
-// arrived is called by the watcher at first, and when connections have arrived.
+// arrived is called when the watcher begins to wait, and when connections have arrived.
 func (l *Listener) arrived(fd uintptr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

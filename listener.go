@@ -280,7 +280,8 @@ func (l *Listener) acceptOne(fd int) (*Conn, error) {
 	return newConn(nfd, l.name, peer), nil
 }
 
-// errWatched is pollWait's error once only the watcher waits in the poller.
+// errWatched is pollWait's error once there is a watcher: only the watcher may wait in
+// the poller.
 var errWatched = errors.New("the watcher waits in the poller")
 
 // tryOrWait calls try with the descriptor, now and after each arrival of a connection,
@@ -365,18 +366,19 @@ func (l *Listener) acquirePoll(ctx context.Context) error {
 // waitErr returns the reason not to wait, or nil.
 func (l *Listener) waitErr(ctx context.Context) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	closed, deadline := l.closed, l.deadline
+	l.mu.Unlock()
 	switch {
-	case l.closed:
+	case closed:
 		return net.ErrClosed
-	case !l.deadline.IsZero() && !time.Now().Before(l.deadline):
+	case !deadline.IsZero() && !time.Now().Before(deadline):
 		return os.ErrDeadlineExceeded
 	}
 	return ctx.Err()
 }
 
-// nextChange returns a channel that is closed when a connection arrives or the deadline
-// expires.
+// nextChange returns a channel that is closed when a connection arrives or is accepted
+// ahead, or the deadline expires.
 func (l *Listener) nextChange() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -572,7 +574,7 @@ func (r rawListener) Control(f func(fd uintptr)) error {
 func (r rawListener) Read(f func(fd uintptr) bool) error {
 	r.l.mu.Lock()
 	if !r.l.closed {
-		r.l.startWatcher() // else Accept would wait behind a callback that returns false
+		r.l.startWatcher() // else Accept would wait for pollSem while f returns false
 	}
 	r.l.mu.Unlock()
 	err := r.l.tryOrWait(context.Background(), func(fd uintptr) bool {

@@ -35,7 +35,7 @@ const maxDirect = 64 << 10
 // file. The methods of a nil FD return [os.ErrInvalid].
 type FD struct {
 	file    atomic.Pointer[os.File]
-	writing sync.Mutex // held by a write until its last byte is written; locked before mu
+	writing sync.Mutex // held by a write until it has written its last byte or failed; locked before mu
 
 	mu     sync.Mutex // guards direct, and every use of fd while direct is set
 	direct bool
@@ -57,8 +57,8 @@ func New(fd int) *FD {
 var startPoller sync.Once
 
 // NewFile registers fd with the runtime's poller. The file owns fd from then on.
-// If the poller refuses the descriptor (ENOSPC, ENOMEM), NewFile closes it and
-// returns an error.
+// If the poller refuses the descriptor (ENOSPC, ENOMEM), or NewFile cannot move it
+// (EMFILE), NewFile closes it and returns an error.
 //
 // If fd is 1 or 2, because the process has closed its standard output or error,
 // NewFile moves it to another number: os.File ends the process if a write to 1 or 2
@@ -235,8 +235,8 @@ func (r RawConn) Write(do func(fd uintptr) bool) error {
 	return r.RawConn.Write(do)
 }
 
-// TryWrite is Write for a do that does not wait. If another goroutine writes, it does
-// not call do, and busy is true.
+// TryWrite calls do once, which must not wait. If another goroutine is writing, TryWrite
+// does not call do, and busy is true.
 func (r RawConn) TryWrite(do func(fd uintptr)) (busy bool, err error) {
 	if !r.fd.writing.TryLock() {
 		return true, nil

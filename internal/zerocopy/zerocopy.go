@@ -16,8 +16,8 @@ const (
 	Stream                  // a non-blocking stream socket or pipe: Splice from it and to it
 )
 
-// A Socket is the destination of [SendFile]. TryWrite is Write for an f that does not
-// wait. If another goroutine writes, it does not call f, and busy is true.
+// A Socket is the destination of [SendFile]. TryWrite calls f once, which must not wait.
+// If another goroutine is writing, TryWrite does not call f, and busy is true.
 type Socket interface {
 	syscall.RawConn
 	TryWrite(f func(fd uintptr)) (busy bool, err error)
