@@ -7,9 +7,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
@@ -61,7 +61,12 @@ func TestConnectionThatNeverWaitsStaysDirect(t *testing.T) {
 func TestCallThatWaitsRegisters(t *testing.T) {
 	for name, wait := range map[string]func(f, peer *FD) error{
 		"Read": func(f, peer *FD) error {
-			time.AfterFunc(time.Millisecond, func() { peer.Write([]byte("x")) })
+			go func() {
+				for !isRegistered(f) {
+					runtime.Gosched()
+				}
+				peer.Write([]byte("x"))
+			}()
 			_, err := f.Read(make([]byte, 1))
 			return err
 		},
