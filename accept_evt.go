@@ -86,10 +86,10 @@ const (
 //	}
 //
 // (If other goroutines receive between the call and the select, the channel may be empty
-// for a moment.) With a channel kept in a variable, such a select may take the default
-// although a connection is pending, until a goroutine of this package has run: after a
-// connect, after a receive from AcceptEvt, and after more than 8 receives without an
-// accept. A blocking receive from a kept channel is always woken.
+// for a moment.) With a channel kept in a variable, such a select can miss a pending
+// connection in three cases: just after a connect, just after a receive from AcceptEvt,
+// and after more than 8 receives without an accept. A blocking receive from a kept
+// channel misses none.
 //
 // Readiness accepts nothing: the connection stays in the backlog. Between a receive and
 // an Accept, another goroutine or process may accept the connection, and the Accept then
@@ -115,25 +115,25 @@ func (l *Listener) Ready() <-chan *Listener {
 	return l.events.ready
 }
 
-// AcceptEvt returns a channel that yields accepted connections, each to one receiver. ctx
-// is the custodian of the connections, as if by [Conn.CloseOn]: when ctx is done, the
-// channel is closed, nothing more is delivered on it, and the connections that it
-// delivered are closed. To let a connection outlive ctx, call
-// conn.CloseOn(context.Background()).
+// AcceptEvt returns a channel that yields accepted connections, each to one receiver, which
+// closes it when it is done. ctx is the custodian of the connections, as if by
+// [Conn.CloseOn]: when ctx is done, the channel is closed, and so are the connections that
+// it delivered. To let a connection outlive ctx, call conn.CloseOn(context.Background()).
 //
-// The same ctx gives the same channel, so a loop can call AcceptEvt in each select. A
-// receive from a channel kept in a variable that races with the end of ctx may yield a
-// connection that is closed at once.
+// The same ctx gives the same channel, so a loop can call AcceptEvt in each select. Once
+// ctx is done, nothing more is delivered, except that a receive from a channel kept in a
+// variable that races with the end of ctx may yield a connection that is closed at once.
 //
-// At most one connection is accepted before its receiver is known. It stays available to
-// this listener: Ready reports it, and the next Accept, AcceptContext or receive from
-// another event gets it, even after ctx is done. But another process, or another Listener
-// of the same socket, never gets it. A server process that shares its socket with others,
-// and may stop receiving, should use [Listener.Ready] and [Listener.AcceptContext] instead.
+// To offer a connection on its channels, the listener accepts it ahead, one at a time. It
+// stays available to this listener: Ready reports it, and the next Accept, AcceptContext
+// or receive from any of the channels gets it, even after ctx is done. But another process,
+// or another Listener of the same socket, never gets it. A server process that shares its
+// socket with others, and may stop receiving, should use [Listener.Ready] and
+// [Listener.AcceptContext] instead.
 //
 // An error of accept(2), such as EMFILE, is delivered as an Accepted with Err, one per
-// receive, and the channel stays open. Closing the listener closes the channel, and a
-// connection that no goroutine received.
+// receive, and the channel stays open. Closing the listener closes the channel. It also
+// disconnects a connection that was accepted ahead and not received.
 //
 // AcceptEvt mirrors unix-socket-accept-evt, which uses Racket's current custodian.
 func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {

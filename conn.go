@@ -368,10 +368,12 @@ func (r rawConn) wait(op string, h half, wait func(netfd.RawConn, func(fd uintpt
 	return r.c.ioError(op, h, err)
 }
 
-// An InputPort is the half of a [Conn] that reads, Racket's input port.
+// An InputPort is the half of a [Conn] that reads, Racket's input port. The methods of a
+// nil or zero InputPort return an error.
 type InputPort Conn
 
-// An OutputPort is the half of a [Conn] that writes, Racket's output port.
+// An OutputPort is the half of a [Conn] that writes, Racket's output port. The methods of
+// a nil or zero OutputPort return an error.
 type OutputPort Conn
 
 // Ports returns the halves of the Conn as two ports, the same ones each time. Each

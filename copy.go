@@ -27,7 +27,9 @@ var (
 // *[InputPort], a connection of a [TCPUnit], or an *[io.LimitedReader] around one of
 // these. A file must be a regular file, or a pipe or stream socket in non-blocking
 // mode. For every other type ReadFrom calls its Read method, even if the type embeds
-// a connection or has a SyscallConn method.
+// a connection or has a SyscallConn method. (io.Copy itself prefers a WriteTo or ReadFrom
+// to Read and Write. A type that embeds a *Conn inherits both, so it should embed a
+// [net.Conn] if its own Read and Write count.)
 //
 // Concurrent writes by other goroutines may be interleaved with the bytes of r.
 // The kernel may send a file's pages without copying them. If the file is modified
@@ -45,9 +47,8 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 // deadlines apply as they do to Read. Errors are those of Read, and the errors of w
 // unchanged.
 //
-// On Linux the kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists,
-// with an *[OutputPort] in the place of the InputPort. For every other type WriteTo
-// calls its Write method.
+// On Linux the kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists, or an
+// *[OutputPort]. For every other type WriteTo calls its Write method.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	if err := c.checkOpen("read", readHalf); err != nil {
 		return 0, err

@@ -81,7 +81,7 @@ func Example() {
 		case <-ticker.C:
 			fmt.Println("another minute")
 		case <-ctx.Done():
-			os.Remove(path) // from now on clients are refused; the pending ones are served
+			os.Remove(path) // no new client finds it; the pending ones are served
 			stopping = true
 		}
 	}

@@ -130,10 +130,16 @@ func (c *Conn) File() (*os.File, error) {
 // backlog. The copy is non-blocking, as the Listener is, and close-on-exec: a child
 // process gets it through ExtraFiles of os/exec.
 //
-// A process that hands its listener to a successor in this way closes its own once the
-// successor has reported that it accepts: the backlog is lost if none of them does. If it
-// has set [UnlinkOnClose], it calls SetUnlinkOnClose(false) before Close; see
-// [Listener.SetUnlinkOnClose].
+// To restart a server without losing a client, a process
+//
+//  1. starts its successor with the copy in ExtraFiles of os/exec,
+//  2. waits until the successor has adopted it by [FileListener], called
+//     SetUnlinkOnClose(true) and reported that, for example on a pipe,
+//  3. calls SetUnlinkOnClose(false) and Close, and serves its connections to their end.
+//
+// If all processes close the socket, the pending clients are disconnected. Both processes
+// accept by Accept, or by [Listener.Ready]: what [Listener.AcceptEvt] has accepted ahead
+// cannot move to the successor.
 func (l *Listener) File() (*os.File, error) {
 	if !l.ok() {
 		return nil, l.opError("file", os.ErrInvalid)

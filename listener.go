@@ -36,10 +36,12 @@ func Backlog(n int) ListenOption {
 }
 
 // Mode sets the permission bits of the socket file to exactly perm, whatever the umask,
-// which belongs to the whole process and stays unchanged. No process can connect before
-// the bits are set. Connecting requires write permission. On Linux the bits are never
-// wider than perm. On macOS and the BSDs, whose kernels do not support that, they may be,
-// before any process can connect.
+// which belongs to the whole process and stays unchanged. They are set before the socket
+// listens. To connect takes write permission, except on systems that ignore the bits of
+// sockets: there, protect the directory.
+//
+// On Linux the bits are never wider than perm. The kernels of macOS and the BSDs do not
+// support that: a connect that they admit while the bits are wider may succeed.
 //
 // [Listen] returns an error if perm has bits outside [fs.ModePerm], or if the path is an
 // abstract name, which has no permissions.
@@ -47,11 +49,13 @@ func Mode(perm fs.FileMode) ListenOption {
 	return func(c *listenConfig) { c.file.Mode = &perm }
 }
 
-// Owner sets the owner and the group of the socket file before any process can connect.
-// -1 leaves one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a
-// front-end server of another group connect. Use it with Mode: on Linux, the file then
-// has no permissions until its owner is set. Without Mode, the kernel may let in a process
-// that tries to connect in between, and that only the first owner or group admits.
+// Owner sets the owner and the group of the socket file before the socket listens. -1
+// leaves one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a front-end
+// server of another group connect.
+//
+// Use it with Mode: on Linux, the file then has no permissions until its owner is set.
+// Without Mode, a connect that only the first owner or group admits may succeed if it
+// comes just before the change.
 //
 // [Listen] returns an error, and leaves no socket file, if the process may not change the
 // owner or the group, or if the path is an abstract name, which has no owner. Changing
@@ -206,7 +210,7 @@ func (l *Listener) ok() bool { return l != nil && l.file != nil }
 
 // Accept waits for a connection and returns it as a *[Conn]. If the process is out of
 // descriptors, the error is EMFILE: a loop should pause before it tries again. The
-// connection stays pending on Linux; macOS may drop it. Accept mirrors
+// connection stays pending on Linux; macOS and gVisor drop it. Accept mirrors
 // unix-socket-accept, whose two ports are [Conn.Ports].
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())

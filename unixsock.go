@@ -36,12 +36,13 @@
 //	unix-socket-accept-evt      Listener.AcceptEvt; then Accepted.Conn.Ports
 //	unix-socket-close-listener  Listener.Close
 //	make-unix-socket-tcp@       NewTCPUnit
+//	(sync/timeout 0 listener)   a select with a default that calls listener.Ready()
+//	custodian-shutdown-all      the cancel function of a context
 //
 // Racket's sync over several events is a select over their channels: the body of a case
 // is what handle-evt calls, and alarm-evt is [time.After].
 //
-// A custodian is a [context.Context], and the context's cancel function shuts it down.
-// There is no current custodian: [Conn.CloseOn] and [Listener.CloseOn] set the custodian
+// A custodian is a [context.Context]. There is no current-custodian: [Conn.CloseOn] and [Listener.CloseOn] set the custodian
 // of a connection or a listener, and the context of AcceptEvt is the custodian of the
 // connections that it delivers. Where Racket raises an exception, a function returns an
 // error.
@@ -72,8 +73,8 @@
 //		}
 //	}
 //
-// Close disconnects the clients that are still pending. The example of the package is a
-// server that serves them first.
+// Close disconnects the clients that are still pending. README.md, and the example of the
+// package, are a server that serves them first.
 //
 // # Platforms
 //
@@ -83,8 +84,9 @@
 // [errors.ErrUnsupported].
 //
 // Abstract names, a Connect that waits, and copies in the kernel exist on Linux only. For
-// what else differs on macOS and the BSDs, see [Mode], [Conn.CloseRead], [Conn.PeerCred],
-// [Conn.PeerGroups], [Conn.WriteFiles], [Listener.Accept] and [FileListener].
+// what else differs on macOS and the BSDs, see [MaxPathLen], [Mode], [Conn.CloseRead],
+// [Conn.PeerCred], [Conn.PeerGroups], [Conn.WriteFiles], [Listener.Accept] and
+// [FileListener].
 package unixsock
 
 import (
