@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
@@ -55,13 +54,12 @@ func FileListener(f *os.File) (*Listener, error) {
 	if err != nil {
 		return nil, fileError(err)
 	}
+	file := sockfile.Adopt(fd, name)
 	l, err := newListener(fd, name)
 	if err != nil {
 		return nil, fileError(err)
 	}
-	if strings.HasPrefix(name, "/") { // else a chdir may have changed its meaning
-		l.sockFile, _ = sockfile.Stat(name)
-	}
+	l.sockFile = file
 	return l, nil
 }
 

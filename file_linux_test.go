@@ -521,6 +521,22 @@ func TestOwnerWithoutPrivilegeLeavesNothing(t *testing.T) {
 	wantOnly(t, dir)
 }
 
+func TestSetUnlinkOnCloseLeavesAFileThatReplacedTheAdoptedListeners(t *testing.T) {
+	if !sockettest.TellsBoundFile(t) {
+		t.Skip("the kernel does not tell which file a socket is bound to")
+	}
+	l := sockettest.Listen(t)
+	path := l.Addr().String()
+	if err := os.Remove(path); err != nil {
+		t.Fatalf("Remove of the socket file: %v", err)
+	}
+	other := sockettest.ListenAt(t, path)
+	adopted := adopt(t, l)
+	adopted.SetUnlinkOnClose(true)
+	adopted.Close()
+	sockettest.CheckExchange(t, path, other)
+}
+
 func TestOwnerOfAnAbstractNameIsAnError(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l, err := unixsock.Listen(ownName(t, 80, ""), unixsock.Owner(0, 0))

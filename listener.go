@@ -492,9 +492,11 @@ func (l *Listener) CloseOn(ctx context.Context) {
 // [UnlinkOnClose].
 //
 // Close removes only this listener's own file: the one that Listen created, or, for a
-// listener from [FileListener] with an absolute path, the socket file that was there then.
-// Close waits at most a second for a process that is replacing the file. An abstract name
-// vanishes with its socket, and the setting has no effect.
+// listener from [FileListener] with an absolute path, the one that the socket is bound to.
+// (Linux tells which one that is. On gVisor, macOS and the BSDs, it is the socket file that
+// was at the path when FileListener was called.) Close waits at most a second for a process
+// that is replacing the file. An abstract name vanishes with its socket, and the setting has
+// no effect.
 //
 // A process that hands its listener to a successor turns the setting off before it closes
 // the listener, and the successor turns it on for the adopted one.

@@ -21,3 +21,15 @@ func RefusesSpliceToAppend(t testing.TB) bool {
 	_, err := unix.Splice(pipe[0], nil, int(f.Fd()), nil, 1, unix.SPLICE_F_NONBLOCK)
 	return err == unix.EINVAL
 }
+
+// TellsBoundFile reports whether the kernel has the interface that tells which file a
+// socket is bound to: sock_diag(7) on Linux.
+func TellsBoundFile(t testing.TB) bool {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}

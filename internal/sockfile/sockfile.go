@@ -212,6 +212,20 @@ type File struct {
 	info fs.FileInfo
 }
 
+// Adopt returns the file of a socket that another process has bound to path, or nil if
+// the file is no longer there. On a kernel that does not tell which file it is, Adopt
+// returns the socket file that is at path now.
+func Adopt(fd int, path string) *File {
+	if !strings.HasPrefix(path, "/") {
+		return nil // a chdir may have changed its meaning
+	}
+	file, err := Stat(path)
+	if err != nil || !sys.IsBoundTo(fd, file.info) {
+		return nil
+	}
+	return file
+}
+
 // Stat returns the socket file at path.
 func Stat(path string) (*File, error) {
 	info, err := os.Lstat(path)

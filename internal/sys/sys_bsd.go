@@ -95,6 +95,9 @@ func Chown(name string, want fs.FileInfo, uid, gid int) error {
 	return os.NewSyscallError("chown", unix.Fchownat(unix.AT_FDCWD, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW))
 }
 
+// IsBoundTo reports true: these kernels do not tell which file a socket is bound to.
+func IsBoundTo(int, fs.FileInfo) bool { return true }
+
 // check returns an error unless the file called name is the one that want
 // describes. These kernels have no descriptor of a socket file, so it may still be
 // replaced between the check and the use.

@@ -44,5 +44,6 @@ func PeerGroups(int) ([]int, error)                 { return nil, errors.ErrUnsu
 func RestrictMode(int, fs.FileMode) error           { return errors.ErrUnsupported }
 func Chmod(string, fs.FileInfo, fs.FileMode) error  { return errors.ErrUnsupported }
 func Chown(string, fs.FileInfo, int, int) error     { return errors.ErrUnsupported }
+func IsBoundTo(int, fs.FileInfo) bool               { return true }
 func Unlink(string) error                           { return errors.ErrUnsupported }
 func LockDir(string) (unlock func(), err error)     { return nil, errors.ErrUnsupported }

@@ -1,0 +1,72 @@
+package sys
+
+import (
+	"encoding/binary"
+	"io/fs"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// IsBoundTo reports whether the file that info describes is the one that fd is bound to.
+// Where the kernel does not tell, it reports true.
+func IsBoundTo(fd int, info fs.FileInfo) bool {
+	inode, ok := boundInode(fd)
+	stat, isStat := info.Sys().(*syscall.Stat_t)
+	return !ok || !isStat || inode == uint32(stat.Ino)
+}
+
+// The request and the reply of unix_diag, from linux/sock_diag.h and linux/unix_diag.h:
+// a netlink header of 16 bytes, then a unix_diag_req of 24 bytes, or a unix_diag_msg of
+// 16 bytes with attributes.
+const (
+	diagRequestSize = 16 + 24
+	diagReplySize   = 16 + 16
+
+	showVFS      = 2 // UDIAG_SHOW_VFS
+	attributeVFS = 1 // UNIX_DIAG_VFS: the inode and the device, of 4 bytes each
+	anything     = 1<<32 - 1
+)
+
+// boundInode returns the lower 32 bits of the inode number of the file that fd is bound
+// to. ok is false if the kernel does not tell.
+func boundInode(fd int) (inode uint32, ok bool) {
+	var stat unix.Stat_t
+	if unix.Fstat(fd, &stat) != nil {
+		return 0, false
+	}
+	diag, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return 0, false
+	}
+	defer unix.Close(diag)
+	native := binary.NativeEndian
+	b := make([]byte, 512)
+	native.PutUint32(b, diagRequestSize)
+	native.PutUint16(b[4:], unix.SOCK_DIAG_BY_FAMILY)
+	native.PutUint16(b[6:], unix.NLM_F_REQUEST)
+	b[16] = unix.AF_UNIX
+	native.PutUint32(b[20:], anything) // the state of the socket
+	native.PutUint32(b[24:], uint32(stat.Ino))
+	native.PutUint32(b[28:], showVFS)
+	native.PutUint32(b[32:], anything) // a cookie
+	native.PutUint32(b[36:], anything)
+	if unix.Sendto(diag, b[:diagRequestSize], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
+		return 0, false
+	}
+	n, _, err := unix.Recvfrom(diag, b, unix.MSG_DONTWAIT) // the kernel has replied by now
+	if err != nil || n < diagReplySize || native.Uint16(b[4:]) != unix.SOCK_DIAG_BY_FAMILY {
+		return 0, false
+	}
+	for b = b[diagReplySize:n]; len(b) >= 12; {
+		size := int(native.Uint16(b))
+		if native.Uint16(b[2:]) == attributeVFS && size >= 12 {
+			return native.Uint32(b[4:]), true
+		}
+		if size < 4 {
+			break
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return 0, false
+}
