@@ -973,10 +973,6 @@ func TestReceiversCloseOnWinsOverItsEvent(t *testing.T) {
 // goroutine calls Ready and AcceptEvt and ends contexts. Each of these makes the listener
 // check the backlog, too.
 func TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead(t *testing.T) {
-	rounds := 300
-	if testing.Short() || sockettest.Race {
-		rounds = 100
-	}
 	l := sockettest.Listen(t)
 	var busy sync.WaitGroup
 	busy.Go(func() {
@@ -993,7 +989,7 @@ func TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead(t *testing.T) {
 			cancel()
 		}
 	})
-	for range rounds {
+	for range 100 {
 		accepted := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 		sockettest.Connect(t, l.Addr().String()).Close()
 		if err := sockettest.Receive(t, "AcceptContext", accepted); err != nil {
