@@ -522,8 +522,8 @@ func TestOwnerWithoutPrivilegeLeavesNothing(t *testing.T) {
 }
 
 func TestSetUnlinkOnCloseLeavesAFileThatReplacedTheAdoptedListeners(t *testing.T) {
-	if !sockettest.TellsBoundFile(t) {
-		t.Skip("the kernel does not tell which file a socket is bound to")
+	if !sockettest.ReportsBoundFile(t) {
+		t.Skip("the kernel does not report which file a socket is bound to")
 	}
 	l := sockettest.Listen(t)
 	path := l.Addr().String()

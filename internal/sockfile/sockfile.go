@@ -213,7 +213,7 @@ type File struct {
 }
 
 // Adopt returns the file of a socket that another process has bound to path, or nil if
-// the file is no longer there. On a kernel that does not tell which file it is, Adopt
+// the file is no longer there. On a kernel that does not report which file it is, Adopt
 // returns the socket file that is at path now.
 func Adopt(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {

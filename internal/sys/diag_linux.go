@@ -9,7 +9,7 @@ import (
 )
 
 // IsBoundTo reports whether the file that info describes is the one that fd is bound to.
-// Where the kernel does not tell, it reports true.
+// Where the kernel does not report that file, IsBoundTo returns true.
 func IsBoundTo(fd int, info fs.FileInfo) bool {
 	inode, ok := boundInode(fd)
 	stat, isStat := info.Sys().(*syscall.Stat_t)
@@ -29,7 +29,7 @@ const (
 )
 
 // boundInode returns the lower 32 bits of the inode number of the file that fd is bound
-// to. ok is false if the kernel does not tell.
+// to. ok is false if the kernel does not report it.
 func boundInode(fd int) (inode uint32, ok bool) {
 	var stat unix.Stat_t
 	if unix.Fstat(fd, &stat) != nil {

@@ -95,7 +95,7 @@ func Chown(name string, want fs.FileInfo, uid, gid int) error {
 	return os.NewSyscallError("chown", unix.Fchownat(unix.AT_FDCWD, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// IsBoundTo reports true: these kernels do not tell which file a socket is bound to.
+// IsBoundTo returns true: these kernels do not report which file a socket is bound to.
 func IsBoundTo(int, fs.FileInfo) bool { return true }
 
 // check returns an error unless the file called name is the one that want

@@ -235,7 +235,7 @@ func Close(fd int) error {
 }
 
 // Read reads available bytes. It returns ErrWouldBlock if there are none, and
-// io.EOF at the end. Like os.File, it calls package syscall, which tells the race
+// io.EOF at the end. Like os.File, it calls package syscall, which informs the race
 // detector that a read happens after the write of the same bytes.
 func Read(fd int, b []byte) (int, error) {
 	if len(b) == 0 {
