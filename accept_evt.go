@@ -43,6 +43,7 @@ type events struct {
 	ready   chan *Listener // nil before the first call of Ready
 	byDone  map[<-chan struct{}]*acceptEvt
 	pending Accepted // accepted ahead: a connection, an error, or neither
+	lost    bool     // the error will not come again: the kernel has dropped the connection
 	offer   *offer   // of pending; nil if there is none
 
 	ticker  *time.Timer // nil before the first tick
@@ -242,19 +243,21 @@ func (l *Listener) syncFD(fd int) {
 	}
 	pending := e.pending.Conn != nil || !drained && sys.Readable(fd)
 	l.fillReady(pending)
-	// A connection that is offered to all events needs no tick, and without events no
-	// connection has to be offered.
-	offered := e.offer != nil && e.pending.Err == nil && len(e.byDone) <= maxOffers
-	observed := e.ready != nil || len(e.byDone) > 0 && !offered
-	l.setTicker((pending || e.pending.Err != nil) && observed)
+	// What is offered to all events needs no tick, unless it is an error that may pass,
+	// and without events nothing has to be offered.
+	offered := e.offer != nil && (e.pending.Err == nil || e.lost) && len(e.byDone) <= maxOffers
+	unoffered := len(e.byDone) > 0 && !offered
+	l.setTicker(pending && (e.ready != nil || unoffered) || e.pending.Err != nil && unoffered)
 }
 
 // acceptAhead accepts connections for the events until no receiver waits for the pending
 // one, or the backlog is empty; then drained is true. mu is held, and there is no offer.
 func (l *Listener) acceptAhead(fd int) (drained bool) {
 	e := &l.events
-	e.pending.Err = nil // an error that was not received may have passed
-	if len(e.byDone) == 0 {
+	if len(e.byDone) == 0 || !e.lost {
+		e.pending.Err = nil // it was not received, and may have passed
+	}
+	if len(e.byDone) == 0 || e.pending.Err != nil {
 		return false
 	}
 	for range maxServed {
@@ -268,6 +271,7 @@ func (l *Listener) acceptAhead(fd int) (drained bool) {
 			}
 			if err != nil {
 				e.pending.Err = l.opError("accept", err)
+				e.lost = !sys.Readable(fd)
 				return false
 			}
 			c.custodian = undelivered
@@ -325,7 +329,7 @@ func (l *Listener) liveEvts() (evts []*acceptEvt) {
 func (l *Listener) takePending() *Conn {
 	l.cancelOffer()
 	c := l.events.pending.Conn
-	l.events.pending = Accepted{}
+	l.events.pending.Conn = nil
 	if c != nil {
 		c.CloseOn(context.Background())
 	}

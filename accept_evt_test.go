@@ -831,6 +831,24 @@ func TestOfferedErrorIsNotAnAccepts(t *testing.T) {
 	mustTalk(t, client, sockettest.Accept(t, l))
 }
 
+func TestErrorWaitsForItsReceiver(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	l := sockettest.Listen(t)
+	l.Ready()
+	sockettest.Connect(t, l.Addr().String())
+	free := sockettest.ExhaustDescriptors(t)
+	defer free()
+	evt := l.AcceptEvt(t.Context())
+	// The listener tries again meanwhile. On a kernel that dropped the connection, it finds
+	// no other.
+	time.Sleep(2 * recheck)
+	if a := sockettest.Receive(t, "AcceptEvt to deliver an error", evt); !errors.Is(a.Err, syscall.EMFILE) {
+		t.Fatalf("receive from AcceptEvt without descriptors: got %+v, want EMFILE", a)
+	}
+}
+
 func TestNothingSpinsWithoutDescriptors(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
