@@ -42,10 +42,10 @@
 // Racket's sync over several events is a select over their channels: the body of a case
 // is what handle-evt calls, and alarm-evt is [time.After].
 //
-// A custodian is a [context.Context]. There is no current-custodian: [Conn.CloseOn] and [Listener.CloseOn] set the custodian
-// of a connection or a listener, and the context of AcceptEvt is the custodian of the
-// connections that it delivers. Where Racket raises an exception, a function returns an
-// error.
+// A custodian is a [context.Context]. There is no current-custodian: [Conn.CloseOn] and
+// [Listener.CloseOn] set the custodian of a connection or a listener, and the context of
+// AcceptEvt is the custodian of the connections that it delivers. Where Racket raises an
+// exception, a function returns an error.
 //
 // # A server's loop
 //
