@@ -79,25 +79,12 @@ func resolve(path string) (string, error) {
 		}
 		full = wd + "/" + path
 	}
-	full = collapseSlashes(full)
+	for strings.Contains(full, "//") {
+		full = strings.ReplaceAll(full, "//", "/")
+	}
 	if len(full) > MaxPathLen {
 		return "", fmt.Errorf("%w: absolute form %.*q is too long (%d bytes, limit %d)",
 			ErrInvalidPath, MaxPathLen, full, len(full), MaxPathLen)
 	}
 	return full, nil
-}
-
-// collapseSlashes replaces each run of slashes in path by one.
-func collapseSlashes(path string) string {
-	if !strings.Contains(path, "//") {
-		return path
-	}
-	b := make([]byte, 0, len(path))
-	for i := range len(path) {
-		if i > 0 && path[i] == '/' && path[i-1] == '/' {
-			continue
-		}
-		b = append(b, path[i])
-	}
-	return string(b)
 }
