@@ -136,11 +136,6 @@ func Listen(path string, opts ...ListenOption) (*Listener, error) {
 	if err != nil {
 		return nil, listenError(path, err)
 	}
-	return listen(name, opts)
-}
-
-// listen listens on a socket called name.
-func listen(name string, opts []ListenOption) (*Listener, error) {
 	config := listenConfig{backlog: 4}
 	for _, opt := range opts {
 		if opt != nil {

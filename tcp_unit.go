@@ -13,8 +13,7 @@ import (
 //
 // It mirrors make-unix-socket-tcp@, the unit that Racket's web server takes.
 type TCPUnit struct {
-	path string
-	name string // what path resolved to when the unit was made; "" if err is set
+	path string // in its absolute form, if err is nil
 	err  error  // of the path
 	opts []ListenOption
 }
@@ -24,20 +23,10 @@ type TCPUnit struct {
 // unit's methods return the error.
 func NewTCPUnit(path string, opts ...ListenOption) *TCPUnit {
 	name, err := resolve(path)
-	return &TCPUnit{
-		path: path,
-		name: name,
-		err:  err,
-		opts: append([]ListenOption{Backlog(511)}, opts...),
+	if err == nil {
+		path = name
 	}
-}
-
-// check returns the error of the unit's path, which is empty for a zero unit.
-func (u *TCPUnit) check() error {
-	if u.name == "" && u.err == nil {
-		return CheckPath("")
-	}
-	return u.err
+	return &TCPUnit{path, err, append([]ListenOption{Backlog(511)}, opts...)}
 }
 
 // Listen is [Listen] on the unit's path. It ignores its arguments. The addresses of the
@@ -45,10 +34,10 @@ func (u *TCPUnit) check() error {
 // other methods of a [Listener]. Accept returns connections as [TCPUnit.DialContext]
 // does; the other methods return plain Conns.
 func (u *TCPUnit) Listen(network, address string) (net.Listener, error) {
-	if err := u.check(); err != nil {
-		return nil, listenError(u.path, err)
+	if u.err != nil {
+		return nil, listenError(u.path, u.err)
 	}
-	l, err := listen(u.name, u.opts)
+	l, err := Listen(u.path, u.opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -66,10 +55,10 @@ func (u *TCPUnit) Dial(network, address string) (net.Conn, error) {
 // that returns the Conn itself as a [net.Conn]. The same holds for the connections that
 // the listener accepts.
 func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if err := u.check(); err != nil {
-		return nil, dialError(u.path, err)
+	if u.err != nil {
+		return nil, dialError(u.path, u.err)
 	}
-	c, err := dial(ctx, u.name)
+	c, err := ConnectContext(ctx, u.path)
 	if err != nil {
 		return nil, err
 	}

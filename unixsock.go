@@ -125,11 +125,6 @@ func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 	if err != nil {
 		return nil, dialError(path, err)
 	}
-	return dial(ctx, name)
-}
-
-// dial connects to the socket called name.
-func dial(ctx context.Context, name string) (*Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, dialError(name, err)
 	}
