@@ -142,40 +142,32 @@ func Listen(path string, opts ...ListenOption) (*Listener, error) {
 			opt(&config)
 		}
 	}
-	l, err := config.listen(name)
+	if config.backlog < 0 {
+		return nil, listenError(name, fmt.Errorf("negative backlog: %d", config.backlog))
+	}
+	if err := config.file.Check(name); err != nil {
+		return nil, listenError(name, err)
+	}
+	fd, err := sys.Socket()
 	if err != nil {
 		return nil, listenError(name, err)
 	}
+	file, err := config.file.Listen(fd, name, min(config.backlog, math.MaxInt32))
+	if err != nil {
+		sys.Close(fd)
+		return nil, listenError(name, err)
+	}
+	l, err := newListener(fd, name)
+	if err != nil {
+		file.Remove()
+		return nil, listenError(name, err)
+	}
+	l.sockFile, l.unlinkOnClose = file, config.unlinkOnClose
 	return l, nil
 }
 
 func listenError(name string, err error) error {
 	return &net.OpError{Op: "listen", Net: "unix", Addr: unixAddr(name), Err: err}
-}
-
-func (config *listenConfig) listen(name string) (*Listener, error) {
-	if config.backlog < 0 {
-		return nil, fmt.Errorf("negative backlog: %d", config.backlog)
-	}
-	if err := config.file.Check(name); err != nil {
-		return nil, err
-	}
-	fd, err := sys.Socket()
-	if err != nil {
-		return nil, err
-	}
-	file, err := config.file.Listen(fd, name, min(config.backlog, math.MaxInt32))
-	if err != nil {
-		sys.Close(fd)
-		return nil, err
-	}
-	l, err := newListener(fd, name)
-	if err != nil {
-		file.Remove()
-		return nil, err
-	}
-	l.sockFile, l.unlinkOnClose = file, config.unlinkOnClose
-	return l, nil
 }
 
 // newListener returns a Listener for fd, which it owns from then on, even if it fails.
