@@ -267,7 +267,7 @@ func (l *Listener) acceptAhead(fd int) (drained bool) {
 				return true
 			}
 			if err == nil {
-				c, err = c.registered() // there is time until it is received
+				_, err = c.fd.File() // there is time until it is received
 			}
 			if err != nil {
 				e.pending.Err = l.opError("accept", err)

@@ -76,16 +76,6 @@ func (c *Conn) netfd() *netfd.FD {
 	return c.fd
 }
 
-// registered registers the connection with the poller. If the poller refuses it,
-// registered closes the Conn and returns the error.
-func (c *Conn) registered() (*Conn, error) {
-	if _, err := c.fd.File(); err != nil {
-		c.Close()
-		return nil, err
-	}
-	return c, nil
-}
-
 // Read reads up to len(b) bytes. At the end of the peer's output it returns
 // [io.EOF].
 func (c *Conn) Read(b []byte) (int, error) {

@@ -34,8 +34,8 @@ func FileConn(f *os.File) (*Conn, error) {
 	if err != nil {
 		return nil, fileError(err)
 	}
-	c, err := newConn(fd, local, remote).registered()
-	if err != nil {
+	c := newConn(fd, local, remote)
+	if _, err := c.fd.File(); err != nil { // the poller refuses it
 		return nil, fileError(err)
 	}
 	return c, nil

@@ -241,7 +241,9 @@ func (l *Listener) accept(ctx context.Context) (*Conn, error) {
 	if res.waited && res.err == nil {
 		// The server was idle, and the client's first bytes have probably not come. The
 		// first Read would register the connection anyway, and now there is time.
-		return res.conn.registered()
+		if _, err := res.conn.fd.File(); err != nil {
+			return nil, err
+		}
 	}
 	return res.conn, res.err
 }

@@ -81,7 +81,7 @@ func NewFile(fd int) (*os.File, error) {
 }
 
 // File returns the FD as an os.File, for calls that may have to wait. The file
-// belongs to the FD.
+// belongs to the FD. If the poller refuses the descriptor, the FD is closed.
 func (f *FD) File() (*os.File, error) {
 	if f == nil {
 		return nil, os.ErrInvalid
