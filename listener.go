@@ -214,38 +214,31 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
 	}
-	c, err := l.accept(ctx)
-	if err != nil {
-		return nil, l.opError("accept", err)
-	}
-	return c, nil
-}
-
-func (l *Listener) accept(ctx context.Context) (*Conn, error) {
 	var res struct {
 		conn   *Conn
 		err    error
 		waited bool
 	}
-	try := func(fd uintptr) bool {
+	err := l.tryOrWait(ctx, func(fd uintptr) bool {
 		res.conn, res.err = l.take(int(fd))
 		if res.err == sys.ErrWouldBlock {
 			res.waited = true
 			return false
 		}
 		return true
+	})
+	if err == nil {
+		err = res.err
 	}
-	if err := l.tryOrWait(ctx, try); err != nil {
-		return nil, err
-	}
-	if res.waited && res.err == nil {
+	if err == nil && res.waited {
 		// The server was idle, and the client's first bytes have probably not come. The
 		// first Read would register the connection anyway, and now there is time.
-		if _, err := res.conn.fd.File(); err != nil {
-			return nil, err
-		}
+		_, err = res.conn.fd.File()
 	}
-	return res.conn, res.err
+	if err != nil {
+		return nil, l.opError("accept", err)
+	}
+	return res.conn, nil
 }
 
 // take returns the connection that is accepted ahead, if there is one. Otherwise it
