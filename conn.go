@@ -327,6 +327,19 @@ func (c *Conn) raw(h half) (netfd.RawConn, error) {
 	return raw, err
 }
 
+// wait calls f with the descriptor, and waits for half h to be ready, until f returns
+// true. It returns early when h is closed or past its deadline.
+func (c *Conn) wait(h half, f func(fd uintptr) bool) error {
+	raw, err := c.raw(h)
+	switch {
+	case err != nil:
+		return err
+	case h == readHalf:
+		return netfd.MapRawErr(raw.Read(f))
+	}
+	return netfd.MapRawErr(raw.Write(f))
+}
+
 // rawConn is a netfd.RawConn with a Conn's halves and errors.
 type rawConn struct{ c *Conn }
 
@@ -343,19 +356,11 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 }
 
 func (r rawConn) Read(f func(fd uintptr) bool) error {
-	return r.wait("raw-read", readHalf, netfd.RawConn.Read, f)
+	return r.c.ioError("raw-read", readHalf, r.c.wait(readHalf, f))
 }
 
 func (r rawConn) Write(f func(fd uintptr) bool) error {
-	return r.wait("raw-write", writeHalf, netfd.RawConn.Write, f)
-}
-
-func (r rawConn) wait(op string, h half, wait func(netfd.RawConn, func(fd uintptr) bool) error, f func(fd uintptr) bool) error {
-	raw, err := r.c.raw(h)
-	if err == nil {
-		err = netfd.MapRawErr(wait(raw, f))
-	}
-	return r.c.ioError(op, h, err)
+	return r.c.ioError("raw-write", writeHalf, r.c.wait(writeHalf, f))
 }
 
 // An InputPort is the half of a [Conn] that reads, Racket's input port. The methods of a
@@ -438,13 +443,9 @@ func (c *Conn) PeerGroups() ([]int, error) {
 // itself uses writev only for the connections of package net. Concurrent Writes are not
 // interleaved with the buffers.
 func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
-	raw, err := c.raw(writeHalf)
-	if err != nil {
-		return 0, c.ioError("write", writeHalf, err)
-	}
 	var total int64
 	var writeErr error
-	err = raw.Write(func(fd uintptr) bool {
+	err := c.wait(writeHalf, func(fd uintptr) bool {
 		for skipEmpty(v); len(*v) > 0; skipEmpty(v) {
 			var n int
 			n, writeErr = sys.Writev(int(fd), batch(*v))
@@ -456,10 +457,10 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 		}
 		return true
 	})
-	if err != nil {
-		writeErr = netfd.MapRawErr(err)
+	if err == nil {
+		err = writeErr
 	}
-	return total, c.ioError("write", writeHalf, writeErr)
+	return total, c.ioError("write", writeHalf, err)
 }
 
 // batch returns the part of the buffers that one writev takes.

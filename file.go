@@ -178,12 +178,8 @@ func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 			return 0, c.opError("write", fmt.Errorf("file %d: %w", i, err))
 		}
 	}
-	raw, err := c.raw(writeHalf)
-	if err != nil {
-		return 0, c.ioError("write", writeHalf, err)
-	}
 	fds := make([]int, 0, len(files))
-	rawErr := raw.Write(func(fd uintptr) bool {
+	waitErr := c.wait(writeHalf, func(fd uintptr) bool {
 		for n < len(b) {
 			var m int
 			if n == 0 {
@@ -201,8 +197,8 @@ func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 		}
 		return true
 	})
-	if rawErr != nil {
-		err = netfd.MapRawErr(rawErr)
+	if waitErr != nil {
+		err = waitErr
 	}
 	return n, c.ioError("write", writeHalf, err)
 }
@@ -239,18 +235,14 @@ func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error)
 	case len(b) == 0:
 		return 0, nil, nil
 	}
-	raw, err := c.raw(readHalf)
-	if err != nil {
-		return 0, nil, c.ioError("read", readHalf, err)
-	}
 	var fds []int
-	rawErr := raw.Read(func(fd uintptr) bool {
+	waitErr := c.wait(readHalf, func(fd uintptr) bool {
 		n, fds, err = sys.ReceiveRights(int(fd), b)
 		return err != sys.ErrWouldBlock
 	})
 	switch {
-	case rawErr != nil:
-		err = netfd.MapRawErr(rawErr)
+	case waitErr != nil:
+		err = waitErr
 	case n > 0 && c.isClosed(readHalf):
 		n, err = 0, net.ErrClosed // as in Read
 	case err == nil && n == 0:
