@@ -335,9 +335,9 @@ func (c *Conn) wait(h half, f func(fd uintptr) bool) error {
 	case err != nil:
 		return err
 	case h == readHalf:
-		return netfd.MapRawErr(raw.Read(f))
+		return raw.Read(f)
 	}
-	return netfd.MapRawErr(raw.Write(f))
+	return raw.Write(f)
 }
 
 // rawConn is a netfd.RawConn with a Conn's halves and errors.

@@ -189,7 +189,7 @@ func unwrap(v any) any {
 	return v
 }
 
-// A copyRawConn is the RawConn of a Conn with the errors that a copy needs.
+// A copyRawConn is the RawConn of a Conn with the Read that a copy needs.
 type copyRawConn struct {
 	netfd.RawConn
 	c *Conn
@@ -203,15 +203,6 @@ func (r copyRawConn) Read(f func(fd uintptr) bool) error {
 		return net.ErrClosed
 	}
 	return err
-}
-
-func (r copyRawConn) Write(f func(fd uintptr) bool) error {
-	return netfd.MapRawErr(r.RawConn.Write(f))
-}
-
-func (r copyRawConn) TryWrite(f func(fd uintptr)) (busy bool, err error) {
-	busy, err = r.RawConn.TryWrite(f)
-	return busy, netfd.MapRawErr(err)
 }
 
 // readError returns err, the error of a splice from r, as r.Read would return it.

@@ -223,16 +223,19 @@ func (f *FD) SyscallConn() (RawConn, error) {
 	return RawConn{raw, f}, err
 }
 
-// A RawConn is the RawConn of an os.File. Its Write excludes other writes of the FD.
+// A RawConn is the RawConn of an os.File. Its Write excludes other writes of the FD. The
+// errors of calls that wait are those of MapRawErr.
 type RawConn struct {
 	syscall.RawConn
 	fd *FD
 }
 
+func (r RawConn) Read(do func(fd uintptr) bool) error { return MapRawErr(r.RawConn.Read(do)) }
+
 func (r RawConn) Write(do func(fd uintptr) bool) error {
 	r.fd.writing.Lock()
 	defer r.fd.writing.Unlock()
-	return r.RawConn.Write(do)
+	return MapRawErr(r.RawConn.Write(do))
 }
 
 // TryWrite calls do once, which must not wait. If another goroutine is writing, TryWrite
@@ -242,10 +245,10 @@ func (r RawConn) TryWrite(do func(fd uintptr)) (busy bool, err error) {
 		return true, nil
 	}
 	defer r.fd.writing.Unlock()
-	return false, r.RawConn.Write(func(fd uintptr) bool {
+	return false, MapRawErr(r.RawConn.Write(func(fd uintptr) bool {
 		do(fd)
 		return true
-	})
+	}))
 }
 
 // Control calls do with the descriptor, which stays open during the call, and
