@@ -172,28 +172,19 @@ func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	case len(files) > sys.MaxRights:
 		return 0, c.opError("write", fmt.Errorf("cannot send %d descriptors: limit %d", len(files), sys.MaxRights))
 	}
-	raws := make([]syscall.RawConn, len(files))
-	for i, f := range files {
-		if raws[i], err = f.SyscallConn(); err != nil {
-			return 0, c.opError("write", fmt.Errorf("file %d: %w", i, err))
-		}
-	}
 	fds := make([]int, 0, len(files))
 	waitErr := c.wait(writeHalf, func(fd uintptr) bool {
 		for n < len(b) {
 			var m int
-			if n == 0 {
-				err = withDescriptors(raws, fds, func(fds []int) error {
-					m, err = sys.SendRights(int(fd), b, fds)
-					return err
-				})
-			} else {
-				m, err = sys.SendRights(int(fd), b[n:], nil)
-			}
+			err = withDescriptors(files, fds, func(fds []int) error {
+				m, err = sys.SendRights(int(fd), b[n:], fds)
+				return err
+			})
 			if err != nil {
 				return err != sys.ErrWouldBlock
 			}
 			n += m
+			files = nil // the first byte has carried the descriptors
 		}
 		return true
 	})
@@ -203,14 +194,18 @@ func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	return n, c.ioError("write", writeHalf, err)
 }
 
-// withDescriptors calls f with the descriptors of raws appended to fds, and keeps
+// withDescriptors calls f with the descriptors of files appended to fds, and keeps
 // them open during the call.
-func withDescriptors(raws []syscall.RawConn, fds []int, f func(fds []int) error) (err error) {
-	if len(raws) == 0 {
+func withDescriptors(files []*os.File, fds []int, f func(fds []int) error) error {
+	if len(files) == 0 {
 		return f(fds)
 	}
-	controlErr := raws[0].Control(func(fd uintptr) {
-		err = withDescriptors(raws[1:], append(fds, int(fd)), f)
+	raw, err := files[0].SyscallConn()
+	if err != nil {
+		return fmt.Errorf("file %d: %w", len(fds), err)
+	}
+	controlErr := raw.Control(func(fd uintptr) {
+		err = withDescriptors(files[1:], append(fds, int(fd)), f)
 	})
 	if controlErr != nil {
 		return fmt.Errorf("file %d: %w", len(fds), os.ErrClosed)
