@@ -446,7 +446,8 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 	var total int64
 	var writeErr error
 	err := c.wait(writeHalf, func(fd uintptr) bool {
-		for skipEmpty(v); len(*v) > 0; skipEmpty(v) {
+		consume(v, 0)
+		for len(*v) > 0 {
 			var n int
 			n, writeErr = sys.Writev(int(fd), batch(*v))
 			total += int64(n)
@@ -478,17 +479,9 @@ func batch(v [][]byte) [][]byte {
 	return v
 }
 
-// skipEmpty removes the empty buffers at the front.
-func skipEmpty(v *net.Buffers) {
-	for len(*v) > 0 && len((*v)[0]) == 0 {
-		(*v)[0] = nil
-		*v = (*v)[1:]
-	}
-}
-
-// consume removes the first n bytes of the buffers.
+// consume removes the first n bytes of the buffers, and the empty buffers after them.
 func consume(v *net.Buffers, n int) {
-	for n > 0 {
+	for len(*v) > 0 {
 		b := (*v)[0]
 		if n < len(b) {
 			(*v)[0] = b[n:]
