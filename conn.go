@@ -168,20 +168,15 @@ func (c *Conn) close(h half, by *custodian) error {
 }
 
 // shutdown shuts down one half.
-func (c *Conn) shutdown(h half) error {
-	err := c.fd.Control(func(fd int) error {
-		if h == writeHalf {
-			return sys.ShutdownWrite(fd)
-		}
-		err := sys.ShutdownRead(fd)
-		sys.Discard(fd) // a Read that gets bytes after this observes the bit in closed
-		return err
-	})
+func (c *Conn) shutdown(h half) (err error) {
 	// The shutdown alone does not wake a writer on Linux: poll reports nothing for a
 	// socket whose buffer is full.
 	if h == readHalf {
+		// A Read that gets bytes after this observes the bit in closed.
+		err = c.fd.Control(sys.ShutdownRead)
 		c.fd.InterruptRead()
 	} else {
+		err = c.fd.Control(sys.ShutdownWrite)
 		c.fd.InterruptWrite()
 	}
 	if err == net.ErrClosed {

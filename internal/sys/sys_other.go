@@ -33,7 +33,6 @@ func Readable(int) bool                             { return false }
 func Writable(int) bool                             { return false }
 func ShutdownRead(int) error                        { return errors.ErrUnsupported }
 func ShutdownWrite(int) error                       { return errors.ErrUnsupported }
-func Discard(int)                                   {}
 func SetReadBuffer(int, int) error                  { return errors.ErrUnsupported }
 func SetWriteBuffer(int, int) error                 { return errors.ErrUnsupported }
 func SendRights(int, []byte, []int) (int, error)    { return 0, errors.ErrUnsupported }

@@ -301,8 +301,19 @@ func poll(fd int, events int16) bool {
 	}
 }
 
-// ShutdownRead shuts down the input of fd. A peer that has gone is no error.
-func ShutdownRead(fd int) error { return shutdown(fd, unix.SHUT_RD) }
+// ShutdownRead shuts down the input of fd, and discards the unread data. The kernel
+// charges the data to the peer: on Linux a peer that waits to write would otherwise
+// wait forever. A peer that has gone is no error.
+func ShutdownRead(fd int) error {
+	err := shutdown(fd, unix.SHUT_RD)
+	var b [16 << 10]byte
+	for {
+		n, _, recvErr := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT)
+		if recvErr != unix.EINTR && (recvErr != nil || n == 0) {
+			return err
+		}
+	}
+}
 
 // ShutdownWrite shuts down the output of fd. A peer that has gone is no error.
 func ShutdownWrite(fd int) error { return shutdown(fd, unix.SHUT_WR) }
@@ -312,19 +323,6 @@ func shutdown(fd, how int) error {
 		return os.NewSyscallError("shutdown", err)
 	}
 	return nil
-}
-
-// Discard reads and discards the unread data of fd, whose input is shut down. The
-// kernel charges the data to the peer: on Linux a peer that waits to write would
-// otherwise wait forever.
-func Discard(fd int) {
-	var b [16 << 10]byte
-	for {
-		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT)
-		if err != unix.EINTR && (err != nil || n == 0) {
-			return
-		}
-	}
 }
 
 // SetReadBuffer sets the size of the receive buffer.
