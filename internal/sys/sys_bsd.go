@@ -41,17 +41,14 @@ func giveAddress(trap uintptr, fd int, name string) error {
 }
 
 func accept(fd int) (int, string, error) {
-	if acceptMarks {
-		nfd, sa, err := acceptSocket(fd)
-		return nfd, nameOf(sa), err
+	if !acceptMarks {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
 	}
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
 	nfd, sa, err := acceptSocket(fd)
-	if err != nil {
-		return -1, "", err
+	if err == nil && !acceptMarks {
+		err = mark(nfd)
 	}
-	nfd, err = mark(nfd)
 	return nfd, nameOf(sa), err
 }
 

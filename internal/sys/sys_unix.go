@@ -24,56 +24,45 @@ const (
 )
 
 // Socket returns a stream socket.
-func Socket() (fd int, err error) {
-	fd, err = newSocket(unix.SOCK_STREAM)
-	return fd, os.NewSyscallError("socket", err)
-}
+func Socket() (fd int, err error) { return newSocket(unix.SOCK_STREAM) }
 
 func newSocket(kind int) (fd int, err error) {
-	if bornMarked {
-		return unix.Socket(unix.AF_UNIX, kind|birthFlags, 0)
+	if !bornMarked {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
 	}
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	if fd, err = unix.Socket(unix.AF_UNIX, kind, 0); err != nil {
-		return -1, err
+	fd, err = unix.Socket(unix.AF_UNIX, kind|birthFlags, 0)
+	if err == nil && !bornMarked {
+		err = mark(fd)
 	}
-	return mark(fd)
+	return fd, os.NewSyscallError("socket", err)
 }
 
 // Socketpair returns two connected stream sockets.
 func Socketpair() (fd1, fd2 int, err error) {
-	fds, err := newSocketpair()
+	if !bornMarked {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|birthFlags, 0)
+	if err == nil && !bornMarked {
+		err = mark(fds[0], fds[1])
+	}
 	return fds[0], fds[1], os.NewSyscallError("socketpair", err)
 }
 
-func newSocketpair() (fds [2]int, err error) {
-	if bornMarked {
-		return unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|birthFlags, 0)
+// mark makes new descriptors close-on-exec and non-blocking, on systems whose calls
+// take no flags for that. The caller holds syscall.ForkLock, so that no fork of this
+// process happens in between. If mark fails, it closes the descriptors.
+func mark(fds ...int) error {
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
+		if err := unix.SetNonblock(fd, true); err != nil {
+			CloseAll(fds)
+			return err
+		}
 	}
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	if fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0); err != nil {
-		return fds, err
-	}
-	if _, err = mark(fds[0]); err != nil {
-		unix.Close(fds[1])
-	} else if _, err = mark(fds[1]); err != nil {
-		unix.Close(fds[0])
-	}
-	return fds, err
-}
-
-// mark makes a new descriptor close-on-exec and non-blocking, on systems whose
-// calls take no flags for that. The caller holds syscall.ForkLock, so that no
-// fork of this process happens in between.
-func mark(fd int) (int, error) {
-	unix.CloseOnExec(fd)
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
+	return nil
 }
 
 // Bind binds fd to name.
@@ -113,7 +102,7 @@ func Probe(kind Kind, name string) (answer, err error) {
 	}
 	fd, err := newSocket(socketType)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return nil, err
 	}
 	defer unix.Close(fd)
 	return Connect(fd, name), nil
