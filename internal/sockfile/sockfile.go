@@ -186,8 +186,8 @@ func bindOrReplace(fd int, name string, locked bool) error {
 // is not decisive, a listening socket gets a connection that ends at once from the
 // second.
 func isStale(name string) (bool, error) {
-	for _, kind := range []sys.Kind{sys.Datagram, sys.Stream} {
-		answer, err := sys.Probe(kind, name)
+	for _, socketType := range []int{sys.Datagram, sys.Stream} {
+		answer, err := sys.Probe(socketType, name)
 		if err != nil {
 			return false, err
 		}

@@ -32,11 +32,3 @@ const (
 	// truncates, and macOS refuses, what exceeds 2 GiB.
 	MaxIO = 1 << 30
 )
-
-// A Kind is a type of socket, for [Probe].
-type Kind int
-
-const (
-	Stream Kind = iota
-	Datagram
-)

@@ -228,7 +228,7 @@ func TestProbeReportsThatItHasNoSocket(t *testing.T) {
 	}
 	_, path := listener(t, 4)
 	defer sockettest.ExhaustDescriptors(t)()
-	for _, kind := range []sys.Kind{sys.Datagram, sys.Stream} {
+	for _, kind := range []int{sys.Datagram, sys.Stream} {
 		if answer, err := sys.Probe(kind, path); answer != nil || !errors.Is(err, unix.EMFILE) {
 			t.Errorf("Probe(%d): got the answer %v and the error %v, want nil and EMFILE", kind, answer, err)
 		}
@@ -240,7 +240,7 @@ func TestProbeAnswers(t *testing.T) {
 	refusesBoth := func(t *testing.T, path string) bool {
 		t.Helper()
 		refused := 0
-		for _, kind := range []sys.Kind{sys.Datagram, sys.Stream} {
+		for _, kind := range []int{sys.Datagram, sys.Stream} {
 			answer, err := sys.Probe(kind, path)
 			if err != nil {
 				t.Fatalf("Probe(%d): %v", kind, err)

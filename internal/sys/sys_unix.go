@@ -23,15 +23,21 @@ const (
 	ECONNREFUSED = unix.ECONNREFUSED
 )
 
-// Socket returns a stream socket.
-func Socket() (fd int, err error) { return newSocket(unix.SOCK_STREAM) }
+// The types of sockets for [Probe].
+const (
+	Stream   = unix.SOCK_STREAM
+	Datagram = unix.SOCK_DGRAM
+)
 
-func newSocket(kind int) (fd int, err error) {
+// Socket returns a stream socket.
+func Socket() (fd int, err error) { return newSocket(Stream) }
+
+func newSocket(socketType int) (fd int, err error) {
 	if !bornMarked {
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
 	}
-	fd, err = unix.Socket(unix.AF_UNIX, kind|birthFlags, 0)
+	fd, err = unix.Socket(unix.AF_UNIX, socketType|birthFlags, 0)
 	if err == nil && !bornMarked {
 		err = mark(fd)
 	}
@@ -92,14 +98,10 @@ func Connect(fd int, name string) error {
 	}
 }
 
-// Probe connects a new socket of the given kind to name, closes it, and returns
+// Probe connects a new socket of the given type to name, closes it, and returns
 // connect's error as answer, nil if it connected. err is set if no socket could be
 // created.
-func Probe(kind Kind, name string) (answer, err error) {
-	socketType := unix.SOCK_STREAM
-	if kind == Datagram {
-		socketType = unix.SOCK_DGRAM
-	}
+func Probe(socketType int, name string) (answer, err error) {
 	fd, err := newSocket(socketType)
 	if err != nil {
 		return nil, err
