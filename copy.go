@@ -83,15 +83,9 @@ func plainCopy(w io.Writer, r io.Reader) (int64, error) {
 // number of bytes written. If handled is true, the copy is complete, or err ended it.
 // If handled is false, plainCopy has to continue the copy.
 func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
-	if !zerocopy.Available {
-		return 0, false, nil
-	}
 	limited, ok := r.(*io.LimitedReader)
 	if !ok {
 		limited = &io.LimitedReader{R: r, N: math.MaxInt64}
-	}
-	if limited.N <= 0 {
-		return 0, true, nil
 	}
 	src, from := descriptor(limited.R, readHalf)
 	if from == zerocopy.Unsupported {

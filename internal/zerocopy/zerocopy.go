@@ -26,8 +26,6 @@ type Socket interface {
 // KindOf returns the kind of a descriptor, Unsupported if it is closed.
 func KindOf(raw syscall.RawConn) Kind {
 	kind := Unsupported
-	if raw.Control(func(fd uintptr) { kind = kindOf(int(fd)) }) != nil {
-		return Unsupported
-	}
+	raw.Control(func(fd uintptr) { kind = kindOf(int(fd)) }) // fails if it is closed
 	return kind
 }
