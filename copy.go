@@ -69,19 +69,14 @@ func copyAll(w io.Writer, r io.Reader) (int64, error) {
 	if handled {
 		return n, err
 	}
-	rest, err := plainCopy(w, r)
+	// The structs hide the other methods, which would lead back to ReadFrom and WriteTo.
+	rest, err := io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{r})
 	return n + rest, err
-}
-
-// plainCopy copies r to w by Read and Write. It hides their other methods, which
-// would lead back to ReadFrom and WriteTo.
-func plainCopy(w io.Writer, r io.Reader) (int64, error) {
-	return io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{r})
 }
 
 // kernelCopy copies r to w in the kernel. One of them is a Conn. It returns the
 // number of bytes written. If handled is true, the copy is complete, or err ended it.
-// If handled is false, plainCopy has to continue the copy.
+// If handled is false, Read and Write have to continue the copy.
 func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
 	limited, ok := r.(*io.LimitedReader)
 	if !ok {
@@ -210,10 +205,8 @@ func readError(r io.Reader, err error) error {
 	switch r := unwrap(r).(type) {
 	case *os.File:
 		return &fs.PathError{Op: "read", Path: r.Name(), Err: err}
-	case *net.TCPConn:
-		return &net.OpError{Op: "read", Net: "tcp", Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
-	case *net.UnixConn:
-		return &net.OpError{Op: "read", Net: "unix", Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
+	case net.Conn:
+		return &net.OpError{Op: "read", Net: r.LocalAddr().Network(), Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
 	}
 	return err
 }
