@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // A pipe holds bytes on their way from one socket to another. The kernel moves
@@ -75,11 +77,8 @@ func (p *pipe) takeRest() []byte {
 	rest := make([]byte, p.data)
 	n := 0
 	for n < len(rest) {
-		m, err := unix.Read(p.r, rest[n:])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil || m == 0 {
+		m, err := sys.Read(p.r, rest[n:])
+		if err != nil {
 			break // cannot happen: the bytes are there
 		}
 		n += m

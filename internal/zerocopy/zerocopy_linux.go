@@ -116,8 +116,6 @@ func sendfile(out, in, size int) (int, error) {
 			}
 			return n, nil
 		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, err
 		case unix.EIO, unix.EBADF, unix.ESTALE, unix.EOVERFLOW:
 			return 0, errRefused // an error of the file, which its Read reports
 		default:
@@ -204,22 +202,18 @@ func fill(src syscall.RawConn, size int) (*pipe, error) {
 func splice(out, in, size int) (int, error) {
 	for {
 		n, err := unix.Splice(in, nil, out, nil, size, unix.SPLICE_F_NONBLOCK)
-		switch err {
-		case nil:
-			return int(n), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, err
-		default:
-			return 0, callError("splice", err)
+		if err != unix.EINTR {
+			return max(int(n), 0), callError("splice", err)
 		}
 	}
 }
 
-// callError returns the error of a system call, errRefused if the kernel does not
-// support the operation and has done nothing.
+// callError returns the error of a system call: EAGAIN as it is, and errRefused if the
+// kernel does not support the operation and has done nothing.
 func callError(name string, err error) error {
 	switch err {
+	case unix.EAGAIN:
+		return err
 	case unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP:
 		return errRefused
 	}
