@@ -33,13 +33,11 @@ func LockDir(dir string) (unlock func(), err error) {
 	for err = unix.EINTR; err == unix.EINTR; {
 		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 	}
-	switch err {
-	case nil:
-	case unix.EWOULDBLOCK:
+	if err != nil {
 		unix.Close(fd)
-		return nil, ErrWouldBlock
-	default:
-		unix.Close(fd)
+		if err == unix.EWOULDBLOCK {
+			return nil, ErrWouldBlock
+		}
 		return nil, os.NewSyscallError("flock", err)
 	}
 	return func() {
