@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Each system's file defines MaxPathLen, the maximum length of a path in a socket address,
+// and acceptMarks, which reports whether acceptSocket uses birthFlags.
+
 // maxWrapped is the maximum length of a name that x/sys/unix passes to the kernel.
 // OpenBSD's kernel takes none that is longer. The others take one byte more, for
 // which a raw system call is the only way.

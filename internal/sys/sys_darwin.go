@@ -2,13 +2,9 @@ package sys
 
 import "golang.org/x/sys/unix"
 
-// MaxPathLen is the maximum length of a path in a socket address.
-const MaxPathLen = 104
-
-// macOS has no flags that make a new descriptor close-on-exec and non-blocking.
 const (
-	bornMarked   = false
-	birthFlags   = 0
+	MaxPathLen   = 104
+	birthFlags   = 0 // macOS has none
 	acceptMarks  = false
 	receiveFlags = 0
 )

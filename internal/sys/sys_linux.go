@@ -11,7 +11,6 @@ import (
 )
 
 const (
-	bornMarked   = true
 	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	receiveFlags = unix.MSG_CMSG_CLOEXEC
 )

@@ -2,11 +2,8 @@ package sys
 
 import "golang.org/x/sys/unix"
 
-// MaxPathLen is the maximum length of a path in a socket address.
-const MaxPathLen = 104
-
 const (
-	bornMarked   = true
+	MaxPathLen   = 104
 	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	acceptMarks  = false
 	receiveFlags = unix.MSG_CMSG_CLOEXEC

@@ -2,12 +2,8 @@ package sys
 
 import "golang.org/x/sys/unix"
 
-// MaxPathLen is the maximum length of a path in a socket address. The kernel needs room
-// for a NUL after it.
-const MaxPathLen = 103
-
 const (
-	bornMarked   = true
+	MaxPathLen   = 103 // the kernel needs room for a NUL after it
 	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	acceptMarks  = false
 	receiveFlags = unix.MSG_CMSG_CLOEXEC

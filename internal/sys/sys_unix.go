@@ -16,6 +16,10 @@ import (
 // Available reports whether the platform has Unix domain sockets.
 const Available = true
 
+// bornMarked reports whether the system has flags that make a new descriptor
+// close-on-exec and non-blocking.
+const bornMarked = birthFlags != 0
+
 // The errors by which package sockfile recognizes an existing file, and a socket
 // file without a socket.
 const (
