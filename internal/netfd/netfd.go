@@ -86,30 +86,23 @@ func (f *FD) File() (*os.File, error) {
 	if f == nil {
 		return nil, os.ErrInvalid
 	}
-	if file := f.file.Load(); file != nil {
-		return file, nil
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.direct {
-		return f.register()
+	if f.file.Load() == nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.direct {
+			f.direct = false
+			runtime.SetFinalizer(f, nil)
+			file, err := NewFile(int(f.fd))
+			if err != nil {
+				return nil, err
+			}
+			f.file.Store(file)
+		}
 	}
 	if file := f.file.Load(); file != nil {
 		return file, nil
 	}
 	return nil, net.ErrClosed
-}
-
-// register makes a direct FD registered, or closed if the poller refuses it. mu is
-// held.
-func (f *FD) register() (*os.File, error) {
-	f.direct = false
-	runtime.SetFinalizer(f, nil)
-	file, err := NewFile(int(f.fd))
-	if err == nil {
-		f.file.Store(file)
-	}
-	return file, err
 }
 
 // Read is [os.File.Read].
@@ -264,13 +257,9 @@ func (f *FD) Control(do func(fd int) error) error {
 		return do(int(f.fd))
 	}
 	f.mu.Unlock()
-	file := f.file.Load()
-	if file == nil {
-		return net.ErrClosed
-	}
-	raw, err := file.SyscallConn()
+	raw, err := f.SyscallConn()
 	if err != nil {
-		return net.ErrClosed
+		return err
 	}
 	if raw.Control(func(fd uintptr) { err = do(int(fd)) }) != nil {
 		return net.ErrClosed
