@@ -172,17 +172,14 @@ func waitForBacklog(ctx context.Context, fd int, name string) error {
 		return ctx.Err()
 	}
 	defer func() { <-q.turn }()
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
 	for pause := minRetry; ; pause = min(2*pause, maxRetry) {
 		start := time.Now()
 		if err := sys.Connect(fd, name); err != sys.ErrWouldBlock {
 			return err
 		}
 		d := max(pause, waiting.interval(time.Since(start)))
-		timer.Reset(d/2 + rand.N(d)) // so that processes do not retry in lockstep
 		select {
-		case <-timer.C:
+		case <-time.After(d/2 + rand.N(d)): // so that processes do not retry in lockstep
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -190,7 +187,7 @@ func waitForBacklog(ctx context.Context, fd int, name string) error {
 }
 
 // waiting holds a queue for each name that a goroutine waits to connect to.
-var waiting queues
+var waiting = queues{byName: make(map[string]*queue)}
 
 type queues struct {
 	mu     sync.Mutex
@@ -209,9 +206,6 @@ func (qs *queues) join(name string) *queue {
 	defer qs.mu.Unlock()
 	q := qs.byName[name]
 	if q == nil {
-		if qs.byName == nil {
-			qs.byName = make(map[string]*queue)
-		}
 		q = &queue{turn: make(chan struct{}, 1)}
 		qs.byName[name] = q
 	}
