@@ -152,9 +152,7 @@ func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 	evt := e.byDone[done]
 	if evt == nil {
 		evt = &acceptEvt{ctx: ctx, done: done, ch: make(chan Accepted)}
-		if done != nil {
-			evt.stop = context.AfterFunc(ctx, func() { l.endEvt(evt) })
-		}
+		evt.stop = context.AfterFunc(ctx, func() { l.endEvt(evt) })
 		if e.byDone == nil {
 			e.byDone = make(map[<-chan struct{}]*acceptEvt)
 		}
@@ -170,7 +168,7 @@ type acceptEvt struct {
 	ctx  context.Context
 	done <-chan struct{} // of ctx
 	ch   chan Accepted   // unbuffered: what is sent has been received
-	stop func() bool     // releases ctx; nil if it never ends
+	stop func() bool     // releases ctx
 }
 
 // ended reports whether the context of e is done.
@@ -411,9 +409,7 @@ func (l *Listener) endEvents() *Conn {
 		close(e.ready)
 	}
 	for _, evt := range e.byDone {
-		if evt.stop != nil {
-			evt.stop()
-		}
+		evt.stop()
 		close(evt.ch)
 	}
 	e.byDone = nil
