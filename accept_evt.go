@@ -308,20 +308,6 @@ func (l *Listener) delivered(evt *acceptEvt) {
 	l.events.pending = Accepted{}
 }
 
-// liveEvts returns at most maxOffers of the events whose context is not done, in random
-// order. mu is held.
-func (l *Listener) liveEvts() (evts []*acceptEvt) {
-	for _, evt := range l.events.byDone {
-		if len(evts) == maxOffers {
-			break
-		}
-		if !evt.ended() {
-			evts = append(evts, evt)
-		}
-	}
-	return evts
-}
-
 // takePending returns the connection that is accepted ahead, nil if there is none. mu is
 // held.
 func (l *Listener) takePending() *Conn {
@@ -426,9 +412,15 @@ type offer struct {
 	taker  chan *acceptEvt // of size 1
 }
 
-// startOffer offers what is pending, if there are events. mu is held.
+// startOffer offers what is pending to at most maxOffers of the events whose context is
+// not done, chosen at random. mu is held.
 func (l *Listener) startOffer() {
-	evts := l.liveEvts()
+	var evts []*acceptEvt
+	for _, evt := range l.events.byDone {
+		if len(evts) < maxOffers && !evt.ended() {
+			evts = append(evts, evt)
+		}
+	}
 	if len(evts) == 0 {
 		return
 	}
