@@ -123,10 +123,8 @@ func (c *Conn) File() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "unix:"+c.local+"->"+c.remote), nil
 }
 
-// File returns a copy of the Listener's descriptor, to pass to a child process or to
-// send to another process. Each descriptor must be closed, but both share one
-// backlog. The copy is non-blocking, as the Listener is, and close-on-exec: a child
-// process gets it through ExtraFiles of os/exec.
+// File returns a copy of the Listener's descriptor, non-blocking and close-on-exec as
+// that of [Conn.File]. Each descriptor must be closed, but both share one backlog.
 //
 // To restart a server without losing a client, a process
 //

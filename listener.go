@@ -451,12 +451,8 @@ func (l *Listener) close(by *custodian) error {
 	return nil
 }
 
-// CloseOn makes ctx the custodian of the Listener: the Listener is closed when ctx is
-// done. A Listener has one custodian at a time. A later call replaces ctx, and
-// CloseOn(context.Background()) releases the Listener. A Listener that is closed or
-// released leaves nothing behind on ctx.
-//
-// CloseOn mirrors Racket's custodians.
+// CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn: the
+// Listener is closed when ctx is done, and CloseOn(context.Background()) releases it.
 func (l *Listener) CloseOn(ctx context.Context) {
 	if !l.ok() {
 		return
