@@ -322,22 +322,19 @@ func (l *Listener) takePending() *Conn {
 
 // fillReady fills the readiness channel, or empties it. mu is held.
 func (l *Listener) fillReady(pending bool) {
-	ready := l.events.ready
+	fill, drain := l.events.ready, l.events.ready
+	if pending {
+		drain = nil // blocks forever, so select ignores it
+	} else {
+		fill = nil
+	}
 	for range maxServed {
-		if pending {
-			select {
-			case ready <- l:
-				continue
-			default:
-			}
-		} else {
-			select {
-			case <-ready:
-				continue
-			default:
-			}
+		select {
+		case fill <- l:
+		case <-drain:
+		default:
+			return
 		}
-		return
 	}
 }
 
