@@ -5,6 +5,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
@@ -42,9 +43,10 @@ type events struct {
 
 	ready   chan *Listener // nil before the first call of Ready
 	byDone  map[<-chan struct{}]*acceptEvt
-	pending Accepted // accepted ahead: a connection, an error, or neither
-	lost    bool     // the error will not come again: the kernel has dropped the connection
-	offer   *offer   // of pending; nil if there is none
+	ending  atomic.Bool // a call of endEvt is about to lock mu
+	pending Accepted    // accepted ahead: a connection, an error, or neither
+	lost    bool        // the error will not come again: the kernel has dropped the connection
+	offer   *offer      // of pending; nil if there is none
 
 	ticker  *time.Timer // nil before the first tick
 	ticking bool        // ticker is set
@@ -169,10 +171,17 @@ type acceptEvt struct {
 	done <-chan struct{} // of ctx
 	ch   chan Accepted   // unbuffered: what is sent has been received
 	stop func() bool     // releases ctx
+
+	closed atomic.Bool // ch is closed
 }
 
 // ended reports whether the context of e is done.
 func (e *acceptEvt) ended() bool { return isClosed(e.done) }
+
+func (e *acceptEvt) close() {
+	e.closed.Store(true)
+	close(e.ch)
+}
 
 var (
 	closedReady = closed[*Listener]()
@@ -369,16 +378,24 @@ func (l *Listener) onTick() {
 	l.sync()
 }
 
-// endEvt closes the channel of evt, whose context is done.
+// endEvt closes the channel of evt, whose context is done. One call does so for all the
+// events that have ended, and the others return without mu: when thousands of contexts
+// end at once, an Accept does not wait for thousands of calls.
 func (l *Listener) endEvt(evt *acceptEvt) {
+	e := &l.events
+	if evt.closed.Load() || e.ending.Swap(true) {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.events.byDone[evt.done] != evt {
-		return // Close was first
-	}
+	e.ending.Store(false)
 	l.cancelOffer()
-	delete(l.events.byDone, evt.done)
-	close(evt.ch)
+	for done, evt := range e.byDone {
+		if evt.ended() {
+			delete(e.byDone, done)
+			evt.close()
+		}
+	}
 	l.sync()
 }
 
@@ -393,7 +410,7 @@ func (l *Listener) endEvents() *Conn {
 	}
 	for _, evt := range e.byDone {
 		evt.stop()
-		close(evt.ch)
+		evt.close()
 	}
 	e.byDone = nil
 	l.setTicker(false)
@@ -426,9 +443,12 @@ func (l *Listener) startOffer() {
 	pending := l.events.pending
 	go func() {
 		o.taker <- o.send(pending, evts)
+		if isClosed(o.cancel) {
+			return // without mu, for which many goroutines may wait
+		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.events.offer == o { // it was not cancelled
+		if l.events.offer == o { // it was not cancelled in the meantime
 			l.endOffer()
 			l.sync()
 		}

@@ -989,8 +989,17 @@ func TestReceiversCloseOnWinsOverItsEvent(t *testing.T) {
 
 // TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead calls AcceptContext while another
 // goroutine calls Ready and AcceptEvt and ends contexts. Each of these makes the listener
-// check the backlog, too.
+// check the backlog, too. On one processor, the goroutines that the contexts start must not
+// gather.
 func TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead(t *testing.T) {
+	t.Run("one processor", func(t *testing.T) {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		acceptWhileEventsBeginAndEnd(t, 20)
+	})
+	t.Run("all processors", func(t *testing.T) { acceptWhileEventsBeginAndEnd(t, 100) })
+}
+
+func acceptWhileEventsBeginAndEnd(t *testing.T, rounds int) {
 	l := sockettest.Listen(t)
 	var busy sync.WaitGroup
 	busy.Go(func() {
@@ -1007,7 +1016,7 @@ func TestAcceptBesideAnEventGetsWhatAnySyncAcceptedAhead(t *testing.T) {
 			cancel()
 		}
 	})
-	for range 100 {
+	for range rounds {
 		accepted := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 		sockettest.Connect(t, l.Addr().String()).Close()
 		if err := sockettest.Receive(t, "AcceptContext", accepted); err != nil {
