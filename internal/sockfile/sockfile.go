@@ -100,7 +100,7 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 // listen makes fd, which is bound to name, listen once its file has its mode and
 // its owner.
 func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
-	file, err := o.prepare(name)
+	file, err := o.prepare(fd, name)
 	if err == nil {
 		err = sys.Listen(fd, backlog)
 	}
@@ -111,13 +111,13 @@ func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
 	return file, nil
 }
 
-// prepare sets the owner and the mode of the file called name. If it fails, it also
-// returns the file, if there is one.
-func (o *Options) prepare(name string) (*File, error) {
-	file, err := Stat(name)
+// prepare sets the owner and the mode of the file called name, which the bind of fd has
+// created. If it fails, it also returns the file, if there is one.
+func (o *Options) prepare(fd int, name string) (*File, error) {
+	file, err := boundTo(fd, name)
 	if err != nil {
 		if o.Mode == nil && o.Owner == nil {
-			err = nil // another process has removed it, and nothing has to be set
+			err = nil // another process has removed or replaced it, and nothing has to be set
 		}
 		return nil, err
 	}
@@ -213,27 +213,28 @@ type File struct {
 }
 
 // Adopt returns the file of a socket that another process has bound to path, or nil if
-// the file is no longer there. On a kernel that does not report which file it is, Adopt
-// returns the socket file that is at path now.
+// the file is no longer there.
 func Adopt(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
 		return nil // a chdir may have changed its meaning
 	}
-	file, err := Stat(path)
-	if err != nil || !sys.IsBoundTo(fd, file.info) {
+	file, err := boundTo(fd, path)
+	if err != nil {
 		return nil
 	}
 	return file
 }
 
-// Stat returns the socket file at path.
-func Stat(path string) (*File, error) {
+// boundTo returns the socket file at path, to which fd has been bound. It returns an error
+// if another file has replaced that one. Kernels other than Linux do not report that, and
+// boundTo returns the other file.
+func boundTo(fd int, path string) (*File, error) {
 	info, err := os.Lstat(path)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return nil, errors.New("file is not a socket")
+	case info.Mode().Type() != fs.ModeSocket || !sys.IsBoundTo(fd, info):
+		return nil, fmt.Errorf("%w: the socket file was replaced by another", os.NewSyscallError("bind", sys.EADDRINUSE))
 	}
 	return &File{path, info}, nil
 }

@@ -232,10 +232,11 @@ func TestUnchangedNoticesAReusedInode(t *testing.T) {
 func TestChangesOfAReplacedFileFail(t *testing.T) {
 	path := filepath.Join(newDir(t), "s")
 	leaveStale(t, path)
-	file, err := Stat(path)
+	info, err := os.Lstat(path)
 	if err != nil {
-		t.Fatalf("Stat: %v", err)
+		t.Fatalf("Lstat: %v", err)
 	}
+	file := &File{path, info}
 	newSocket(t, unix.SOCK_STREAM, path+"2")
 	if err := os.Rename(path+"2", path); err != nil {
 		t.Fatalf("Rename: %v", err)
@@ -308,5 +309,39 @@ func TestNilFileDoesNothing(t *testing.T) {
 	var f *File
 	if err := f.Remove(); err != nil {
 		t.Errorf("Remove of a nil File: got %v, want no error", err)
+	}
+}
+
+// TestAFileThatReplacedTheBoundOneStaysAsItIs replaces the file between bind(2) and the
+// change of its mode, as a process does that removes the file and binds its own.
+func TestAFileThatReplacedTheBoundOneStaysAsItIs(t *testing.T) {
+	path := filepath.Join(newDir(t), "s")
+	fd := newSocket(t, unix.SOCK_STREAM, path)
+	if err := os.Remove(path); err != nil {
+		t.Fatalf("Remove: %v", err)
+	}
+	newListener(t, path)
+	before, err := os.Lstat(path)
+	if err != nil {
+		t.Fatalf("Lstat: %v", err)
+	}
+	if sys.IsBoundTo(fd, before) {
+		t.Skip("the kernel does not report which file a socket is bound to")
+	}
+	mode := fs.FileMode(0o123)
+	for name, o := range map[string]Options{
+		"mode":  {Mode: &mode},
+		"owner": {Owner: &Owner{UID: os.Getuid(), GID: os.Getgid()}},
+	} {
+		if file, err := o.listen(fd, path, 4); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("%s: got %v, %v, want EADDRINUSE", name, file, err)
+		}
+	}
+	o := Options{}
+	if file, err := o.listen(fd, path, 4); file != nil || err != nil {
+		t.Errorf("no options: got %v, %v, want a listener without a file", file, err)
+	}
+	if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) || after.Mode() != before.Mode() {
+		t.Errorf("the other file: got %v, %v, want %v", after, err, before)
 	}
 }
