@@ -60,7 +60,10 @@ func Example() {
 	defer ticker.Stop()
 	for stopping := false; ; {
 		select {
-		case <-listener.Ready(): // a client is pending
+		case _, ok := <-listener.Ready(): // a client is pending
+			if !ok {
+				return // the listener was closed
+			}
 			conn, err := listener.Accept()
 			if err != nil {
 				log.Print(err) // out of descriptors, for example: the client stays pending
