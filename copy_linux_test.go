@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/go-unixsock/unixsock/internal/sockettest"
@@ -241,5 +242,27 @@ func TestCopyWithoutDescriptorsToSpareIsAPlainOne(t *testing.T) {
 	}
 	if got := result(); !bytes.Equal(got, data) {
 		t.Errorf("io.Copy of %d bytes without a free descriptor: got %d bytes at the other end, want the same bytes", len(data), len(got))
+	}
+}
+
+// TestReadHappensAfterTheCopyOfAFile fails with the race detector only.
+func TestReadHappensAfterTheCopyOfAFile(t *testing.T) {
+	a, b := sockettest.Pair(t)
+	file := fileOf(t, []byte("x"))
+	shared := 0
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		if _, err := b.Read(make([]byte, 1)); err != nil {
+			t.Errorf("Read: got %v, want a byte", err)
+		}
+		shared++
+	})
+	shared = 1
+	if n, err := io.Copy(a, file); n != 1 || err != nil {
+		t.Errorf("io.Copy of a file: got %d, %v, want 1 byte", n, err)
+	}
+	reader.Wait()
+	if shared != 2 {
+		t.Errorf("the shared variable: got %d, want 2", shared)
 	}
 }
