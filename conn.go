@@ -31,8 +31,7 @@ const (
 // second half closes the descriptor. It is not an error to close a half again, or after
 // the peer has gone.
 //
-// Read and Write allocate nothing, except for the first call that has to wait or moves
-// more than 64 KiB.
+// Read and Write allocate nothing, except for the first call that has to wait.
 //
 // Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and
 // [os.ErrDeadlineExceeded] past a deadline. At the end of the peer's output, Read

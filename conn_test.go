@@ -224,11 +224,6 @@ func TestWritesOfManyDoNotMix(t *testing.T) {
 	}
 }
 
-// firstWrite is the most bytes that a Write tries to write before the Conn is
-// registered with the poller. If they do not fit into the buffer, the Write
-// registers the Conn when a part of them is written.
-const firstWrite = 64 << 10
-
 // TestWritesDoNotMixWhenTheFirstHasToWait writes concurrently to new connections.
 // The first Write that has to wait registers the Conn with the poller. The other
 // goroutines must not write between the parts of that Write.
@@ -237,7 +232,7 @@ func TestWritesDoNotMixWhenTheFirstHasToWait(t *testing.T) {
 	if testing.Short() || sockettest.Race {
 		rounds = 50
 	}
-	const writers, size = 4, firstWrite
+	const writers, size = 4, 64 << 10
 	got := make([]byte, writers*size)
 	for range rounds {
 		c, peer := newPairT(t)
@@ -1213,7 +1208,7 @@ func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 	uses := []func(c *unixsock.Conn, ctx context.Context){
 		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
 		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
-		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, firstWrite)) }, // more than fits into the buffer
+		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 64<<10)) }, // more than fits into the buffer
 		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 1<<19)) },
 		func(c *unixsock.Conn, _ context.Context) { c.ReadFrom(bytes.NewReader(make([]byte, 8))) },
 		func(c *unixsock.Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
@@ -1233,7 +1228,7 @@ func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
 		if err != nil {
 			t.Fatalf("Pair: %v", err)
 		}
-		if err := c.SetWriteBuffer(firstWrite / 4); err != nil {
+		if err := c.SetWriteBuffer(16 << 10); err != nil {
 			t.Fatalf("SetWriteBuffer: %v", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())

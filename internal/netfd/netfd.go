@@ -17,15 +17,10 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// maxDirect is the maximum number of bytes that a direct call moves. The call
-// holds mu, so others wait for it.
-const maxDirect = 64 << 10
-
 // An FD is a connected socket. It becomes an os.File, which is registered with the
-// runtime's poller, when a call has to wait, sets a deadline or moves more than
-// maxDirect bytes. Until then plain system calls read, write and close the
-// descriptor. A connection on which no call has to wait is never registered, which
-// saves half of its system calls.
+// runtime's poller, when a call has to wait or sets a deadline. Until then plain system
+// calls read, write and close the descriptor. A connection on which no call has to wait
+// is never registered, which saves half of its system calls.
 //
 //	direct      fd is open, and used with mu held only
 //	registered  file is set, and owns the descriptor
@@ -119,7 +114,7 @@ func (f *FD) Read(b []byte) (int, error) {
 
 // readDirect reads available bytes, or returns ErrWouldBlock.
 func (f *FD) readDirect(b []byte) (int, error) {
-	if f == nil || f.file.Load() != nil || len(b) > maxDirect {
+	if f == nil || f.file.Load() != nil {
 		return 0, sys.ErrWouldBlock
 	}
 	f.mu.Lock()
@@ -152,7 +147,7 @@ func (f *FD) Write(b []byte) (int, error) {
 // writeDirect writes the part of b for which there is room. If that is not all of b,
 // it returns ErrWouldBlock.
 func (f *FD) writeDirect(b []byte) (n int, err error) {
-	if f.file.Load() != nil || len(b) > maxDirect {
+	if f.file.Load() != nil {
 		return 0, sys.ErrWouldBlock
 	}
 	f.mu.Lock()
