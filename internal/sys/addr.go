@@ -18,45 +18,31 @@ const (
 	maxAddress = headerSize + 108 + 1
 )
 
-// A layout is a system's form of the header of a socket address.
-type layout bool
+// encodeLinux writes the address of name into b and returns the address's length. The
+// header is the family in the machine's byte order.
+func encodeLinux(b *[maxAddress]byte, name string) int {
+	binary.NativeEndian.PutUint16(b[:], familyUnix)
+	return headerSize + copy(b[headerSize:], name)
+}
 
-const (
-	layoutLinux layout = false // a family of two bytes in the machine's byte order
-	layoutBSD   layout = true  // a length of one byte, a family of one byte
-)
-
-// encode writes the address of name into b and returns the address's length.
-func (l layout) encode(b *[maxAddress]byte, name string) int {
+// encodeBSD is encodeLinux for macOS and the BSDs. The header is the address's length in
+// one byte and the family in another.
+func encodeBSD(b *[maxAddress]byte, name string) int {
 	n := headerSize + copy(b[headerSize:], name)
-	if l == layoutBSD {
-		b[0], b[1] = byte(n), familyUnix
-	} else {
-		binary.NativeEndian.PutUint16(b[:], familyUnix)
-	}
+	b[0], b[1] = byte(n), familyUnix
 	return n
 }
 
-// decode returns the name in an address that the kernel has written, "" if it
+// decodeLinux returns the name in an address that the kernel has written, "" if it
 // has none. n is the length that the kernel reported, which may exceed len(b).
-func (l layout) decode(b []byte, n int) string {
+func decodeLinux(b []byte, n int) string {
 	b = b[:max(0, min(n, len(b)))]
-	if len(b) <= headerSize {
-		return ""
-	}
-	family := uint16(b[1])
-	if l == layoutLinux {
-		family = binary.NativeEndian.Uint16(b)
-	}
-	if family != familyUnix {
+	if len(b) <= headerSize || binary.NativeEndian.Uint16(b) != familyUnix {
 		return ""
 	}
 	name := b[headerSize:]
-	if l == layoutLinux && name[0] == 0 {
-		return string(name) // abstract: only its length ends it
-	}
-	if end := bytes.IndexByte(name, 0); end >= 0 {
-		name = name[:end]
+	if end := bytes.IndexByte(name, 0); end > 0 {
+		name = name[:end] // a path; the length ends an abstract name, which begins with NUL
 	}
 	return string(name)
 }

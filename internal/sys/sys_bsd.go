@@ -36,7 +36,7 @@ func connect(fd int, name string) error {
 // giveAddress makes a system call that takes a descriptor and an address.
 func giveAddress(trap uintptr, fd int, name string) error {
 	var b [maxAddress]byte
-	n := layoutBSD.encode(&b, name)
+	n := encodeBSD(&b, name)
 	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
 		return errno
 	}

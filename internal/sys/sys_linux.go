@@ -21,7 +21,7 @@ func connect(fd int, name string) error { return giveAddress(unix.SYS_CONNECT, f
 // giveAddress makes a system call that takes a descriptor and an address.
 func giveAddress(trap uintptr, fd int, name string) error {
 	var b [maxAddress]byte
-	n := layoutLinux.encode(&b, name)
+	n := encodeLinux(&b, name)
 	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
 		return errno
 	}
@@ -36,7 +36,7 @@ func accept(fd int) (int, string, error) {
 	if errno != 0 {
 		return -1, "", errno
 	}
-	return int(nfd), layoutLinux.decode(b[:], int(n)), nil
+	return int(nfd), decodeLinux(b[:], int(n)), nil
 }
 
 func getsockname(fd int) (string, error) { return takeAddress(unix.SYS_GETSOCKNAME, fd) }
@@ -49,7 +49,7 @@ func takeAddress(trap uintptr, fd int) (string, error) {
 	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&n))); errno != 0 {
 		return "", errno
 	}
-	return layoutLinux.decode(b[:], int(n)), nil
+	return decodeLinux(b[:], int(n)), nil
 }
 
 // PeerCred returns the peer's credentials.
