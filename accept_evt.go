@@ -5,7 +5,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
@@ -43,10 +43,12 @@ type events struct {
 
 	ready   chan *Listener // nil before the first call of Ready
 	byDone  map[<-chan struct{}]*acceptEvt
-	ending  atomic.Bool // a call of endEvt is about to lock mu
-	pending Accepted    // accepted ahead: a connection, an error, or neither
-	lost    bool        // the error will not come again: the kernel has dropped the connection
-	offer   *offer      // of pending; nil if there is none
+	pending Accepted // accepted ahead: a connection, an error, or neither
+	lost    bool     // the error will not come again: the kernel has dropped the connection
+	offer   *offer   // of pending; nil if there is none
+
+	endMu sync.Mutex   // guards ended; locked after mu
+	ended []*acceptEvt // the first one's call of endEvt is about to lock mu, and closes all
 
 	ticker  *time.Timer // nil before the first tick
 	ticking bool        // ticker is set
@@ -171,17 +173,10 @@ type acceptEvt struct {
 	done <-chan struct{} // of ctx
 	ch   chan Accepted   // unbuffered: what is sent has been received
 	stop func() bool     // releases ctx
-
-	closed atomic.Bool // ch is closed
 }
 
 // ended reports whether the context of e is done.
 func (e *acceptEvt) ended() bool { return isClosed(e.done) }
-
-func (e *acceptEvt) close() {
-	e.closed.Store(true)
-	close(e.ch)
-}
 
 var (
 	closedReady = closed[*Listener]()
@@ -274,7 +269,7 @@ func (l *Listener) acceptAhead(fd int) (drained bool) {
 				return true
 			}
 			if err == nil {
-				_, err = c.fd.File() // there is time until it is received
+				_, err = c.fd.File() // register it now: there is time until it is received
 			}
 			if err != nil {
 				e.pending.Err = l.opError("accept", err)
@@ -379,21 +374,28 @@ func (l *Listener) onTick() {
 }
 
 // endEvt closes the channel of evt, whose context is done. One call does so for all the
-// events that have ended, and the others return without mu: when thousands of contexts
-// end at once, an Accept does not wait for thousands of calls.
+// events that end before it has locked mu, and the others return without mu: when
+// thousands of contexts end at once, an Accept does not wait for thousands of calls.
 func (l *Listener) endEvt(evt *acceptEvt) {
 	e := &l.events
-	if evt.closed.Load() || e.ending.Swap(true) {
+	e.endMu.Lock()
+	e.ended = append(e.ended, evt)
+	first := len(e.ended) == 1
+	e.endMu.Unlock()
+	if !first {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e.ending.Store(false)
+	e.endMu.Lock()
+	ended := e.ended
+	e.ended = nil
+	e.endMu.Unlock()
 	l.cancelOffer()
-	for done, evt := range e.byDone {
-		if evt.ended() {
-			delete(e.byDone, done)
-			evt.close()
+	for _, evt := range ended {
+		if e.byDone[evt.done] == evt { // else Close was first
+			delete(e.byDone, evt.done)
+			close(evt.ch)
 		}
 	}
 	l.sync()
@@ -410,7 +412,7 @@ func (l *Listener) endEvents() *Conn {
 	}
 	for _, evt := range e.byDone {
 		evt.stop()
-		evt.close()
+		close(evt.ch)
 	}
 	e.byDone = nil
 	l.setTicker(false)
@@ -431,7 +433,10 @@ type offer struct {
 func (l *Listener) startOffer() {
 	var evts []*acceptEvt
 	for _, evt := range l.events.byDone {
-		if len(evts) < maxOffers && !evt.ended() {
+		if len(evts) == maxOffers {
+			break
+		}
+		if !evt.ended() {
 			evts = append(evts, evt)
 		}
 	}
