@@ -17,6 +17,10 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
+// maxDirect is the maximum number of bytes that a direct call moves. The call holds mu,
+// and while the peer reads, one write could go on for as long as it has data.
+const maxDirect = 1 << 20
+
 // An FD is a connected socket. It becomes an os.File, which is registered with the
 // runtime's poller, when a call has to wait or sets a deadline. Until then plain system
 // calls read, write and close the descriptor. A connection on which no call has to wait
@@ -122,19 +126,25 @@ func (f *FD) readDirect(b []byte) (int, error) {
 	if !f.direct {
 		return 0, sys.ErrWouldBlock
 	}
-	return sys.Read(int(f.fd), b)
+	return sys.Read(int(f.fd), b[:min(len(b), maxDirect)])
 }
 
 // Write is [os.File.Write].
-func (f *FD) Write(b []byte) (int, error) {
+func (f *FD) Write(b []byte) (n int, err error) {
 	if f == nil {
 		return 0, os.ErrInvalid
 	}
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	n, err := f.writeDirect(b)
-	if err != sys.ErrWouldBlock {
-		return n, err
+	for {
+		m, err := f.writeDirect(b[n:min(len(b), n+maxDirect)])
+		n += m
+		if err == sys.ErrWouldBlock {
+			break
+		}
+		if err != nil || n == len(b) {
+			return n, err
+		}
 	}
 	file, err := f.File()
 	if err != nil {

@@ -53,6 +53,21 @@ func TestConnectionThatNeverWaitsStaysDirect(t *testing.T) {
 	if n, err := peer.Read(make([]byte, 1<<20)); n != 1 || err != nil {
 		t.Fatalf("Read into 1 MiB: got %d, %v, want 1", n, err)
 	}
+	large := make([]byte, 100<<10)
+	var room int
+	f.Control(func(fd int) (err error) { // on macOS and the BSDs, the buffer is smaller
+		room, err = sys.Write(fd, large)
+		return err
+	})
+	if _, err := io.ReadFull(peer, large[:room]); err != nil {
+		t.Fatalf("Read of %d bytes: %v", room, err)
+	}
+	if n, err := f.Write(large[:room]); n != room || err != nil {
+		t.Fatalf("Write of %d bytes: got %d, %v, want all", room, n, err)
+	}
+	if n, err := io.ReadFull(peer, large[:room]); err != nil {
+		t.Fatalf("Read of %d bytes: got %d, %v, want all", room, n, err)
+	}
 	if err := f.Control(sys.ShutdownWrite); err != nil {
 		t.Fatalf("Control: %v", err)
 	}
