@@ -78,6 +78,9 @@ func copyAll(w io.Writer, r io.Reader) (int64, error) {
 // number of bytes written. If handled is true, the copy is complete, or err ended it.
 // If handled is false, Read and Write have to continue the copy.
 func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
+	if !zerocopy.Available {
+		return 0, false, nil
+	}
 	limited, ok := r.(*io.LimitedReader)
 	if !ok {
 		limited = &io.LimitedReader{R: r, N: math.MaxInt64}

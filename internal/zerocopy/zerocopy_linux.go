@@ -11,6 +11,9 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
+// Available reports whether the package copies anything on this system.
+const Available = true
+
 // maxStep is the maximum number of bytes that one step of a copy moves, and the
 // size of a pipe. Package net uses the same. Between two steps, other goroutines
 // may use the descriptors, and a deadline takes effect.

@@ -4,6 +4,9 @@ package zerocopy
 
 import "syscall"
 
+// Available reports whether the package copies anything on this system.
+const Available = false
+
 func kindOf(int) Kind { return Unsupported }
 
 // SendFile copies nothing.
