@@ -452,7 +452,8 @@ func (l *Listener) close(by *custodian) error {
 }
 
 // CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn: the
-// Listener is closed when ctx is done, and CloseOn(context.Background()) releases it.
+// Listener is closed when ctx is done, and CloseOn(context.Background()) releases it. It
+// mirrors Racket's custodians.
 func (l *Listener) CloseOn(ctx context.Context) {
 	if !l.ok() {
 		return
@@ -471,10 +472,10 @@ func (l *Listener) CloseOn(ctx context.Context) {
 //
 // Close removes only this listener's own file: the one that Listen created, or, for a
 // listener from [FileListener] with an absolute path, the one that the socket is bound to.
-// (Linux reports which one that is. On gVisor, macOS and the BSDs, it is the socket file that
-// was at the path when FileListener was called.) Close waits at most a second for a process
-// that is replacing the file. An abstract name vanishes with its socket, and the setting has
-// no effect.
+// (Linux reports which one that is. Before Linux 6, and on gVisor, macOS and the BSDs, it is
+// the socket file that was at the path just after bind(2), or when FileListener was called.)
+// Close waits at most a second for a process that is replacing the file. An abstract name
+// vanishes with its socket, and the setting has no effect.
 //
 // A process that hands its listener to a successor turns the setting off before it closes
 // the listener, and the successor turns it on for the adopted one.

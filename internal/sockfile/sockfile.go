@@ -92,7 +92,7 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 		time.Sleep(unlockedPause)
 	}
 	if file == nil || !file.exists() {
-		return nil, os.NewSyscallError("bind", sys.EADDRINUSE)
+		return nil, sys.ErrReplaced
 	}
 	return file, nil
 }
@@ -225,16 +225,18 @@ func Adopt(fd int, path string) *File {
 	return file
 }
 
-// boundTo returns the socket file at path, to which fd has been bound. It returns an error
-// if another file has replaced that one. Kernels other than Linux do not report that, and
-// boundTo returns the other file.
+// boundTo returns the file at path, or [sys.ErrReplaced] if it is not the socket file that
+// fd is bound to. Before Linux 6, and on gVisor, macOS and the BSDs, the kernel does not
+// report which file that is, and any socket file passes.
 func boundTo(fd int, path string) (*File, error) {
 	info, err := os.Lstat(path)
 	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, sys.ErrReplaced
 	case err != nil:
 		return nil, err
 	case info.Mode().Type() != fs.ModeSocket || !sys.IsBoundTo(fd, info):
-		return nil, fmt.Errorf("%w: the socket file was replaced by another", os.NewSyscallError("bind", sys.EADDRINUSE))
+		return nil, sys.ErrReplaced
 	}
 	return &File{path, info}, nil
 }

@@ -245,11 +245,13 @@ func TestChangesOfAReplacedFileFail(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Lstat: %v", err)
 	}
-	if err := sys.Chmod(path, file.info, 0o777); err == nil {
-		t.Error("Chmod of a file that was replaced: got no error, want one")
-	}
-	if err := sys.Chown(path, file.info, -1, -1); err == nil {
-		t.Error("Chown of a file that was replaced: got no error, want one")
+	for _, path := range []string{path, path + "2"} { // replaced, and removed
+		if err := sys.Chmod(path, file.info, 0o777); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("Chmod of the file that was at %s: got %v, want EADDRINUSE", path, err)
+		}
+		if err := sys.Chown(path, file.info, -1, -1); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("Chown of the file that was at %s: got %v, want EADDRINUSE", path, err)
+		}
 	}
 	if after, err := os.Lstat(path); err != nil || after.Mode() != before.Mode() {
 		t.Errorf("the file that replaced it: got %v, %v, want the mode %v", after, err, before.Mode())
@@ -320,6 +322,11 @@ func TestAFileThatReplacedTheBoundOneStaysAsItIs(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatalf("Remove: %v", err)
 	}
+	mode := fs.FileMode(0o123)
+	withMode := Options{Mode: &mode}
+	if file, err := withMode.listen(fd, path, 4); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("mode, no file: got %v, %v, want EADDRINUSE", file, err)
+	}
 	newListener(t, path)
 	before, err := os.Lstat(path)
 	if err != nil {
@@ -328,9 +335,8 @@ func TestAFileThatReplacedTheBoundOneStaysAsItIs(t *testing.T) {
 	if sys.IsBoundTo(fd, before) {
 		t.Skip("the kernel does not report which file a socket is bound to")
 	}
-	mode := fs.FileMode(0o123)
 	for name, o := range map[string]Options{
-		"mode":  {Mode: &mode},
+		"mode":  withMode,
 		"owner": {Owner: &Owner{UID: os.Getuid(), GID: os.Getgid()}},
 	} {
 		if file, err := o.listen(fd, path, 4); file != nil || !errors.Is(err, syscall.EADDRINUSE) {

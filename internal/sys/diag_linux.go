@@ -9,11 +9,14 @@ import (
 )
 
 // IsBoundTo reports whether the file that info describes is the one that fd is bound to.
-// Where the kernel does not report that file, IsBoundTo returns true.
+// Where the kernel does not report that file, as before Linux 6, IsBoundTo returns true.
+//
+// The kernel reports its own inode number in 32 bits. On 32-bit kernels, some file systems
+// fold the number that stat(2) returns.
 func IsBoundTo(fd int, info fs.FileInfo) bool {
 	inode, ok := boundInode(fd)
 	stat, isStat := info.Sys().(*syscall.Stat_t)
-	return !ok || !isStat || inode == uint32(stat.Ino)
+	return !ok || !isStat || inode == uint32(stat.Ino) || inode == uint32(stat.Ino^stat.Ino>>32)
 }
 
 // The request and the reply of unix_diag, from linux/sock_diag.h and linux/unix_diag.h:
@@ -31,6 +34,11 @@ const (
 // boundInode returns the lower 32 bits of the inode number of the file that fd is bound
 // to. ok is false if the kernel does not report it.
 func boundInode(fd int) (inode uint32, ok bool) {
+	// Overlayfs of older kernels may have other numbers than stat(2) returns.
+	var system unix.Utsname
+	if unix.Uname(&system) != nil || system.Release[1] == '.' && system.Release[0] < '6' {
+		return 0, false
+	}
 	var stat unix.Stat_t
 	if unix.Fstat(fd, &stat) != nil {
 		return 0, false

@@ -3,6 +3,7 @@
 package sys
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"syscall"
@@ -103,8 +104,8 @@ func IsBoundTo(int, fs.FileInfo) bool { return true }
 // replaced between the check and the use.
 func check(name string, want fs.FileInfo) error {
 	info, err := os.Lstat(name)
-	if err == nil && !os.SameFile(info, want) {
-		err = errReplaced
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, want) {
+		return ErrReplaced
 	}
 	return err
 }

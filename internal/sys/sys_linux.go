@@ -113,7 +113,10 @@ func Chown(name string, want fs.FileInfo, uid, gid int) error {
 // a symbolic link, and the file cannot be replaced between the check and the use.
 func withFile(name string, want fs.FileInfo, do func(fd int) error) error {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+	switch {
+	case err == unix.ENOENT:
+		return ErrReplaced
+	case err != nil:
 		return os.NewSyscallError("open", err)
 	}
 	file := os.NewFile(uintptr(fd), name)
@@ -122,7 +125,7 @@ func withFile(name string, want fs.FileInfo, do func(fd int) error) error {
 	case err != nil:
 		return err
 	case !os.SameFile(info, want):
-		return errReplaced
+		return ErrReplaced
 	}
 	return do(fd)
 }

@@ -10,7 +10,7 @@ import (
 // Available reports whether the platform has Unix domain sockets.
 const Available = false
 
-var EADDRINUSE, ECONNREFUSED = errors.ErrUnsupported, errors.ErrUnsupported
+var EADDRINUSE, ECONNREFUSED, ErrReplaced = errors.ErrUnsupported, errors.ErrUnsupported, errors.ErrUnsupported
 
 const Stream, Datagram = 1, 2
 

@@ -228,9 +228,9 @@ func TestProbeReportsThatItHasNoSocket(t *testing.T) {
 	}
 	_, path := listener(t, 4)
 	defer sockettest.ExhaustDescriptors(t)()
-	for _, kind := range []int{sys.Datagram, sys.Stream} {
-		if answer, err := sys.Probe(kind, path); answer != nil || !errors.Is(err, unix.EMFILE) {
-			t.Errorf("Probe(%d): got the answer %v and the error %v, want nil and EMFILE", kind, answer, err)
+	for _, socketType := range []int{sys.Datagram, sys.Stream} {
+		if answer, err := sys.Probe(socketType, path); answer != nil || !errors.Is(err, unix.EMFILE) {
+			t.Errorf("Probe(%d): got the answer %v and the error %v, want nil and EMFILE", socketType, answer, err)
 		}
 	}
 }
@@ -240,10 +240,10 @@ func TestProbeAnswers(t *testing.T) {
 	refusesBoth := func(t *testing.T, path string) bool {
 		t.Helper()
 		refused := 0
-		for _, kind := range []int{sys.Datagram, sys.Stream} {
-			answer, err := sys.Probe(kind, path)
+		for _, socketType := range []int{sys.Datagram, sys.Stream} {
+			answer, err := sys.Probe(socketType, path)
 			if err != nil {
-				t.Fatalf("Probe(%d): %v", kind, err)
+				t.Fatalf("Probe(%d): %v", socketType, err)
 			}
 			if errors.Is(answer, sys.ECONNREFUSED) {
 				refused++

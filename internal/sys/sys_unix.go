@@ -403,9 +403,8 @@ func CloseAll(fds []int) {
 	}
 }
 
-// errReplaced is the error of Chmod and Chown if the socket file is not the
-// expected one.
-var errReplaced = errors.New("the socket file was replaced by another")
+// ErrReplaced is the error of Chmod and Chown if the socket file is not the expected one.
+var ErrReplaced = fmt.Errorf("%w: another process has removed or replaced the socket file", os.NewSyscallError("bind", EADDRINUSE))
 
 // Unlink removes a file. os.Remove would also remove an empty directory.
 func Unlink(name string) error {
