@@ -334,7 +334,7 @@ func (c *Conn) wait(h half, f func(fd uintptr) bool) error {
 	return raw.Write(f)
 }
 
-// rawConn is a netfd.RawConn with a Conn's halves and errors.
+// rawConn is the syscall.RawConn of a Conn.
 type rawConn struct{ c *Conn }
 
 func (r rawConn) Control(f func(fd uintptr)) error {
