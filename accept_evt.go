@@ -48,7 +48,7 @@ type events struct {
 	offer   *offer   // of pending; nil if there is none
 
 	endMu sync.Mutex   // guards ended; locked after mu
-	ended []*acceptEvt // the first one's call of endEvt is about to lock mu, and closes all
+	ended []*acceptEvt // the call of endEvt for the first one will close the channels of all
 
 	ticker  *time.Timer // nil before the first tick
 	ticking bool        // ticker is set

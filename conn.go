@@ -171,7 +171,8 @@ func (c *Conn) shutdown(h half) (err error) {
 	// The shutdown alone does not wake a writer on Linux: poll reports nothing for a
 	// socket whose buffer is full.
 	if h == readHalf {
-		// A Read that gets bytes after this observes the bit in closed.
+		// ShutdownRead discards unread data. A Read that gets the data after that finds its
+		// half closed, and returns none.
 		err = c.fd.Control(sys.ShutdownRead)
 		c.fd.InterruptRead()
 	} else {

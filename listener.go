@@ -472,7 +472,7 @@ func (l *Listener) CloseOn(ctx context.Context) {
 //
 // Close removes only this listener's own file: the one that Listen created, or, for a
 // listener from [FileListener] with an absolute path, the one that the socket is bound to.
-// (Linux reports which one that is. Before Linux 6, and on gVisor, macOS and the BSDs, it is
+// (Linux reports which one that is. On Linux before 6, gVisor, macOS and the BSDs, it is
 // the socket file that was at the path just after bind(2), or when FileListener was called.)
 // Close waits at most a second for a process that is replacing the file. An abstract name
 // vanishes with its socket, and the setting has no effect.

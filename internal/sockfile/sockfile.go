@@ -213,7 +213,7 @@ type File struct {
 }
 
 // Adopt returns the file of a socket that another process has bound to path, or nil if
-// the file is no longer there.
+// another process has removed or replaced the file.
 func Adopt(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
 		return nil // a chdir may have changed its meaning
@@ -226,8 +226,8 @@ func Adopt(fd int, path string) *File {
 }
 
 // boundTo returns the file at path, or [sys.ErrReplaced] if it is not the socket file that
-// fd is bound to. Before Linux 6, and on gVisor, macOS and the BSDs, the kernel does not
-// report which file that is, and any socket file passes.
+// fd is bound to. Only Linux 6 and later is asked which file that is. Elsewhere, any socket
+// file passes.
 func boundTo(fd int, path string) (*File, error) {
 	info, err := os.Lstat(path)
 	switch {

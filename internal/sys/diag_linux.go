@@ -9,7 +9,8 @@ import (
 )
 
 // IsBoundTo reports whether the file that info describes is the one that fd is bound to.
-// Where the kernel does not report that file, as before Linux 6, IsBoundTo returns true.
+// Where the kernel does not report that file, or may report it wrongly, IsBoundTo returns
+// true.
 //
 // The kernel reports its own inode number in 32 bits. On 32-bit kernels, some file systems
 // fold the number that stat(2) returns.

@@ -4,7 +4,7 @@ import "golang.org/x/sys/unix"
 
 const (
 	MaxPathLen   = 104
-	birthFlags   = 0 // macOS has none
+	birthFlags   = 0 // macOS has no SOCK_CLOEXEC
 	acceptMarks  = false
 	receiveFlags = 0
 )
