@@ -18,7 +18,7 @@ import (
 )
 
 // maxDirect is the maximum number of bytes that a direct call moves. The call holds mu,
-// and while the peer reads, one write could go on for as long as it has data.
+// and while the peer reads, a write(2) continues until all of its bytes are written.
 const maxDirect = 1 << 20
 
 // An FD is a connected socket. It becomes an os.File, which is registered with the

@@ -50,15 +50,18 @@ func TestConnectionThatNeverWaitsStaysDirect(t *testing.T) {
 	if _, err := f.Write([]byte("x")); err != nil {
 		t.Fatalf("Write: %v", err)
 	}
-	if n, err := peer.Read(make([]byte, 1<<20)); n != 1 || err != nil {
-		t.Fatalf("Read into 1 MiB: got %d, %v, want 1", n, err)
+	if n, err := peer.Read(make([]byte, 2*maxDirect)); n != 1 || err != nil {
+		t.Fatalf("Read into a large buffer: got %d, %v, want 1", n, err)
 	}
 	large := make([]byte, 100<<10)
 	var room int
-	f.Control(func(fd int) (err error) { // on macOS and the BSDs, the buffer is smaller
+	err := f.Control(func(fd int) (err error) { // on macOS and the BSDs, the buffer is smaller
 		room, err = sys.Write(fd, large)
 		return err
 	})
+	if err != nil {
+		t.Fatalf("write(2): %v", err)
+	}
 	if _, err := io.ReadFull(peer, large[:room]); err != nil {
 		t.Fatalf("Read of %d bytes: %v", room, err)
 	}
