@@ -107,8 +107,8 @@ func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 // those that are waiting. Unread data is discarded. If the output is closed already,
 // the descriptor is closed.
 //
-// On Linux the peer's writes fail with EPIPE from then on. On macOS, FreeBSD and
-// OpenBSD the kernel discards the data that the peer writes, and reports no error.
+// On Linux and FreeBSD 15, the peer's writes fail with EPIPE from then on. On macOS,
+// OpenBSD and older FreeBSD they succeed, or wait once a buffer is full.
 func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
 
 // CloseWrite closes the output. The peer reads EOF. Writes fail with [net.ErrClosed]

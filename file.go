@@ -156,8 +156,8 @@ func (l *Listener) File() (*os.File, error) {
 // file is closed, WriteFiles returns an error and sends nothing.
 //
 // The peer must use [Conn.ReadFiles]: with a plain Read, the kernel discards the
-// descriptors, or, on macOS, FreeBSD and OpenBSD, leaves them open in the peer's process,
-// which does not learn of them.
+// descriptors, or, on macOS, leaves them open in the peer's process, which does not learn
+// of them.
 func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	if err := c.checkOpen("write", writeHalf); err != nil {
 		return 0, err
