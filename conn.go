@@ -160,10 +160,7 @@ func (c *Conn) close(h half, by *custodian) error {
 	default:
 		err = c.shutdown(h)
 	}
-	if err != nil {
-		return c.opError("close", err)
-	}
-	return nil
+	return c.opError("close", err)
 }
 
 // shutdown shuts down one half.
@@ -295,10 +292,7 @@ func (c *Conn) setDeadline(h half, t time.Time) error {
 			err = net.ErrClosed
 		}
 	}
-	if err != nil {
-		return c.opError("set", err)
-	}
-	return nil
+	return c.opError("set", err)
 }
 
 // SyscallConn returns access to the descriptor, for operations that this package lacks.
@@ -344,10 +338,7 @@ func (r rawConn) Control(f func(fd uintptr)) error {
 	if err == nil {
 		err = netfd.MapRawErr(raw.Control(f))
 	}
-	if err != nil {
-		return r.c.opError("raw-control", err)
-	}
-	return nil
+	return r.c.opError("raw-control", err)
 }
 
 func (r rawConn) Read(f func(fd uintptr) bool) error {
@@ -409,10 +400,7 @@ func (c *Conn) PeerCred() (Cred, error) {
 		cred.PID, cred.UID, cred.GID, err = sys.PeerCred(fd)
 		return err
 	})
-	if err != nil {
-		return Cred{}, c.opError("peercred", err)
-	}
-	return cred, nil
+	return cred, c.opError("peercred", err)
 }
 
 // PeerGroups returns the IDs of the peer's supplementary groups, as recorded by the
@@ -426,10 +414,7 @@ func (c *Conn) PeerGroups() ([]int, error) {
 		groups, err = sys.PeerGroups(fd)
 		return err
 	})
-	if err != nil {
-		return nil, c.opError("peergroups", err)
-	}
-	return groups, nil
+	return groups, c.opError("peergroups", err)
 }
 
 // WriteBuffers writes all of the buffers, or returns the number of bytes written and
@@ -506,26 +491,25 @@ func (c *Conn) setBuffer(h half, set func(fd, bytes int) error, bytes int) error
 	if c.isClosed(h) {
 		return c.opError("set", net.ErrClosed)
 	}
-	if err := c.netfd().Control(func(fd int) error { return set(fd, bytes) }); err != nil {
-		return c.opError("set", err)
-	}
-	return nil
+	return c.opError("set", c.netfd().Control(func(fd int) error { return set(fd, bytes) }))
 }
 
 // ioError returns the error of a call on half h that ended with err.
 func (c *Conn) ioError(op string, h half, err error) error {
 	switch {
-	case err == nil:
-		return nil
-	case c.isClosed(h):
-		return c.opError(op, net.ErrClosed) // whatever error the close caused below
+	case err != nil && c.isClosed(h):
+		err = net.ErrClosed // whatever error the close caused below
 	case err == io.EOF:
 		return err
 	}
 	return c.opError(op, err)
 }
 
-// opError returns the error of a method of c. It is the only place that makes one.
+// opError returns the error of a method of c, nil if err is nil. It is the only place
+// that makes one.
 func (c *Conn) opError(op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	return &net.OpError{Op: op, Net: "unix", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: netfd.MapErr(err)}
 }

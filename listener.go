@@ -445,10 +445,7 @@ func (l *Listener) close(by *custodian) error {
 	if pending != nil {
 		pending.Close()
 	}
-	if err != nil {
-		return l.opError("close", err)
-	}
-	return nil
+	return l.opError("close", err)
 }
 
 // CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn: the
@@ -550,10 +547,7 @@ func (r rawListener) Control(f func(fd uintptr)) error {
 		f(fd)
 		r.l.lockAndSync(fd)
 	})
-	if err != nil {
-		return r.l.opError("raw-control", net.ErrClosed)
-	}
-	return nil
+	return r.l.opError("raw-control", netfd.MapRawErr(err))
 }
 
 func (r rawListener) Read(f func(fd uintptr) bool) error {
@@ -566,17 +560,18 @@ func (r rawListener) Read(f func(fd uintptr) bool) error {
 		defer r.l.lockAndSync(fd)
 		return f(fd)
 	})
-	if err != nil {
-		return r.l.opError("raw-read", err)
-	}
-	return nil
+	return r.l.opError("raw-read", err)
 }
 
 func (r rawListener) Write(func(fd uintptr) bool) error {
 	return r.l.opError("raw-write", errors.ErrUnsupported)
 }
 
-// opError returns the error of a method of l. It is the only place that makes one.
+// opError returns the error of a method of l, nil if err is nil. It is the only place
+// that makes one.
 func (l *Listener) opError(op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	return &net.OpError{Op: op, Net: "unix", Addr: l.Addr(), Err: netfd.MapErr(err)}
 }
