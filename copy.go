@@ -65,8 +65,8 @@ func (p *OutputPort) ReadFrom(r io.Reader) (int64, error) { return (*Conn)(p).Re
 // copyAll copies r to w: in the kernel as far as possible, then by Read and Write.
 // Most errors that stop the kernel are left for Read or Write to report.
 func copyAll(w io.Writer, r io.Reader) (int64, error) {
-	n, handled, err := kernelCopy(w, r)
-	if handled {
+	n, err := kernelCopy(w, r)
+	if err != zerocopy.ErrRefused {
 		return n, err
 	}
 	// The structs hide the other methods, which would lead back to ReadFrom and WriteTo.
@@ -75,11 +75,10 @@ func copyAll(w io.Writer, r io.Reader) (int64, error) {
 }
 
 // kernelCopy copies r to w in the kernel. One of them is a Conn. It returns the
-// number of bytes written. If handled is true, the copy is complete, or err ended it.
-// If handled is false, Read and Write have to continue the copy.
-func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
+// number of bytes written, and ErrRefused if Read and Write have to continue the copy.
+func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	if !zerocopy.Available {
-		return 0, false, nil
+		return 0, zerocopy.ErrRefused
 	}
 	limited, ok := r.(*io.LimitedReader)
 	if !ok {
@@ -87,24 +86,30 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, handled bool, err error) {
 	}
 	src, from := descriptor(limited.R, readHalf)
 	if from == zerocopy.Unsupported {
-		return 0, false, nil
+		return 0, zerocopy.ErrRefused
 	}
 	dst, to := descriptor(w, writeHalf)
 	if to == zerocopy.Unsupported {
-		return 0, false, nil
+		return 0, zerocopy.ErrRefused
 	}
 	if from == zerocopy.File {
-		n, handled, err = zerocopy.SendFile(dst.(copyRawConn), src, limited.N)
+		n, err = zerocopy.SendFile(dst.(copyRawConn), src, limited.N)
 		limited.N -= n
-		return n, handled, connOf(w).ioError("write", writeHalf, err)
+		if err != zerocopy.ErrRefused {
+			err = connOf(w).ioError("write", writeHalf, err)
+		}
+		return n, err
 	}
-	n, rest, handled, err := zerocopy.Splice(dst, src, limited.N)
+	n, rest, err := zerocopy.Splice(dst, src, limited.N)
 	limited.N -= n + int64(len(rest))
 	if len(rest) > 0 {
-		m, err := w.Write(rest)
-		return n + int64(m), err != nil, err
+		m, writeErr := w.Write(rest)
+		n += int64(m)
+		if writeErr != nil {
+			return n, writeErr
+		}
 	}
-	return n, handled, readError(limited.R, err)
+	return n, readError(limited.R, err)
 }
 
 // descriptor returns access to the descriptor that v, an io.Reader or io.Writer,
@@ -199,8 +204,8 @@ func (r copyRawConn) Read(f func(fd uintptr) bool) error {
 
 // readError returns err, the error of a splice from r, as r.Read would return it.
 func readError(r io.Reader, err error) error {
-	if err == nil {
-		return nil
+	if err == nil || err == zerocopy.ErrRefused {
+		return err
 	}
 	if c := connOf(r); c != nil {
 		return c.ioError("read", readHalf, err)

@@ -5,7 +5,14 @@
 // copy waits as Read and Write do, and a deadline or a close ends it.
 package zerocopy
 
-import "syscall"
+import (
+	"errors"
+	"syscall"
+)
+
+// ErrRefused is the error of a copy that the kernel cannot start or continue: Read and
+// Write have to copy the rest, or report the error.
+var ErrRefused = errors.New("the kernel refuses the copy")
 
 // A Kind says what the kernel can do with a descriptor.
 type Kind int

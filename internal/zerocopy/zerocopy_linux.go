@@ -1,7 +1,6 @@
 package zerocopy
 
 import (
-	"errors"
 	"io"
 	"os"
 	"syscall"
@@ -18,10 +17,6 @@ const Available = true
 // size of a pipe. Package net uses the same. Between two steps, other goroutines
 // may use the descriptors, and a deadline takes effect.
 const maxStep = 1 << 20
-
-// errRefused is the error of a step that moved nothing, and that Read and Write
-// have to perform instead.
-var errRefused = errors.New("the kernel refuses the copy")
 
 func kindOf(fd int) Kind {
 	var st unix.Stat_t
@@ -49,29 +44,22 @@ func kindOf(fd int) Kind {
 
 // SendFile copies up to limit bytes of a [File], starting at its offset, to a
 // [Stream] that is a socket. It returns the number of bytes copied. The offset
-// moves by as many.
-//
-// If handled is true, the copy is complete, or err, an error of dst, ended it. If
-// handled is false, the kernel cannot continue: Read and Write have to copy the
-// rest, or report the error.
-func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
+// moves by as many. Its error is [ErrRefused] or an error of dst.
+func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
 	for n < limit {
 		sent, err := sendStep(dst, src, int(min(limit-n, maxStep)))
 		n += int64(sent)
 		if err == unix.EAGAIN {
 			err = waitWritable(dst)
 		}
-		switch err {
-		case nil:
-		case io.EOF:
-			return n, true, nil
-		case errRefused:
-			return n, false, nil
-		default:
-			return n, true, err
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return n, err
 		}
 	}
-	return n, true, nil
+	return n, nil
 }
 
 // sendStep sends up to size bytes. It does not wait: its error is EAGAIN if dst
@@ -94,7 +82,7 @@ func sendStep(dst Socket, src syscall.RawConn, size int) (n int, err error) {
 	})
 	switch {
 	case srcErr != nil || busy:
-		return 0, errRefused // src is closed, or another goroutine writes to dst
+		return 0, ErrRefused // src is closed, or another goroutine writes to dst
 	case dstErr != nil:
 		return 0, dstErr
 	}
@@ -121,7 +109,7 @@ func sendfile(out, in, size int) (int, error) {
 			return n, nil
 		case unix.EINTR:
 		case unix.EIO, unix.EBADF, unix.ESTALE, unix.EOVERFLOW:
-			return 0, errRefused // an error of the file, which its Read reports
+			return 0, ErrRefused // an error of the file, which its Read reports
 		default:
 			return 0, callError("sendfile", err)
 		}
@@ -140,35 +128,28 @@ func waitWritable(dst syscall.RawConn) error {
 }
 
 // Splice copies up to limit bytes from a [Stream] to a [Stream] or a [File]. One of
-// them is a socket. It returns the number of bytes copied, and in rest the bytes
-// that it has read from src but could not write to dst, which the caller writes
-// next. rest is empty if handled is true.
-//
-// If handled is true, the copy is complete, or err, an error of src, ended it. If
-// handled is false, the kernel cannot continue: Read and Write have to copy the
-// rest, or report the error.
+// them is a socket. It returns the number of bytes copied. Its error is [ErrRefused] or
+// an error of src. With ErrRefused, rest is what it has read from src but could not
+// write to dst, which the caller writes next.
 //
 // If src.Read fails after it has called its function, the bytes of that step are
 // discarded.
-func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, handled bool, err error) {
+func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, err error) {
 	for n < limit {
 		p, err := fill(src, int(min(limit-n, maxStep)))
-		switch err {
-		case nil:
-		case io.EOF:
-			return n, nil, true, nil
-		case errRefused:
-			return n, nil, false, nil
-		default:
-			return n, nil, true, err
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return n, nil, err
 		}
 		n += int64(p.drain(dst))
 		if p.data > 0 {
-			return n, p.takeRest(), false, nil
+			return n, p.takeRest(), ErrRefused
 		}
 		p.release()
 	}
-	return n, nil, true, nil
+	return n, nil, nil
 }
 
 // fill waits for src and returns a pipe with up to size bytes of it. At the end of
@@ -179,7 +160,7 @@ func fill(src syscall.RawConn, size int) (*pipe, error) {
 	var err error
 	srcErr := src.Read(func(in uintptr) bool {
 		if p = newPipe(); p == nil {
-			err = errRefused
+			err = ErrRefused
 			return true
 		}
 		p.data, err = splice(p.w, int(in), size)
@@ -191,7 +172,7 @@ func fill(src syscall.RawConn, size int) (*pipe, error) {
 		return false
 	})
 	if srcErr != nil {
-		err = errRefused // src is closed, or past its deadline
+		err = ErrRefused // src is closed, or past its deadline
 	} else if err == nil && p.data == 0 {
 		err = io.EOF
 	}
@@ -212,14 +193,14 @@ func splice(out, in, size int) (int, error) {
 	}
 }
 
-// callError returns the error of a system call: EAGAIN as it is, and errRefused if the
+// callError returns the error of a system call: EAGAIN as it is, and ErrRefused if the
 // kernel does not support the operation and has done nothing.
 func callError(name string, err error) error {
 	switch err {
 	case unix.EAGAIN:
 		return err
 	case unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP:
-		return errRefused
+		return ErrRefused
 	}
 	return os.NewSyscallError(name, err)
 }

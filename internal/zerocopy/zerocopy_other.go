@@ -10,11 +10,11 @@ const Available = false
 func kindOf(int) Kind { return Unsupported }
 
 // SendFile copies nothing.
-func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, handled bool, err error) {
-	return 0, false, nil
+func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
+	return 0, ErrRefused
 }
 
 // Splice copies nothing.
-func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, handled bool, err error) {
-	return 0, nil, false, nil
+func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, err error) {
+	return 0, nil, ErrRefused
 }
