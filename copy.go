@@ -165,25 +165,21 @@ func connOf(v any) *Conn {
 // like) that embed it to hide one of its methods. It returns any other value
 // unchanged. No type outside of os and net has their package path.
 func unwrap(v any) any {
-	t := reflect.TypeOf(v)
-	if t == nil || t.Kind() != reflect.Struct {
+	value := reflect.ValueOf(v)
+	if value.Kind() != reflect.Struct {
 		return v
 	}
-	var want reflect.Type
-	switch t.PkgPath() {
+	var embedded reflect.Value
+	switch value.Type().PkgPath() {
 	case "os":
-		want = reflect.TypeFor[*os.File]()
+		embedded = value.FieldByName("File")
 	case "net":
-		want = reflect.TypeFor[*net.TCPConn]()
-	default:
+		embedded = value.FieldByName("TCPConn")
+	}
+	if !embedded.IsValid() {
 		return v
 	}
-	for i := range t.NumField() {
-		if f := t.Field(i); f.Anonymous && f.Type == want {
-			return reflect.ValueOf(v).Field(i).Interface()
-		}
-	}
-	return v
+	return embedded.Interface()
 }
 
 // A copyRawConn is the RawConn of a Conn with the Read that a copy needs.
