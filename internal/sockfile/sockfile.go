@@ -156,12 +156,12 @@ func bindOrReplace(fd int, name string, locked bool) error {
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("%w: existing file is not a socket", inUse)
 	}
-	stale, err := isStale(name)
+	stale, err := sys.IsStale(name)
 	if stale && !locked {
 		// Without the lock it may be the socket of a process that is between bind
 		// and listen.
 		time.Sleep(unlockedPause)
-		stale, err = isStale(name)
+		stale, err = sys.IsStale(name)
 	}
 	if err != nil {
 		return err
@@ -173,29 +173,6 @@ func bindOrReplace(fd int, name string, locked bool) error {
 		return err
 	}
 	return sys.Bind(fd, name)
-}
-
-// isStale reports whether no socket is bound to the file called name.
-//
-// The first probe is a datagram socket. Most kernels look for the socket that is
-// bound to the file, and compare the types only if there is one. So the answer
-// depends neither on the backlog, which may be full, nor on whether the bound
-// socket listens yet, and the bound socket does not notice. But gVisor refuses
-// every connection between types, and macOS and the BSDs refuse one to a full
-// backlog. So the socket is stale only if both probes are refused. Where the first
-// is not decisive, a listening socket gets a connection that ends at once from the
-// second.
-func isStale(name string) (bool, error) {
-	for _, socketType := range []int{sys.Datagram, sys.Stream} {
-		answer, err := sys.Probe(socketType, name)
-		if err != nil {
-			return false, err
-		}
-		if !errors.Is(answer, sys.ECONNREFUSED) {
-			return false, nil
-		}
-	}
-	return true, nil
 }
 
 // unchanged reports whether the file called name is still the one that info

@@ -10,9 +10,7 @@ import (
 // Available reports whether the platform has Unix domain sockets.
 const Available = false
 
-var EADDRINUSE, ECONNREFUSED, ErrReplaced = errors.ErrUnsupported, errors.ErrUnsupported, errors.ErrUnsupported
-
-const Stream, Datagram = 1, 2
+var EADDRINUSE, ErrReplaced = errors.ErrUnsupported, errors.ErrUnsupported
 
 // Package unixsock calls none of these functions, because no path is valid here and
 // every constructor fails first. They let the portable code compile.
@@ -22,7 +20,7 @@ func Socketpair() (int, int, error)                 { return -1, -1, errors.ErrU
 func Bind(int, string) error                        { return errors.ErrUnsupported }
 func Listen(int, int) error                         { return errors.ErrUnsupported }
 func Connect(int, string) error                     { return errors.ErrUnsupported }
-func Probe(int, string) (answer, err error)         { return nil, errors.ErrUnsupported }
+func IsStale(string) (bool, error)                  { return false, errors.ErrUnsupported }
 func Accept(int) (int, string, error)               { return -1, "", errors.ErrUnsupported }
 func CheckStream(int, bool) (string, string, error) { return "", "", errors.ErrUnsupported }
 func SetNonblock(int) error                         { return errors.ErrUnsupported }

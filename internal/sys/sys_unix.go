@@ -20,21 +20,11 @@ const Available = true
 // close-on-exec and non-blocking.
 const bornMarked = birthFlags != 0
 
-// The errors by which package sockfile recognizes an existing file, and a socket
-// file without a socket.
-const (
-	EADDRINUSE   = unix.EADDRINUSE
-	ECONNREFUSED = unix.ECONNREFUSED
-)
-
-// The types of sockets for [Probe].
-const (
-	Stream   = unix.SOCK_STREAM
-	Datagram = unix.SOCK_DGRAM
-)
+// EADDRINUSE is the error of [Bind] if the file exists.
+const EADDRINUSE = unix.EADDRINUSE
 
 // Socket returns a stream socket.
-func Socket() (fd int, err error) { return newSocket(Stream) }
+func Socket() (fd int, err error) { return newSocket(unix.SOCK_STREAM) }
 
 func newSocket(socketType int) (fd int, err error) {
 	if !bornMarked {
@@ -102,16 +92,29 @@ func Connect(fd int, name string) error {
 	}
 }
 
-// Probe connects a new socket of the given type to name, closes it, and returns
-// connect's error as answer, nil if it connected. err is set if no socket could be
-// created.
-func Probe(socketType int, name string) (answer, err error) {
-	fd, err := newSocket(socketType)
-	if err != nil {
-		return nil, err
+// IsStale reports whether no socket is bound to the socket file called name.
+//
+// The first probe is a datagram socket. Most kernels look for the socket that is
+// bound to the file, and compare the types only if there is one. So the answer
+// depends neither on the backlog, which may be full, nor on whether the bound
+// socket listens yet, and the bound socket does not notice. But gVisor refuses
+// every connection between types, and macOS and the BSDs refuse one to a full
+// backlog. So the socket is stale only if both probes are refused. Where the first
+// is not decisive, a listening socket gets a connection that ends at once from the
+// second.
+func IsStale(name string) (bool, error) {
+	for _, socketType := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
+		fd, err := newSocket(socketType)
+		if err != nil {
+			return false, err
+		}
+		err = Connect(fd, name)
+		unix.Close(fd)
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return false, nil
+		}
 	}
-	defer unix.Close(fd)
-	return Connect(fd, name), nil
+	return true, nil
 }
 
 // Accept accepts a connection and returns its descriptor and the peer's name. It
