@@ -77,7 +77,7 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 	}
 	// The lock is held until the socket listens: on some kernels a socket that is
 	// bound, but does not listen yet, looks stale.
-	unlock, locked := lockDir(dirOf(name), time.Second+rand.N(time.Second))
+	unlock, locked := lockDirOf(name, time.Second+rand.N(time.Second))
 	defer unlock()
 	if err := bindOrReplace(fd, name, locked); err != nil {
 		return nil, err
@@ -195,10 +195,7 @@ func Adopt(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
 		return nil // a chdir may have changed its meaning
 	}
-	file, err := boundTo(fd, path)
-	if err != nil {
-		return nil
-	}
+	file, _ := boundTo(fd, path)
 	return file
 }
 
@@ -224,7 +221,7 @@ func (f *File) Remove() error {
 	if f == nil {
 		return nil
 	}
-	unlock, _ := lockDir(dirOf(f.path), time.Second)
+	unlock, _ := lockDirOf(f.path, time.Second)
 	defer unlock()
 	return f.unlink()
 }
@@ -245,16 +242,14 @@ func (f *File) exists() bool {
 	return err == nil && os.SameFile(f.info, info)
 }
 
-// dirOf returns the directory of an absolute path. filepath.Dir would resolve
-// dot-dot lexically, which is another directory behind a symbolic link.
-func dirOf(path string) string {
-	return path[:strings.LastIndexByte(path, '/')+1]
-}
-
-// lockDir locks the directory dir against other processes that replace or remove
-// socket files there. It reports whether it got the lock within timeout: any user
-// who can read the directory can hold it, so no caller may wait for it forever.
-func lockDir(dir string, timeout time.Duration) (unlock func(), locked bool) {
+// lockDirOf locks the directory of an absolute path against other processes that
+// replace or remove socket files there. It reports whether it got the lock within
+// timeout: any user who can read the directory can hold it, so no caller may wait for
+// it forever.
+func lockDirOf(path string, timeout time.Duration) (unlock func(), locked bool) {
+	// filepath.Dir would resolve dot-dot lexically, which is another directory behind a
+	// symbolic link.
+	dir := path[:strings.LastIndexByte(path, '/')+1]
 	giveUp := time.Now().Add(timeout)
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		unlock, err := sys.LockDir(dir)
