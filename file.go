@@ -54,12 +54,10 @@ func FileListener(f *os.File) (*Listener, error) {
 	if err != nil {
 		return nil, fileError(err)
 	}
-	file := sockfile.Adopt(fd, name)
-	l, err := newListener(fd, name)
+	l, err := newListener(fd, name, sockfile.Adopt(fd, name))
 	if err != nil {
 		return nil, fileError(err)
 	}
-	l.sockFile = file
 	return l, nil
 }
 

@@ -157,12 +157,12 @@ func Listen(path string, opts ...ListenOption) (*Listener, error) {
 		sys.Close(fd)
 		return nil, listenError(name, err)
 	}
-	l, err := newListener(fd, name)
+	l, err := newListener(fd, name, file)
 	if err != nil {
 		file.Remove()
 		return nil, listenError(name, err)
 	}
-	l.sockFile, l.unlinkOnClose = file, config.unlinkOnClose
+	l.unlinkOnClose = config.unlinkOnClose
 	return l, nil
 }
 
@@ -171,24 +171,21 @@ func listenError(name string, err error) error {
 }
 
 // newListener returns a Listener for fd, which it owns from then on, even if it fails.
-func newListener(fd int, name string) (*Listener, error) {
+func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error) {
 	file, err := netfd.NewFile(fd)
 	if err != nil {
 		return nil, err
 	}
-	raw, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return nil, err
-	}
+	raw, _ := file.SyscallConn() // fails only if the file is nil
 	return &Listener{
-		file:    file,
-		raw:     raw,
-		name:    name,
-		pollSem: make(chan struct{}, 1),
-		done:    make(chan struct{}),
-		removed: make(chan struct{}),
-		events:  events{watching: make(chan struct{})},
+		file:     file,
+		raw:      raw,
+		name:     name,
+		pollSem:  make(chan struct{}, 1),
+		done:     make(chan struct{}),
+		removed:  make(chan struct{}),
+		sockFile: sockFile,
+		events:   events{watching: make(chan struct{})},
 	}, nil
 }
 
