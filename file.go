@@ -78,10 +78,7 @@ func adopt(f *os.File, listening bool) (fd int, local, remote string, err error)
 	if err != nil {
 		return -1, "", "", err
 	}
-	local, remote, err = sys.CheckStream(fd, listening)
-	if err == nil {
-		err = sys.SetNonblock(fd)
-	}
+	local, remote, err = sys.AdoptStream(fd, listening)
 	if err != nil {
 		sys.Close(fd)
 		return -1, "", "", err

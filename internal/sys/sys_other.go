@@ -22,8 +22,7 @@ func Listen(int, int) error                         { return errors.ErrUnsupport
 func Connect(int, string) error                     { return errors.ErrUnsupported }
 func IsStale(string) (bool, error)                  { return false, errors.ErrUnsupported }
 func Accept(int) (int, string, error)               { return -1, "", errors.ErrUnsupported }
-func CheckStream(int, bool) (string, string, error) { return "", "", errors.ErrUnsupported }
-func SetNonblock(int) error                         { return errors.ErrUnsupported }
+func AdoptStream(int, bool) (string, string, error) { return "", "", errors.ErrUnsupported }
 func Duplicate(int) (int, error)                    { return -1, errors.ErrUnsupported }
 func Close(int) error                               { return errors.ErrUnsupported }
 func Read(int, []byte) (int, error)                 { return 0, errors.ErrUnsupported }

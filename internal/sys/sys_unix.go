@@ -178,12 +178,13 @@ func freeDescriptor(fd int) error {
 	return err
 }
 
-// CheckStream returns the names of fd if it is a Unix stream socket that listens,
-// or is connected if listening is false. Otherwise the error says why it is not.
+// AdoptStream returns the names of fd and makes it non-blocking if it is a Unix stream
+// socket that listens, or is connected if listening is false. Otherwise the error says
+// why it is not.
 //
 // macOS, NetBSD, OpenBSD and DragonFly do not report whether a socket listens.
 // There, one without a peer passes as listening, and its first accept fails.
-func CheckStream(fd int, listening bool) (local, remote string, err error) {
+func AdoptStream(fd int, listening bool) (local, remote string, err error) {
 	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
 		return "", "", fmt.Errorf("not a socket: %w", os.NewSyscallError("getsockopt", err))
@@ -212,13 +213,10 @@ func CheckStream(fd int, listening bool) (local, remote string, err error) {
 	case !listening && peerErr != nil:
 		return "", "", fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", peerErr))
 	}
-	local, err = getsockname(fd)
-	return local, remote, os.NewSyscallError("getsockname", err)
-}
-
-// SetNonblock makes fd non-blocking.
-func SetNonblock(fd int) error {
-	return os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	if local, err = getsockname(fd); err != nil {
+		return "", "", os.NewSyscallError("getsockname", err)
+	}
+	return local, remote, os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
 }
 
 // Duplicate returns a copy of fd, above the standard descriptors 0 to 2.
