@@ -153,33 +153,15 @@ func (c *Conn) close(h half, by *custodian) error {
 
 	var err error
 	switch {
-	case now == was:
-		return nil
+	case now == was: // closed already
 	case now == bothHalves:
 		err = c.fd.Close()
+	case h == readHalf:
+		err = c.fd.ShutdownRead()
 	default:
-		err = c.shutdown(h)
+		err = c.fd.ShutdownWrite()
 	}
 	return c.opError("close", err)
-}
-
-// shutdown shuts down one half.
-func (c *Conn) shutdown(h half) (err error) {
-	// The shutdown alone does not wake a writer on Linux: poll reports nothing for a
-	// socket whose buffer is full.
-	if h == readHalf {
-		// ShutdownRead discards unread data. A Read that gets the data after that finds its
-		// half closed, and returns none.
-		err = c.fd.Control(sys.ShutdownRead)
-		c.fd.InterruptRead()
-	} else {
-		err = c.fd.Control(sys.ShutdownWrite)
-		c.fd.InterruptWrite()
-	}
-	if err == net.ErrClosed {
-		return nil // the descriptor is closed, and so is this half
-	}
-	return err
 }
 
 // CloseOn makes ctx the custodian of the Conn: the Conn is closed when ctx is done.

@@ -192,20 +192,29 @@ func (f *FD) Close() error {
 	return nil
 }
 
-// InterruptRead makes the calls that wait for input, and all later ones, return
-// [os.ErrDeadlineExceeded].
-func (f *FD) InterruptRead() {
-	if file := f.file.Load(); file != nil { // else no call waits
-		file.SetReadDeadline(ALongTimeAgo)
-	}
+// ShutdownRead shuts down the input, and discards unread data. Calls that wait for
+// input return [os.ErrDeadlineExceeded].
+func (f *FD) ShutdownRead() error {
+	return f.shutdown(sys.ShutdownRead, (*os.File).SetReadDeadline)
 }
 
-// InterruptWrite makes the calls that wait for output, and all later ones, return
+// ShutdownWrite shuts down the output. Calls that wait to write return
 // [os.ErrDeadlineExceeded].
-func (f *FD) InterruptWrite() {
-	if file := f.file.Load(); file != nil {
-		file.SetWriteDeadline(ALongTimeAgo)
+func (f *FD) ShutdownWrite() error {
+	return f.shutdown(sys.ShutdownWrite, (*os.File).SetWriteDeadline)
+}
+
+// shutdown sets a deadline because the shutdown alone does not wake a writer on Linux:
+// poll reports nothing for a socket whose buffer is full.
+func (f *FD) shutdown(half func(fd int) error, setDeadline func(*os.File, time.Time) error) error {
+	err := f.Control(half)
+	if file := f.file.Load(); file != nil { // else no call waits
+		_ = setDeadline(file, ALongTimeAgo)
 	}
+	if err == net.ErrClosed {
+		return nil // both halves are closed
+	}
+	return err
 }
 
 // ALongTimeAgo is a deadline that interrupts every call that waits.
