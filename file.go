@@ -81,9 +81,8 @@ func adopt(f *os.File, listening bool) (fd int, local, remote string, err error)
 	local, remote, err = sys.AdoptStream(fd, listening)
 	if err != nil {
 		sys.Close(fd)
-		return -1, "", "", err
 	}
-	return fd, local, remote, nil
+	return fd, local, remote, err
 }
 
 // duplicate copies a descriptor.
