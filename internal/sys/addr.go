@@ -18,18 +18,16 @@ const (
 	maxAddress = headerSize + 108 + 1
 )
 
-// encodeLinux writes the address of name into b and returns the address's length. The
-// header is the family in the machine's byte order.
-func encodeLinux(b *[maxAddress]byte, name string) int {
-	binary.NativeEndian.PutUint16(b[:], familyUnix)
-	return headerSize + copy(b[headerSize:], name)
-}
-
-// encodeBSD is encodeLinux for macOS and the BSDs. The header is the address's length in
-// one byte and the family in another.
-func encodeBSD(b *[maxAddress]byte, name string) int {
+// encode writes the address of name into b and returns the address's length. Linux's
+// header is the family in the machine's byte order. That of macOS and the BSDs is the
+// address's length in one byte and the family in another.
+func encode(b *[maxAddress]byte, name string, linux bool) int {
 	n := headerSize + copy(b[headerSize:], name)
-	b[0], b[1] = byte(n), familyUnix
+	if linux {
+		binary.NativeEndian.PutUint16(b[:], familyUnix)
+	} else {
+		b[0], b[1] = byte(n), familyUnix
+	}
 	return n
 }
 

@@ -16,16 +16,16 @@ func TestEncodeWritesTheHeaderAndTheNameOnly(t *testing.T) {
 	} {
 		for _, test := range []struct {
 			system, header string
-			encode         func(*[maxAddress]byte, string) int
+			linux          bool
 		}{
-			{"Linux", linuxHeader, encodeLinux},
-			{"BSD", string([]byte{byte(2 + len(name)), 1}), encodeBSD},
+			{"Linux", linuxHeader, true},
+			{"BSD", string([]byte{byte(2 + len(name)), 1}), false},
 		} {
 			var b [maxAddress]byte
 			for i := range b {
 				b[i] = 0xEE
 			}
-			n := test.encode(&b, name)
+			n := encode(&b, name, test.linux)
 			if got, want := string(b[:n]), test.header+name; got != want {
 				t.Errorf("%s: encode %q: got the address %q, want %q", test.system, name, got, want)
 			}
@@ -106,7 +106,7 @@ func FuzzDecodeAddress(f *testing.F) {
 			return // neither an abstract name nor a path
 		}
 		var a [maxAddress]byte
-		size := encodeLinux(&a, name)
+		size := encode(&a, name, true)
 		if got := decodeLinux(a[:], size); size != 2+len(name) || got != name {
 			t.Fatalf("encode and decode %q: got %q and %d bytes, want the same name and %d", name, got, size, 2+len(name))
 		}

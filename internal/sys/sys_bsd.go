@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,16 +31,6 @@ func connect(fd int, name string) error {
 		return giveAddress(unix.SYS_CONNECT, fd, name)
 	}
 	return unix.Connect(fd, &unix.SockaddrUnix{Name: name})
-}
-
-// giveAddress makes a system call that takes a descriptor and an address.
-func giveAddress(trap uintptr, fd int, name string) error {
-	var b [maxAddress]byte
-	n := encodeBSD(&b, name)
-	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 func accept(fd int) (int, string, error) {

@@ -18,16 +18,6 @@ const (
 func bind(fd int, name string) error    { return giveAddress(unix.SYS_BIND, fd, name) }
 func connect(fd int, name string) error { return giveAddress(unix.SYS_CONNECT, fd, name) }
 
-// giveAddress makes a system call that takes a descriptor and an address.
-func giveAddress(trap uintptr, fd int, name string) error {
-	var b [maxAddress]byte
-	n := encodeLinux(&b, name)
-	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
-		return errno
-	}
-	return nil
-}
-
 func accept(fd int) (int, string, error) {
 	var b [maxAddress]byte
 	n := uint32(len(b))

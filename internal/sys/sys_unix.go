@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,6 +69,16 @@ func mark(fds ...int) error {
 // Bind binds fd to name.
 func Bind(fd int, name string) error {
 	return os.NewSyscallError("bind", bind(fd, name))
+}
+
+// giveAddress makes a system call that takes a descriptor and an address.
+func giveAddress(trap uintptr, fd int, name string) error {
+	var b [maxAddress]byte
+	n := encode(&b, name, AbstractNames)
+	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // Listen makes fd a listening socket.
