@@ -37,8 +37,6 @@ func SetWriteBuffer(int, int) error                 { return errors.ErrUnsupport
 func SendRights(int, []byte, []int) (int, error)    { return 0, errors.ErrUnsupported }
 func ReceiveRights(int, []byte) (int, []int, error) { return 0, nil, errors.ErrUnsupported }
 func CloseAll([]int)                                {}
-func PeerCred(int) (pid, uid, gid int, err error)   { return 0, 0, 0, errors.ErrUnsupported }
-func PeerGroups(int) ([]int, error)                 { return nil, errors.ErrUnsupported }
 func RestrictMode(int, fs.FileMode) error           { return errors.ErrUnsupported }
 func Chmod(string, fs.FileInfo, fs.FileMode) error  { return errors.ErrUnsupported }
 func Chown(string, fs.FileInfo, int, int) error     { return errors.ErrUnsupported }
