@@ -248,19 +248,11 @@ func Read(fd int, b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
 	}
-	for {
-		switch n, err := syscall.Read(fd, b[:min(len(b), MaxIO)]); {
-		case err == syscall.EINTR:
-		case err == syscall.EAGAIN:
-			return 0, ErrWouldBlock
-		case err != nil:
-			return 0, os.NewSyscallError("read", err)
-		case n == 0:
-			return 0, io.EOF
-		default:
-			return n, nil
-		}
+	n, err := repeat("read", func() (int, error) { return syscall.Read(fd, b[:min(len(b), MaxIO)]) })
+	if n == 0 && err == nil {
+		err = io.EOF
 	}
+	return n, err
 }
 
 // Write writes the part of b for which there is room. It returns ErrWouldBlock if
@@ -276,7 +268,7 @@ func Writev(fd int, v [][]byte) (int, error) {
 	return repeat("writev", func() (int, error) { return writev(fd, v) })
 }
 
-// repeat makes a call that writes, again if a signal interrupts it.
+// repeat makes a call that reads or writes, again if a signal interrupts it.
 func repeat(name string, call func() (int, error)) (int, error) {
 	for {
 		switch n, err := call(); err {
