@@ -13,11 +13,6 @@ import (
 	"github.com/go-unixsock/unixsock/internal/zerocopy"
 )
 
-var (
-	_ io.ReaderFrom = (*Conn)(nil)
-	_ io.WriterTo   = (*Conn)(nil)
-)
-
 // ReadFrom reads from r until EOF and writes the bytes to the Conn. It returns the
 // number of bytes written. [io.Copy] calls it. Close and deadlines apply as they do
 // to Write. Errors are those of Write, and the errors of r unchanged.
