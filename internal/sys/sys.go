@@ -1,6 +1,6 @@
 // Package sys makes the system calls on Unix domain sockets that package
 // unixsock needs, one function each. It holds no state. It compiles on every
-// platform; where [Available] is false, its functions fail with
+// platform; without Unix domain sockets, its functions fail with
 // [errors.ErrUnsupported].
 //
 // Descriptors that it creates or accepts are non-blocking and close-on-exec. The

@@ -7,9 +7,6 @@ import (
 	"io/fs"
 )
 
-// Available reports whether the platform has Unix domain sockets.
-const Available = false
-
 var EADDRINUSE, ErrReplaced = errors.ErrUnsupported, errors.ErrUnsupported
 
 // Package unixsock calls none of these functions, because no path is valid here and

@@ -14,9 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Available reports whether the platform has Unix domain sockets.
-const Available = true
-
 // bornMarked reports whether the system has flags that make a new descriptor
 // close-on-exec and non-blocking.
 const bornMarked = birthFlags != 0
