@@ -22,13 +22,13 @@ func IsBoundTo(fd int, info fs.FileInfo) bool {
 
 // The request and the reply of unix_diag, from linux/sock_diag.h and linux/unix_diag.h:
 // a netlink header of 16 bytes, then a unix_diag_req of 24 bytes, or a unix_diag_msg of
-// 16 bytes with attributes.
+// 16 bytes with attributes. The attribute that was requested is the first one.
 const (
 	diagRequestSize = 16 + 24
-	diagReplySize   = 16 + 16
+	diagReplySize   = 16 + 16 + 12
 
 	showVFS      = 2 // UDIAG_SHOW_VFS
-	attributeVFS = 1 // UNIX_DIAG_VFS: the inode and the device, of 4 bytes each
+	attributeVFS = 1 // UNIX_DIAG_VFS: a header, the inode and the device, of 4 bytes each
 	anything     = 1<<32 - 1
 )
 
@@ -67,15 +67,5 @@ func boundInode(fd int) (inode uint32, ok bool) {
 	if err != nil || n < diagReplySize || native.Uint16(b[4:]) != unix.SOCK_DIAG_BY_FAMILY {
 		return 0, false
 	}
-	for b = b[diagReplySize:n]; len(b) >= 12; {
-		size := int(native.Uint16(b))
-		if native.Uint16(b[2:]) == attributeVFS && size >= 12 {
-			return native.Uint32(b[4:]), true
-		}
-		if size < 4 {
-			break
-		}
-		b = b[min((size+3)&^3, len(b)):]
-	}
-	return 0, false
+	return native.Uint32(b[36:]), native.Uint16(b[34:]) == attributeVFS
 }
