@@ -106,16 +106,14 @@ func (c *Conn) Write(b []byte) (int, error) {
 func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 
 // CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including
-// those that are waiting. Unread data is discarded. If the output is closed already,
-// the descriptor is closed.
+// those that are waiting. Unread data is discarded.
 //
 // On Linux and FreeBSD 15, the peer's writes fail with EPIPE from then on. On macOS,
 // OpenBSD and older FreeBSD they succeed, or wait once a buffer is full.
 func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
 
 // CloseWrite closes the output. The peer reads EOF. Writes fail with [net.ErrClosed]
-// from then on, including those that are waiting. If the input is closed already, the
-// descriptor is closed.
+// from then on, including those that are waiting.
 func (c *Conn) CloseWrite() error { return c.close(writeHalf, nil) }
 
 func (c *Conn) isClosed(h half) bool {
@@ -248,16 +246,14 @@ func unixAddr(name string) *net.UnixAddr {
 	return &net.UnixAddr{Name: name, Net: "unix"}
 }
 
-// SetDeadline sets the deadline of the halves that are open. The zero time means no
-// deadline.
+// SetDeadline sets the deadline of the halves that are open: a Read or Write that waits
+// beyond it fails with [os.ErrDeadlineExceeded]. The zero time means no deadline.
 func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadline(bothHalves, t) }
 
-// SetReadDeadline sets the deadline of the input: a Read that waits beyond it fails
-// with [os.ErrDeadlineExceeded]. The zero time means no deadline.
+// SetReadDeadline sets the deadline of the input, as SetDeadline does.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(readHalf, t) }
 
-// SetWriteDeadline sets the deadline of the output: a Write that waits beyond it
-// fails with [os.ErrDeadlineExceeded]. The zero time means no deadline.
+// SetWriteDeadline sets the deadline of the output, as SetDeadline does.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(writeHalf, t) }
 
 func (c *Conn) setDeadline(h half, t time.Time) error {

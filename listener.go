@@ -120,9 +120,8 @@ var (
 )
 
 // Listen listens on a socket bound to path, a filesystem path or an abstract name as
-// defined by [CheckPath]. The default backlog of 4 is small: behind nginx, or with
-// clients that use package net, connects fail while it is full, so such a server passes
-// [Backlog](511) or more.
+// defined by [CheckPath]. A server behind nginx, or with clients that use package net,
+// needs more than the default backlog of 4; see [Backlog].
 //
 // Binding a filesystem path creates a file, which stays after Close, as in Racket:
 // remove it, or use [UnlinkOnClose]. If a file exists already, the error is
@@ -462,7 +461,8 @@ func (l *Listener) CloseOn(ctx context.Context) {
 
 // SetUnlinkOnClose sets whether Close removes the socket file, as in
 // [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with
-// [UnlinkOnClose].
+// [UnlinkOnClose]. A process that hands its listener to a successor turns it off; see
+// [Listener.File].
 //
 // Close removes only this listener's own file: the one that Listen created, or, for a
 // listener from [FileListener] with an absolute path, the one that the socket is bound to.
@@ -470,9 +470,6 @@ func (l *Listener) CloseOn(ctx context.Context) {
 // the socket file that was at the path just after bind(2), or when FileListener was called.)
 // Close waits at most a second for a process that is replacing the file. An abstract name
 // vanishes with its socket, and the setting has no effect.
-//
-// A process that hands its listener to a successor turns the setting off before it closes
-// the listener, and the successor turns it on for the adopted one.
 func (l *Listener) SetUnlinkOnClose(unlink bool) {
 	if !l.ok() {
 		return
