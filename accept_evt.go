@@ -189,9 +189,9 @@ func closed[T any]() chan T {
 	return c
 }
 
-// startWatcher starts the watcher if there is none. mu is held.
+// startWatcher starts the watcher of an open listener if there is none. mu is held.
 func (l *Listener) startWatcher() {
-	if isClosed(l.events.watching) {
+	if l.closed || isClosed(l.events.watching) {
 		return
 	}
 	close(l.events.watching)

@@ -546,9 +546,7 @@ func (r rawListener) Control(f func(fd uintptr)) error {
 
 func (r rawListener) Read(f func(fd uintptr) bool) error {
 	r.l.mu.Lock()
-	if !r.l.closed {
-		r.l.startWatcher() // else Accept would wait for pollSem while f returns false
-	}
+	r.l.startWatcher() // else Accept would wait for pollSem while f returns false
 	r.l.mu.Unlock()
 	err := r.l.tryOrWait(context.Background(), func(fd uintptr) bool {
 		defer r.l.lockAndSync(fd)
