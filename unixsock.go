@@ -146,11 +146,9 @@ func dialError(name string, err error) error {
 	return &net.OpError{Op: "dial", Net: "unix", Addr: unixAddr(name), Err: err}
 }
 
-// No event reports that a full backlog has room again: the kernel wakes only threads
-// that block in connect(2), and poll does not report it. So connect is tried again at
-// intervals. Of the goroutines that wait for one name, one tries at a time, because
-// the others would find the same full backlog. So the cost does not grow with their
-// number.
+// The kernel reports room in a backlog only to threads that block in connect(2), so
+// connect is tried again at intervals. Of the goroutines that wait for one name, one
+// tries at a time: the others would find the same full backlog.
 const (
 	minRetry = 100 * time.Microsecond
 	maxRetry = 20 * time.Millisecond

@@ -245,8 +245,7 @@ func (r RawConn) Write(do func(fd uintptr) bool) error {
 	return MapRawErr(r.RawConn.Write(do))
 }
 
-// TryWrite calls do once, which must not wait. If another goroutine is writing, TryWrite
-// does not call do, and busy is true.
+// TryWrite implements zerocopy.Socket, which describes it.
 func (r RawConn) TryWrite(do func(fd uintptr)) (busy bool, err error) {
 	if !r.fd.writing.TryLock() {
 		return true, nil

@@ -83,9 +83,8 @@ func Listen(fd, backlog int) error {
 	return os.NewSyscallError("listen", unix.Listen(fd, backlog))
 }
 
-// Connect connects fd to name. It returns ErrWouldBlock if the listener's
-// backlog is full. On macOS and the BSDs that is ECONNREFUSED, as if no process were
-// listening.
+// Connect connects fd to name. It returns ErrWouldBlock if the listener's backlog is
+// full. On macOS and the BSDs that is ECONNREFUSED.
 func Connect(fd int, name string) error {
 	for {
 		switch err := connect(fd, name); err {
@@ -107,9 +106,8 @@ func Connect(fd int, name string) error {
 // depends neither on the backlog, which may be full, nor on whether the bound
 // socket listens yet, and the bound socket does not notice. But gVisor refuses
 // every connection between types, and macOS and the BSDs refuse one to a full
-// backlog. So the socket is stale only if both probes are refused. Where the first
-// is not decisive, a listening socket gets a connection that ends at once from the
-// second.
+// backlog. So the socket is stale only if both probes are refused. After a refusal of
+// the first, a listening socket gets a connection that ends at once from the second.
 func IsStale(name string) (bool, error) {
 	for _, socketType := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
 		fd, err := newSocket(socketType)
