@@ -15,23 +15,8 @@ import (
 // and acceptMarks, which reports whether acceptSocket uses birthFlags.
 
 // maxWrapped is the maximum length of a name that x/sys/unix passes to the kernel.
-// OpenBSD's kernel takes none that is longer. The others take one byte more, for
-// which a raw system call is the only way.
+// OpenBSD's kernel takes none that is longer. The others take one byte more.
 const maxWrapped = 103
-
-func bind(fd int, name string) error {
-	if len(name) > maxWrapped {
-		return giveAddress(unix.SYS_BIND, fd, name)
-	}
-	return unix.Bind(fd, &unix.SockaddrUnix{Name: name})
-}
-
-func connect(fd int, name string) error {
-	if len(name) > maxWrapped {
-		return giveAddress(unix.SYS_CONNECT, fd, name)
-	}
-	return unix.Connect(fd, &unix.SockaddrUnix{Name: name})
-}
 
 func accept(fd int) (int, string, error) {
 	if !acceptMarks {

@@ -11,12 +11,10 @@ import (
 )
 
 const (
+	maxWrapped   = 0 // x/sys/unix changes some names of any length
 	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	receiveFlags = unix.MSG_CMSG_CLOEXEC
 )
-
-func bind(fd int, name string) error    { return giveAddress(unix.SYS_BIND, fd, name) }
-func connect(fd int, name string) error { return giveAddress(unix.SYS_CONNECT, fd, name) }
 
 func accept(fd int) (int, string, error) {
 	var b [maxAddress]byte

@@ -65,11 +65,16 @@ func mark(fds ...int) error {
 
 // Bind binds fd to name.
 func Bind(fd int, name string) error {
-	return os.NewSyscallError("bind", bind(fd, name))
+	return os.NewSyscallError("bind", giveAddress(unix.SYS_BIND, unix.Bind, fd, name))
 }
 
-// giveAddress makes a system call that takes a descriptor and an address.
-func giveAddress(trap uintptr, fd int, name string) error {
+// giveAddress calls bind(2) or connect(2). A name of up to maxWrapped bytes goes through
+// wrapper, the function of x/sys/unix. For a longer one, trap, the raw system call, is the
+// only way.
+func giveAddress(trap uintptr, wrapper func(int, unix.Sockaddr) error, fd int, name string) error {
+	if len(name) <= maxWrapped {
+		return wrapper(fd, &unix.SockaddrUnix{Name: name})
+	}
 	var b [maxAddress]byte
 	n := encode(&b, name, AbstractNames)
 	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(n)); errno != 0 {
@@ -87,7 +92,7 @@ func Listen(fd, backlog int) error {
 // full. On macOS and the BSDs that is ECONNREFUSED.
 func Connect(fd int, name string) error {
 	for {
-		switch err := connect(fd, name); err {
+		switch err := giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name); err {
 		case unix.EINTR:
 		case unix.EISCONN: // the interrupted call has succeeded
 			return nil
