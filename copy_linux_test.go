@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"path/filepath"
+	"reflect"
 	"runtime"
 	"sync"
 	"testing"
@@ -181,6 +183,31 @@ func TestFilesOfProcAreCopied(t *testing.T) {
 	n, err := io.Copy(w, f)
 	if b := result(); n == 0 || int64(len(b)) != n || err != nil {
 		t.Errorf("io.Copy of %s: got %d, %v, with %d bytes at the other end; want the same number, more than 0, and nil", name, n, err, len(b))
+	}
+}
+
+// Some files of sysfs can be opened, but not read.
+func TestErrorOfAFileIsNotTheSockets(t *testing.T) {
+	names, _ := filepath.Glob("/sys/class/net/*/queues/tx-*/traffic_class")
+	read := false
+	for _, name := range names {
+		f, err := os.Open(name)
+		if err != nil {
+			continue
+		}
+		defer f.Close()
+		_, want := f.Read(make([]byte, 1))
+		if want == nil {
+			continue
+		}
+		read = true
+		near, _ := sockettest.Pair(t)
+		if n, err := near.ReadFrom(f); n != 0 || !reflect.DeepEqual(err, want) {
+			t.Errorf("ReadFrom of %s: got %d, %v; want 0, %v", name, n, err, want)
+		}
+	}
+	if !read {
+		t.Skip("no file of sysfs whose read fails")
 	}
 }
 

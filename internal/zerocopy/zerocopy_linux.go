@@ -108,10 +108,12 @@ func sendfile(out, in, size int) (int, error) {
 			}
 			return n, nil
 		case unix.EINTR:
-		case unix.EIO, unix.EBADF, unix.ESTALE, unix.EOVERFLOW:
-			return 0, ErrRefused // an error of the file, which its Read reports
+		case unix.EAGAIN:
+			return 0, err
+		case unix.EPIPE, unix.ECONNRESET:
+			return 0, os.NewSyscallError("sendfile", err)
 		default:
-			return 0, callError("sendfile", err)
+			return 0, ErrRefused // Read reports an error of the file, Write one of the socket
 		}
 	}
 }
