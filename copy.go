@@ -42,8 +42,9 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 // deadlines apply as they do to Read. Errors are those of Read, and the errors of w
 // unchanged.
 //
-// On Linux the kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists, or an
-// *[OutputPort]. For every other type WriteTo calls its Write method.
+// On Linux the kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists, but
+// no file opened for appending, or an *[OutputPort]. For every other type WriteTo calls
+// its Write method.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	if err := c.checkOpen("read", readHalf); err != nil {
 		return 0, err
@@ -90,21 +91,21 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	if from == zerocopy.File {
 		n, err = zerocopy.SendFile(dst.(copyRawConn), src, limited.N)
 		limited.N -= n
-		if err != zerocopy.ErrRefused {
-			err = connOf(w).ioError("write", writeHalf, err)
-		}
-		return n, err
+		return n, copyError("write", w, writeHalf, err)
 	}
 	n, rest, err := zerocopy.Splice(dst, src, limited.N)
 	limited.N -= n + int64(len(rest))
-	if len(rest) > 0 {
-		m, writeErr := w.Write(rest)
-		n += int64(m)
-		if writeErr != nil {
-			return n, writeErr
-		}
+	switch {
+	case len(rest) == 0:
+		return n, copyError("read", limited.R, readHalf, err)
+	case err != zerocopy.ErrRefused:
+		return n, copyError("write", w, writeHalf, err)
 	}
-	return n, readError(limited.R, err)
+	m, writeErr := w.Write(rest)
+	if writeErr != nil {
+		err = writeErr
+	}
+	return n + int64(m), err
 }
 
 // descriptor returns access to the descriptor that v, an io.Reader or io.Writer,
@@ -193,19 +194,20 @@ func (r copyRawConn) Read(f func(fd uintptr) bool) error {
 	return err
 }
 
-// readError returns err, the error of a splice from r, as r.Read would return it.
-func readError(r io.Reader, err error) error {
+// copyError returns err, the error of a copy from or to v, as v.Read or v.Write would
+// return it.
+func copyError(op string, v any, h half, err error) error {
 	if err == nil || err == zerocopy.ErrRefused {
 		return err
 	}
-	if c := connOf(r); c != nil {
-		return c.ioError("read", readHalf, err)
+	if c := connOf(v); c != nil {
+		return c.ioError(op, h, err)
 	}
-	switch r := unwrap(r).(type) {
+	switch v := unwrap(v).(type) {
 	case *os.File:
-		return &fs.PathError{Op: "read", Path: r.Name(), Err: err}
+		return &fs.PathError{Op: op, Path: v.Name(), Err: err}
 	case net.Conn:
-		return &net.OpError{Op: "read", Net: r.LocalAddr().Network(), Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
+		return &net.OpError{Op: op, Net: v.LocalAddr().Network(), Source: v.LocalAddr(), Addr: v.RemoteAddr(), Err: err}
 	}
 	return err
 }

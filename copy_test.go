@@ -596,6 +596,32 @@ func TestCopyFromAResetConnectionIsNoEOF(t *testing.T) {
 	wantError(t, sockettest.Receive(t, "the end of the copy", c).err, syscall.ECONNRESET, "read", "tcp")
 }
 
+// A socket reports a reset to one call only: the kernel's copy, or the Write after it.
+func TestCopyToAResetConnectionReportsWhatWriteDoes(t *testing.T) {
+	reset := func() net.Conn {
+		near, far := netPair(t, "tcp")
+		far.(*net.TCPConn).SetLinger(0)
+		far.Close()
+		raw, err := near.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatalf("SyscallConn: %v", err)
+		}
+		raw.Read(func(fd uintptr) bool { return sockettest.Readable(int(fd)) })
+		return near
+	}
+	_, err := reset().Write([]byte("some"))
+	var want syscall.Errno
+	if !errors.As(err, &want) {
+		t.Fatalf("Write to a reset connection: got %v, want an Errno", err)
+	}
+	r, w := sockettest.Pair(t)
+	if _, err := w.Write([]byte("some")); err != nil {
+		t.Fatalf("Write: %v", err)
+	}
+	_, err = io.Copy(reset(), r)
+	wantError(t, err, want, "write", "tcp")
+}
+
 // addressless is a connection whose LocalAddr returns nil.
 type addressless struct{ net.Conn }
 

@@ -1,6 +1,7 @@
 package zerocopy
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 	"syscall"
@@ -54,22 +55,26 @@ func (p *pipe) release() {
 	closePipe([2]int{p.r, p.w})
 }
 
-// drain moves the bytes of the pipe to dst, and returns how many it has moved. The
-// rest remains in the pipe if dst is closed, past its deadline, broken or of a
-// kind that the kernel refuses.
-func (p *pipe) drain(dst syscall.RawConn) int {
+// drain moves the bytes of the pipe to dst, and returns how many it has moved. If its
+// error is not nil, the rest remains in the pipe. The error is ErrRefused if Write would
+// report the same one: dst is closed, past its deadline or broken, or the kernel refuses
+// the splice. It is another one if a socket reports it only once, as it does ECONNRESET.
+func (p *pipe) drain(dst syscall.RawConn) (n int, err error) {
 	size := p.data
-	_ = dst.Write(func(out uintptr) bool {
+	dstErr := dst.Write(func(out uintptr) bool {
 		for p.data > 0 {
-			n, err := splice(int(out), p.r, p.data)
+			n, err = splice(int(out), p.r, p.data)
+			p.data -= n
 			if err != nil || n == 0 {
 				return err != unix.EAGAIN
 			}
-			p.data -= n
 		}
 		return true
 	})
-	return size - p.data
+	if p.data > 0 && (dstErr != nil || err == nil || errors.Is(err, unix.EPIPE)) {
+		err = ErrRefused
+	}
+	return size - p.data, err
 }
 
 // takeRest returns the bytes in the pipe and releases it.

@@ -130,9 +130,10 @@ func waitWritable(dst syscall.RawConn) error {
 }
 
 // Splice copies up to limit bytes from a [Stream] to a [Stream] or a [File]. One of
-// them is a socket. It returns the number of bytes copied. Its error is [ErrRefused] or
-// an error of src. With ErrRefused, rest is what it has read from src but could not
-// write to dst, which the caller writes next.
+// them is a socket. It returns the number of bytes copied, and in rest the bytes that it
+// has read from src but could not write to dst. Its error is [ErrRefused], an error of
+// dst if there is a rest, or else an error of src. With ErrRefused, the caller writes the
+// rest next.
 //
 // If src.Read fails after it has called its function, the bytes of that step are
 // discarded.
@@ -145,9 +146,10 @@ func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, err er
 		if err != nil {
 			return n, nil, err
 		}
-		n += int64(p.drain(dst))
-		if p.data > 0 {
-			return n, p.takeRest(), ErrRefused
+		drained, err := p.drain(dst)
+		n += int64(drained)
+		if err != nil {
+			return n, p.takeRest(), err
 		}
 		p.release()
 	}
@@ -185,24 +187,21 @@ func fill(src syscall.RawConn, size int) (*pipe, error) {
 	return p, err
 }
 
-// splice calls splice(2).
+// splice calls splice(2). It returns EAGAIN as it is, and ErrRefused if the kernel does
+// not support the operation and has done nothing.
 func splice(out, in, size int) (int, error) {
 	for {
 		n, err := unix.Splice(in, nil, out, nil, size, unix.SPLICE_F_NONBLOCK)
-		if err != unix.EINTR {
-			return max(int(n), 0), callError("splice", err)
+		switch err {
+		case nil:
+			return int(n), nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, err
+		case unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP:
+			return 0, ErrRefused
+		default:
+			return 0, os.NewSyscallError("splice", err)
 		}
 	}
-}
-
-// callError returns the error of a system call: EAGAIN as it is, and ErrRefused if the
-// kernel does not support the operation and has done nothing.
-func callError(name string, err error) error {
-	switch err {
-	case unix.EAGAIN:
-		return err
-	case unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP:
-		return ErrRefused
-	}
-	return os.NewSyscallError(name, err)
 }
