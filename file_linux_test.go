@@ -537,6 +537,21 @@ func TestSetUnlinkOnCloseLeavesAFileThatReplacedTheAdoptedListeners(t *testing.T
 	sockettest.CheckExchange(t, path, other)
 }
 
+func TestListenReplacesTheFileOfAServerThatWasKilledAtItsStart(t *testing.T) {
+	dir := publicDir(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatalf("Chmod of the directory: %v", err)
+	}
+	for i := range 10 {
+		path := filepath.Join(dir, strconv.Itoa(i))
+		for range 2 {
+			server := sockettest.StartHelper(t, asNobody(t), "start and stop", path)
+			server.Expect("started")
+			server.Kill()
+		}
+	}
+}
+
 func TestOwnerOfAnAbstractNameIsAnError(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l, err := unixsock.Listen(ownName(t, 80, ""), unixsock.Owner(0, 0))

@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 		"watch mode":               helpWatchMode,
 		"watch owner":              helpWatchOwner,
 		"listen as owner":          helpListenAsOwner,
+		"start and stop":           helpStartAndStop,
 		"watch open":               helpWatchOpen,
 		"connect":                  helpConnect,
 		"serve":                    helpServe,

@@ -61,9 +61,10 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 		perm := *o.Mode
 		if o.Owner != nil {
 			// The kernel checks the permissions before it looks whether the socket
-			// listens: a connect that the first owner's permissions admit may
-			// succeed later.
-			perm = 0
+			// listens: a connect that the first group's permissions admit may
+			// succeed later. The user of this process keeps its own: if the process
+			// is killed now, the next one has to probe the file.
+			perm &= 0o700
 		}
 		if err := sys.RestrictMode(fd, perm); err != nil {
 			return nil, err
