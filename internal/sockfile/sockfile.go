@@ -151,7 +151,7 @@ func bindOrReplace(fd int, name string, locked bool) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return sys.Bind(fd, name) // removed in the meantime
 	case err != nil:
-		return err
+		return inUse
 	case info.Mode().Type() == fs.ModeSymlink:
 		return fmt.Errorf("%w: existing file is a symbolic link", inUse)
 	case info.Mode().Type() != fs.ModeSocket:
@@ -168,7 +168,7 @@ func bindOrReplace(fd int, name string, locked bool) error {
 		return err
 	}
 	if !stale || !unchanged(name, info) {
-		return fmt.Errorf("%w: existing socket is in use", inUse)
+		return fmt.Errorf("%w: existing socket may be in use", inUse)
 	}
 	if err := sys.Unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

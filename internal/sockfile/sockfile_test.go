@@ -133,6 +133,22 @@ func TestReplaceStaleKeepsWhatIsInUse(t *testing.T) {
 	}
 }
 
+func TestReplaceStaleOfAPathWithASlashAfterTheFileIsInUse(t *testing.T) {
+	path := filepath.Join(newDir(t), "s")
+	leaveStale(t, path)
+	fd, err := sys.Socket()
+	if err != nil {
+		t.Fatalf("Socket: %v", err)
+	}
+	defer unix.Close(fd)
+	if err := sys.Bind(fd, path+"/"); !errors.Is(err, unix.EADDRINUSE) {
+		t.Skipf("bind to %s: %v", path+"/", err)
+	}
+	if file, err := replace(t, path+"/"); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("Listen with ReplaceStale at %s: got %v, %v; want EADDRINUSE", path+"/", file, err)
+	}
+}
+
 func TestReplaceStaleReplacesADeadSocket(t *testing.T) {
 	for name, socketType := range map[string]int{"stream": unix.SOCK_STREAM, "datagram": unix.SOCK_DGRAM} {
 		path := filepath.Join(newDir(t), "s")
