@@ -80,7 +80,8 @@ const (
 // While a connection is pending, every receive succeeds, for every goroutine, repeatedly.
 // While none is pending, no receive succeeds: an accept has emptied the channel when it
 // returns. (If another process, or another Listener of the same socket, has accepted the
-// connection, receives may succeed for up to 50 ms more.)
+// connection, receives may succeed for up to 50 ms more. A receive from a channel kept in
+// a variable may also succeed just after a receive from AcceptEvt.)
 //
 // A select with a default must call Ready each time. It is exact then, because the call
 // itself polls the kernel:
@@ -128,6 +129,8 @@ func (l *Listener) Ready() <-chan *Listener {
 // The same ctx gives the same channel, so a loop can call AcceptEvt in each select. Once
 // ctx is done, nothing more is delivered, except that a receive from a channel kept in a
 // variable that races with the end of ctx may yield a connection that is closed at once.
+// In a select with a default, use [Listener.Ready] and [Listener.AcceptContext] instead: a
+// receive from this channel succeeds only once a goroutine offers the connection.
 //
 // To offer a connection on its channels, the listener accepts it ahead, one at a time. It
 // stays available to this listener: Ready reports it, and the next Accept, AcceptContext

@@ -395,10 +395,10 @@ func (l *Listener) interrupt() {
 }
 
 // Close closes the listener. Accepts that are waiting fail with [net.ErrClosed]. Pending
-// clients are disconnected, unless another process shares the listening socket. The
-// socket file stays, as with unix-socket-close-listener, unless [UnlinkOnClose] or
-// [Listener.SetUnlinkOnClose] says otherwise. A second Close waits until the first one
-// has dealt with the file, and returns nil.
+// clients are disconnected, unless the listening socket is open elsewhere, for example in
+// another process. The socket file stays, as with unix-socket-close-listener, unless
+// [UnlinkOnClose] or [Listener.SetUnlinkOnClose] says otherwise. A second Close waits until
+// the first one has dealt with the file, and returns nil.
 func (l *Listener) Close() error { return l.close(nil) }
 
 // close closes the listener. If by is set, it does so only if by is still the custodian.
