@@ -262,30 +262,36 @@ func (l *Listener) acceptOne(fd int) (*Conn, error) {
 	return newConn(nfd, l.name, peer), nil
 }
 
-// errWatched is pollWait's error once there is a watcher: only the watcher may wait in
-// the poller.
-var errWatched = errors.New("the watcher waits in the poller")
-
 // tryOrWait calls try with the descriptor, now and after each arrival of a connection,
 // until try returns true. It returns early when ctx is done, the deadline expires or the
 // listener is closed.
 func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) error {
-	if err := l.pollWait(ctx, try); err != errWatched {
-		return err
+	select {
+	case l.pollSem <- struct{}{}: // the usual case, which needs no channel of nextChange
+		if over, err := l.pollWait(ctx, try); over || err != nil {
+			return err
+		}
+	default:
 	}
 	for {
 		changed := l.nextChange() // before the attempt, so that no arrival is missed
 		if err := l.waitErr(ctx); err != nil {
 			return err
 		}
-		over := false
-		if err := l.raw.Control(func(fd uintptr) { over = try(fd) }); err != nil {
-			return netfd.MapRawErr(err)
-		}
-		if over {
-			return nil
+		pollSem := l.pollSem
+		if isClosed(l.events.watching) {
+			pollSem = nil // only the watcher may wait in the poller
+			over := false
+			err := l.raw.Control(func(fd uintptr) { over = try(fd) })
+			if over || err != nil {
+				return netfd.MapRawErr(err)
+			}
 		}
 		select {
+		case pollSem <- struct{}{}:
+			if over, err := l.pollWait(ctx, try); over || err != nil {
+				return err
+			}
 		case <-changed:
 		case <-ctx.Done():
 		case <-l.done:
@@ -293,12 +299,9 @@ func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) err
 	}
 }
 
-// pollWait is tryOrWait for a listener without a watcher: the goroutine waits in the
-// poller itself. It returns errWatched once there is a watcher.
-func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) error {
-	if err := l.acquirePoll(ctx); err != nil {
-		return err
-	}
+// pollWait is tryOrWait for the holder of pollSem, which it releases: the goroutine waits
+// in the poller itself. Once there is a watcher, it returns false and no error.
+func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) (over bool, err error) {
 	defer func() { <-l.pollSem }()
 	if ctx.Done() != nil {
 		stop := context.AfterFunc(ctx, l.interrupt)
@@ -306,42 +309,18 @@ func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) erro
 	}
 	for {
 		if err := l.waitErr(ctx); err != nil {
-			return err
+			return false, err
 		}
 		if isClosed(l.events.watching) {
-			return errWatched
+			return false, nil
 		}
 		err := netfd.MapRawErr(l.raw.Read(try))
 		if err != os.ErrDeadlineExceeded {
-			return err
+			return err == nil, err
 		}
 		// The interrupt may have been meant for the previous holder of pollSem. Callers
 		// of interrupt set their condition first, so the checks above see it.
 		l.file.SetReadDeadline(time.Time{})
-	}
-}
-
-// acquirePoll acquires pollSem. It returns errWatched if there is a watcher.
-func (l *Listener) acquirePoll(ctx context.Context) error {
-	select {
-	case l.pollSem <- struct{}{}:
-		return nil
-	default:
-	}
-	for {
-		changed := l.nextChange()
-		if err := l.waitErr(ctx); err != nil {
-			return err
-		}
-		select {
-		case l.pollSem <- struct{}{}:
-			return nil
-		case <-l.events.watching:
-			return errWatched
-		case <-changed:
-		case <-ctx.Done():
-		case <-l.done:
-		}
 	}
 }
 
