@@ -457,26 +457,21 @@ func (l *Listener) startOffer() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.events.offer == o { // it was not cancelled in the meantime
-			l.endOffer()
 			l.sync()
 		}
 	}()
 }
 
-// cancelOffer ends the offer, if there is one. Afterwards pending is still there only if
-// no receiver has it. mu is held.
+// cancelOffer ends the offer, if there is one, and records how it has ended. Afterwards
+// pending is still there only if no receiver has it. mu is held.
 func (l *Listener) cancelOffer() {
-	if o := l.events.offer; o != nil {
-		close(o.cancel)
-		l.endOffer()
+	o := l.events.offer
+	if o == nil {
+		return
 	}
-}
-
-// endOffer records how the offer has ended. mu is held.
-func (l *Listener) endOffer() {
-	taker := <-l.events.offer.taker
 	l.events.offer = nil
-	if taker != nil {
+	close(o.cancel)
+	if taker := <-o.taker; taker != nil {
 		l.delivered(taker)
 	}
 }
