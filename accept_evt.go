@@ -321,9 +321,6 @@ func (l *Listener) takePending() *Conn {
 	l.cancelOffer()
 	c := l.events.pending.Conn
 	l.events.pending.Conn = nil
-	if c != nil {
-		c.CloseOn(context.Background())
-	}
 	return c
 }
 

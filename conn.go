@@ -203,7 +203,7 @@ type custodian struct {
 	stop func() bool // releases the context
 }
 
-// undelivered is the custodian of a Conn that AcceptEvt offers to receivers.
+// undelivered is the custodian of a Conn that was accepted ahead. It never closes it.
 var undelivered = &custodian{stop: func() bool { return true }}
 
 // newCustodian returns a custodian that calls close with itself when ctx is done. If it
