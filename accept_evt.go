@@ -111,7 +111,7 @@ func (l *Listener) Ready() <-chan *Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.events.ready == nil {
-		if l.closed {
+		if isClosed(l.done) {
 			return closedReady
 		}
 		l.events.ready = make(chan *Listener, readyTokens)
@@ -153,7 +153,7 @@ func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 	// The Done channel identifies ctx: it can always be a map's key, and contexts that
 	// share it end together.
 	e, done := &l.events, ctx.Done()
-	if l.closed || isClosed(done) {
+	if isClosed(l.done) || isClosed(done) {
 		return closedEvt
 	}
 	evt := e.byDone[done]
@@ -194,7 +194,7 @@ func closed[T any]() chan T {
 
 // startWatcher starts the watcher of an open listener if there is none. mu is held.
 func (l *Listener) startWatcher() {
-	if l.closed || isClosed(l.events.watching) {
+	if isClosed(l.done) || isClosed(l.events.watching) {
 		return
 	}
 	close(l.events.watching)
@@ -238,7 +238,7 @@ func (l *Listener) lockAndSync(fd uintptr) {
 // syncFD establishes the invariant of events. mu is held.
 func (l *Listener) syncFD(fd int) {
 	e := &l.events
-	if l.closed || !isClosed(e.watching) {
+	if isClosed(l.done) || !isClosed(e.watching) {
 		return
 	}
 	l.cancelOffer()
@@ -402,7 +402,7 @@ func (l *Listener) endEvt(evt *acceptEvt) {
 }
 
 // endEvents closes all channels and returns the connection that is accepted ahead, or nil.
-// mu is held, and closed is set.
+// mu is held, and done is closed.
 func (l *Listener) endEvents() *Conn {
 	e := &l.events
 	c := l.takePending()

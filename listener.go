@@ -100,11 +100,10 @@ type Listener struct {
 	// Only one goroutine may wait at a time: a second would block on os.File's read lock,
 	// where its context cannot interrupt it. Only the holder resets the file's deadline.
 	pollSem chan struct{}
-	done    chan struct{} // closed by Close
+	done    chan struct{} // closed by Close, which holds mu
 	removed chan struct{} // closed once Close has dealt with the socket file
 
-	mu            sync.Mutex // guards the fields below, and every accept(2) on the descriptor
-	closed        bool
+	mu            sync.Mutex     // guards the fields below, and every accept(2) on the descriptor
 	changed       chan struct{}  // closed by wake; nil if no goroutine waits for it
 	deadline      time.Time      // zero: none
 	timer         *time.Timer    // of the last deadline that was set; nil if none was
@@ -242,7 +241,7 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 func (l *Listener) take(fd int) (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if isClosed(l.done) {
 		return nil, net.ErrClosed
 	}
 	c, err := l.takePending(), error(nil)
@@ -327,10 +326,10 @@ func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) (ove
 // waitErr returns the reason not to wait, or nil.
 func (l *Listener) waitErr(ctx context.Context) error {
 	l.mu.Lock()
-	closed, deadline := l.closed, l.deadline
+	deadline := l.deadline
 	l.mu.Unlock()
 	switch {
-	case closed:
+	case isClosed(l.done):
 		return net.ErrClosed
 	case !deadline.IsZero() && !time.Now().Before(deadline):
 		return os.ErrDeadlineExceeded
@@ -390,21 +389,20 @@ func (l *Listener) close(by *custodian) error {
 		l.mu.Unlock()
 		return nil
 	}
-	if l.closed {
+	if isClosed(l.done) {
 		l.mu.Unlock()
 		// This call does not wait until the descriptor is closed: it may come from a
 		// callback of SyscallConn, for which the first Close waits.
 		<-l.removed
 		return nil
 	}
-	l.closed = true
+	close(l.done)
 	l.custodian.release()
 	l.custodian = nil
 	pending := l.endEvents()
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	close(l.done)
 	l.interrupt()
 	var file *sockfile.File
 	if l.unlinkOnClose {
@@ -432,7 +430,7 @@ func (l *Listener) CloseOn(ctx context.Context) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.closed {
+	if !isClosed(l.done) {
 		l.custodian.release()
 		l.custodian = newCustodian(ctx, func(k *custodian) { l.close(k) })
 	}
@@ -477,7 +475,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed {
+	if isClosed(l.done) {
 		return l.opError("set", net.ErrClosed)
 	}
 	if l.timer != nil {
