@@ -129,12 +129,9 @@ func descriptor(v any, h half) (syscall.RawConn, zerocopy.Kind) {
 			return raw, zerocopy.Stream
 		}
 	case *net.UnixConn:
-		raw, err := v.SyscallConn()
-		if err != nil {
-			break
-		}
 		// Splice would join the messages of the other networks.
-		if addr, ok := v.LocalAddr().(*net.UnixAddr); ok && addr != nil && addr.Net == "unix" {
+		addr, ok := v.LocalAddr().(*net.UnixAddr)
+		if raw, err := v.SyscallConn(); err == nil && ok && addr != nil && addr.Net == "unix" {
 			return raw, zerocopy.Stream
 		}
 	}
