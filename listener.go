@@ -132,7 +132,7 @@ var (
 func Listen(path string, opts ...ListenOption) (*Listener, error) {
 	name, err := resolve(path)
 	if err != nil {
-		return nil, listenError(path, err)
+		return nil, pathError("listen", path, err)
 	}
 	config := listenConfig{backlog: 4}
 	for _, opt := range opts {
@@ -141,31 +141,27 @@ func Listen(path string, opts ...ListenOption) (*Listener, error) {
 		}
 	}
 	if config.backlog < 0 {
-		return nil, listenError(name, fmt.Errorf("negative backlog: %d", config.backlog))
+		return nil, pathError("listen", name, fmt.Errorf("negative backlog: %d", config.backlog))
 	}
 	if err := config.file.Check(name); err != nil {
-		return nil, listenError(name, err)
+		return nil, pathError("listen", name, err)
 	}
 	fd, err := sys.Socket()
 	if err != nil {
-		return nil, listenError(name, err)
+		return nil, pathError("listen", name, err)
 	}
 	file, err := config.file.Listen(fd, name, min(config.backlog, math.MaxInt32))
 	if err != nil {
 		sys.Close(fd)
-		return nil, listenError(name, err)
+		return nil, pathError("listen", name, err)
 	}
 	l, err := newListener(fd, name, file)
 	if err != nil {
 		file.Remove()
-		return nil, listenError(name, err)
+		return nil, pathError("listen", name, err)
 	}
 	l.unlinkOnClose = config.unlinkOnClose
 	return l, nil
-}
-
-func listenError(name string, err error) error {
-	return &net.OpError{Op: "listen", Net: "unix", Addr: unixAddr(name), Err: err}
 }
 
 // newListener returns a Listener for fd, which it owns from then on, even if it fails.

@@ -35,7 +35,7 @@ func NewTCPUnit(path string, opts ...ListenOption) *TCPUnit {
 // does; the other methods return plain Conns.
 func (u *TCPUnit) Listen(network, address string) (net.Listener, error) {
 	if u.err != nil {
-		return nil, listenError(u.path, u.err)
+		return nil, pathError("listen", u.path, u.err)
 	}
 	l, err := Listen(u.path, u.opts...)
 	if err != nil {
@@ -56,7 +56,7 @@ func (u *TCPUnit) Dial(network, address string) (net.Conn, error) {
 // the listener accepts.
 func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if u.err != nil {
-		return nil, dialError(u.path, u.err)
+		return nil, pathError("dial", u.path, u.err)
 	}
 	c, err := ConnectContext(ctx, u.path)
 	if err != nil {

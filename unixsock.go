@@ -123,27 +123,27 @@ func Connect(path string) (*Conn, error) {
 func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 	name, err := resolve(path)
 	if err != nil {
-		return nil, dialError(path, err)
+		return nil, pathError("dial", path, err)
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, dialError(name, err)
+		return nil, pathError("dial", name, err)
 	}
 	fd, err := sys.Socket()
 	if err != nil {
-		return nil, dialError(name, err)
+		return nil, pathError("dial", name, err)
 	}
 	if err = sys.Connect(fd, name); err == sys.ErrWouldBlock {
 		err = waitForBacklog(ctx, fd, name)
 	}
 	if err != nil {
 		sys.Close(fd)
-		return nil, dialError(name, err)
+		return nil, pathError("dial", name, err)
 	}
 	return newConn(fd, "", name), nil
 }
 
-func dialError(name string, err error) error {
-	return &net.OpError{Op: "dial", Net: "unix", Addr: unixAddr(name), Err: err}
+func pathError(op, name string, err error) error {
+	return &net.OpError{Op: op, Net: "unix", Addr: unixAddr(name), Err: err}
 }
 
 // The kernel reports room in a backlog only to threads that block in connect(2), so
