@@ -13,11 +13,9 @@
 //     pending, so a select can wait for clients, timers and contexts alike. A receive
 //     accepts nothing. [Listener.AcceptEvt] is a channel of accepted connections.
 //   - On Linux, Connect waits while the listener's backlog is full, as a blocking
-//     connect(2) does; net.Dial fails with EAGAIN. Other systems refuse the connection.
-//   - The default backlog is 4. A server whose clients do not wait, such as nginx or
-//     programs that use package net, needs a larger one; see [Backlog].
-//   - A leading @ has no special meaning. An abstract name begins with NUL, and every
-//     byte counts; see [Abstract] and [CheckPath].
+//     connect(2) does; net.Dial fails with EAGAIN.
+//   - The default backlog is 4, too small for most servers; see [Backlog].
+//   - A leading @ has no special meaning. An abstract name begins with NUL; see [Abstract].
 //   - Closing a listener leaves the socket file, unless [UnlinkOnClose] is given.
 //   - [Conn.CloseRead] discards unread data, and Read fails from then on.
 //   - Accept returns a *Conn, not a *net.UnixConn. The name of an abstract socket in
@@ -42,21 +40,21 @@
 // Racket's sync over several events is a select over their channels: the body of a case
 // is what handle-evt calls, and alarm-evt is [time.After].
 //
-// A custodian is a [context.Context]. There is no current-custodian: [Conn.CloseOn] and
-// [Listener.CloseOn] set the custodian of a connection or a listener, and the context of
-// AcceptEvt is the custodian of the connections that it delivers. Where Racket raises an
-// exception, a function returns an error.
+// A custodian is a [context.Context] that is passed to [Conn.CloseOn], [Listener.CloseOn]
+// or [Listener.AcceptEvt]. There is no current-custodian. Where Racket raises an exception,
+// a function returns an error.
 //
 // # A server's loop
 //
 //	listener, err := unixsock.Listen("/run/example.sock", unixsock.Backlog(511),
 //		unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
 //	...
+//	listener.CloseOn(ctx)
 //	for {
 //		select {
 //		case _, ok := <-listener.Ready():
 //			if !ok {
-//				return // the listener was closed
+//				return // ctx is done
 //			}
 //			conn, err := listener.Accept()
 //			if err != nil {
@@ -67,14 +65,11 @@
 //			go serve(conn)
 //		case <-ticker.C:
 //			...
-//		case <-ctx.Done():
-//			listener.Close()
-//			return
 //		}
 //	}
 //
-// Close disconnects the clients that are still pending. README.md, and the example of the
-// package, are a server that serves them first.
+// Closing the listener disconnects the clients that are still pending. README.md, and the
+// example of the package, are a server that serves them first.
 //
 // # Platforms
 //
@@ -146,9 +141,8 @@ func pathError(op, name string, err error) error {
 	return &net.OpError{Op: op, Net: "unix", Addr: unixAddr(name), Err: err}
 }
 
-// The kernel reports room in a backlog only to threads that block in connect(2), so
-// connect is tried again at intervals. Of the goroutines that wait for one name, one
-// tries at a time: the others would find the same full backlog.
+// Of the goroutines that wait for one name, one tries at a time: the others would find the
+// same full backlog.
 const (
 	minRetry = 100 * time.Microsecond
 	maxRetry = 20 * time.Millisecond
