@@ -99,8 +99,7 @@ const (
 //
 // Readiness accepts nothing: the connection stays in the backlog. Between a receive and
 // an Accept, another goroutine or process may accept the connection, and the Accept then
-// waits for the next one. If others accept, call AcceptContext with a timeout, such as
-// 20 ms. Server processes that share one socket use Ready and AcceptContext in this way.
+// waits for the next one. If others accept, use AcceptContext with a timeout, say 20 ms.
 //
 // The first call starts a goroutine, which ends with Close. Closing the listener closes
 // the channel: a receive then yields nil, false, so a loop must check the second value.

@@ -77,8 +77,7 @@ func (c *Conn) netfd() *netfd.FD {
 	return c.fd
 }
 
-// Read reads up to len(b) bytes. At the end of the peer's output it returns
-// [io.EOF].
+// Read reads up to len(b) bytes.
 func (c *Conn) Read(b []byte) (int, error) {
 	if c.isClosed(readHalf) {
 		return 0, c.opError("read", net.ErrClosed)
@@ -101,8 +100,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, c.ioError("write", writeHalf, err)
 }
 
-// Close closes both halves. Calls that wait in either half fail with
-// [net.ErrClosed]. A second Close returns nil.
+// Close closes both halves. Calls that wait in either half fail with [net.ErrClosed].
 func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 
 // CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including
@@ -168,8 +166,6 @@ func (c *Conn) close(h half, by *custodian) error {
 // A Conn has one custodian at a time. A later call replaces ctx, and
 // CloseOn(context.Background()) releases the Conn. A Conn that is closed or
 // released leaves nothing behind on ctx.
-//
-// CloseOn mirrors Racket's custodians.
 func (c *Conn) CloseOn(ctx context.Context) {
 	if c.netfd() == nil {
 		return
@@ -337,10 +333,8 @@ type InputPort Conn
 // a nil or zero OutputPort return an error.
 type OutputPort Conn
 
-// Ports returns the halves of the Conn as two ports, the same ones each time. Each
-// port closes its own half. Closing the second one closes the descriptor.
-//
-// The ports are what unix-socket-connect and unix-socket-accept return.
+// Ports returns the halves of the Conn as two ports, the same ones each time. They are
+// what unix-socket-connect and unix-socket-accept return.
 func (c *Conn) Ports() (*InputPort, *OutputPort) {
 	return (*InputPort)(c), (*OutputPort)(c)
 }

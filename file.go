@@ -127,9 +127,8 @@ func (c *Conn) File() (*os.File, error) {
 //     SetUnlinkOnClose(true) and reported that, for example on a pipe,
 //  3. calls SetUnlinkOnClose(false) and Close, and serves its connections to their end.
 //
-// If all processes close the socket, the pending clients are disconnected. Both processes
-// accept by Accept, or by [Listener.Ready]: what [Listener.AcceptEvt] has accepted ahead
-// cannot move to the successor.
+// Both processes accept by Accept, or by [Listener.Ready]: what [Listener.AcceptEvt] has
+// accepted ahead cannot move to the successor.
 func (l *Listener) File() (*os.File, error) {
 	if !l.ok() {
 		return nil, l.opError("file", os.ErrInvalid)
@@ -145,9 +144,8 @@ func (l *Listener) File() (*os.File, error) {
 // byte (SCM_RIGHTS). It returns the number of bytes written. If n is not 0, the
 // descriptors have been sent. The files stay open in this process.
 //
-// The limit is 253 files. b must not be empty if there are files, because a stream
-// carries descriptors only with data. If there are too many files, b is empty or a
-// file is closed, WriteFiles returns an error and sends nothing.
+// WriteFiles returns an error and sends nothing if there are more than 253 files, if one
+// is closed, or if b is empty but files is not: a stream carries them only with data.
 //
 // The peer must use [Conn.ReadFiles]: with a plain Read, the kernel discards the
 // descriptors, or, on macOS, leaves them open in the peer's process, which does not learn

@@ -86,7 +86,7 @@ func UnlinkOnClose() ListenOption {
 }
 
 // A Listener is a listening Unix domain socket, a [net.Listener]. All of its methods may
-// be called concurrently. Its readiness is a channel, [Listener.Ready].
+// be called concurrently.
 //
 // Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and
 // [os.ErrDeadlineExceeded] past a deadline. The methods of a nil or zero Listener return
@@ -119,16 +119,15 @@ var (
 )
 
 // Listen listens on a socket bound to path, a filesystem path or an abstract name as
-// defined by [CheckPath]. A server behind nginx, or with clients that use package net,
-// needs more than the default backlog of 4; see [Backlog].
+// defined by [CheckPath]. The default [Backlog], 4, is too small for most servers.
 //
 // Binding a filesystem path creates a file, which stays after Close, as in Racket:
 // remove it, or use [UnlinkOnClose]. If a file exists already, the error is
 // [syscall.EADDRINUSE]; see [ReplaceStale].
 //
 // Errors are *[net.OpError] with Op "listen". Among others, errors.Is finds
-// [ErrInvalidPath], [syscall.EADDRINUSE], [io/fs.ErrNotExist] and
-// [io/fs.ErrPermission]. Listen mirrors unix-socket-listen.
+// [ErrInvalidPath], [io/fs.ErrNotExist] and [io/fs.ErrPermission]. Listen mirrors
+// unix-socket-listen.
 func Listen(path string, opts ...ListenOption) (*Listener, error) {
 	name, err := resolve(path)
 	if err != nil {
@@ -417,9 +416,7 @@ func (l *Listener) close(by *custodian) error {
 	return l.opError("close", err)
 }
 
-// CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn: the
-// Listener is closed when ctx is done, and CloseOn(context.Background()) releases it. It
-// mirrors Racket's custodians.
+// CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn.
 func (l *Listener) CloseOn(ctx context.Context) {
 	if !l.ok() {
 		return
