@@ -177,7 +177,6 @@ type acceptEvt struct {
 	stop func() bool     // releases ctx
 }
 
-// ended reports whether the context of e is done.
 func (e *acceptEvt) ended() bool { return isClosed(e.done) }
 
 var (
@@ -201,7 +200,6 @@ func (l *Listener) startWatcher() {
 	go l.watch()
 }
 
-// watch is the watcher.
 func (l *Listener) watch() {
 	l.pollSem <- struct{}{} // never released
 	for {
@@ -314,8 +312,7 @@ func (l *Listener) delivered(evt *acceptEvt) {
 	l.events.pending = Accepted{}
 }
 
-// takePending returns the connection that is accepted ahead, nil if there is none. mu is
-// held.
+// takePending returns the connection that is accepted ahead, or nil. mu is held.
 func (l *Listener) takePending() *Conn {
 	l.cancelOffer()
 	c := l.events.pending.Conn
@@ -358,7 +355,6 @@ func (l *Listener) setTicker(pending bool) {
 	}
 }
 
-// onTick is called while a connection is pending.
 func (l *Listener) onTick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -400,8 +396,7 @@ func (l *Listener) endEvt(evt *acceptEvt) {
 	l.sync()
 }
 
-// endEvents closes all channels and returns the connection that is accepted ahead, or nil.
-// mu is held, and done is closed.
+// endEvents closes all channels and returns takePending's connection. mu is held.
 func (l *Listener) endEvents() *Conn {
 	e := &l.events
 	c := l.takePending()
@@ -419,12 +414,11 @@ func (l *Listener) endEvents() *Conn {
 }
 
 // An offer is one goroutine that sends what is pending to the first event that receives.
-// It ends in one of two ways: a receiver takes what is pending, or a context ends, and the
-// goroutine synchronizes the listener; or cancelOffer ends it, with mu held. In either
-// case the goroutine reports the receiver's event, or nil, without holding mu.
+// It ends when a receiver takes what is pending or a context ends, and then synchronizes
+// the listener, or when cancelOffer ends it, with mu held.
 type offer struct {
 	cancel chan struct{}
-	taker  chan *acceptEvt // of size 1
+	taker  chan *acceptEvt // of size 1, sent to without mu: the receiver's event, or nil
 }
 
 // startOffer offers what is pending to at most maxOffers of the events whose context is

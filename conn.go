@@ -69,7 +69,7 @@ func newConn(fd int, local, remote string) *Conn {
 	return &Conn{fd: netfd.New(fd), local: local, remote: remote}
 }
 
-// netfd returns the descriptor, nil for a nil or zero Conn.
+// netfd returns nil for a nil or zero Conn.
 func (c *Conn) netfd() *netfd.FD {
 	if c == nil {
 		return nil
@@ -305,7 +305,6 @@ func (c *Conn) wait(h half, f func(fd uintptr) bool) error {
 	return raw.Write(f)
 }
 
-// rawConn is the syscall.RawConn of a Conn.
 type rawConn struct{ c *Conn }
 
 func (r rawConn) Control(f func(fd uintptr)) error {
@@ -479,8 +478,7 @@ func (c *Conn) ioError(op string, h half, err error) error {
 	return c.opError(op, err)
 }
 
-// opError returns the error of a method of c, nil if err is nil. It is the only place
-// that makes one.
+// opError returns the error of a method of c, nil if err is nil.
 func (c *Conn) opError(op string, err error) error {
 	if err == nil {
 		return nil

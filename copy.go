@@ -110,8 +110,7 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 
 // descriptor returns access to the descriptor that v, an io.Reader or io.Writer,
 // reads or writes in half h, and its kind. The kind is Unsupported unless v is of one
-// of the types that ReadFrom and WriteTo list: the Read and Write of any other type
-// may do more than read and write the descriptor.
+// of the types that ReadFrom and WriteTo list: others may do more in Read and Write.
 func descriptor(v any, h half) (syscall.RawConn, zerocopy.Kind) {
 	if c := connOf(v); c != nil {
 		if raw, err := c.raw(h); err == nil {
@@ -181,8 +180,7 @@ type copyRawConn struct {
 	c *Conn
 }
 
-// Read fails if the input is closed when f returns. As in Conn.Read, the bytes that
-// f has read are discarded then: CloseRead may have discarded the bytes before them.
+// Read fails if the input is closed when f returns, for the reason in Conn.Read.
 func (r copyRawConn) Read(f func(fd uintptr) bool) error {
 	err := r.RawConn.Read(f)
 	if r.c.isClosed(readHalf) {

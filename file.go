@@ -85,7 +85,6 @@ func adopt(f *os.File, listening bool) (fd int, local, remote string, err error)
 	return fd, local, remote, err
 }
 
-// duplicate copies a descriptor.
 func duplicate(raw syscall.RawConn) (fd int, err error) {
 	if raw.Control(func(old uintptr) { fd, err = sys.Duplicate(int(old)) }) != nil {
 		return -1, net.ErrClosed

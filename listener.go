@@ -182,7 +182,6 @@ func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error
 	}, nil
 }
 
-// ok reports whether l is not nil or zero.
 func (l *Listener) ok() bool { return l != nil && l.file != nil }
 
 // Accept waits for a connection and returns it as a *[Conn]. If the process is out of
@@ -231,8 +230,7 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	return res.conn, nil
 }
 
-// take returns the connection that is accepted ahead, if there is one. Otherwise it
-// accepts one, or returns ErrWouldBlock.
+// take returns a connection, accepted ahead or now, or ErrWouldBlock.
 func (l *Listener) take(fd int) (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -483,7 +481,6 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	return nil
 }
 
-// onDeadline makes the waiting goroutines check the deadline.
 func (l *Listener) onDeadline() {
 	l.mu.Lock()
 	l.wake()
@@ -529,8 +526,7 @@ func (r rawListener) Write(func(fd uintptr) bool) error {
 	return r.l.opError("raw-write", errors.ErrUnsupported)
 }
 
-// opError returns the error of a method of l, nil if err is nil. It is the only place
-// that makes one.
+// opError returns the error of a method of l, nil if err is nil.
 func (l *Listener) opError(op string, err error) error {
 	if err == nil {
 		return nil

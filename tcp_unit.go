@@ -65,7 +65,6 @@ func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net
 	return &tcpConn{c}, nil
 }
 
-// tcpListener is a Listener with the addresses of a TCP listener.
 type tcpListener struct{ *Listener }
 
 func (l *tcpListener) Addr() net.Addr { return tcpAddr(1) }
@@ -78,7 +77,6 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 	return &tcpConn{c}, nil
 }
 
-// tcpConn is a Conn with the addresses of a TCP connection.
 type tcpConn struct{ *Conn }
 
 func (c *tcpConn) LocalAddr() net.Addr  { return tcpAddr(1) }

@@ -392,7 +392,6 @@ func receiveMessage(fd int, b, control []byte) (n, controlLen, flags int, err er
 	return max(n, 0), controlLen, flags, err
 }
 
-// toInts converts group IDs.
 func toInts(ids []uint32) []int {
 	ints := make([]int, len(ids))
 	for i, id := range ids {
