@@ -172,8 +172,7 @@ func (f *FD) writeDirect(b []byte) (n int, err error) {
 	return n, err
 }
 
-// Close closes the descriptor. It does not wait for calls that wait for the
-// peer.
+// Close closes the descriptor. Calls that wait for the peer do not delay it.
 func (f *FD) Close() error {
 	if f == nil {
 		return os.ErrInvalid

@@ -98,8 +98,7 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 	return file, nil
 }
 
-// listen makes fd, which is bound to name, listen once its file has its mode and
-// its owner.
+// listen makes fd listen once the file at name has its mode and its owner.
 func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
 	file, err := o.prepare(fd, name)
 	if err == nil {
@@ -139,8 +138,7 @@ func (o *Options) prepare(fd int, name string) (*File, error) {
 // to bind and listen.
 const unlockedPause = 50 * time.Millisecond
 
-// bindOrReplace binds fd to name. If the file of a stale socket is there, it
-// replaces the file.
+// bindOrReplace binds fd to name, and replaces the file of a stale socket.
 func bindOrReplace(fd int, name string, locked bool) error {
 	inUse := sys.Bind(fd, name)
 	if !errors.Is(inUse, sys.EADDRINUSE) {
@@ -244,9 +242,8 @@ func (f *File) exists() bool {
 }
 
 // lockDirOf locks the directory of an absolute path against other processes that
-// replace or remove socket files there. It reports whether it got the lock within
-// timeout: any user who can read the directory can hold it, so no caller may wait for
-// it forever.
+// replace or remove socket files there. It gives up after timeout: any user who can
+// read the directory can hold the lock.
 func lockDirOf(path string, timeout time.Duration) (unlock func(), locked bool) {
 	// filepath.Dir would resolve dot-dot lexically, which is another directory behind a
 	// symbolic link.

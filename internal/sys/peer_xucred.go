@@ -17,8 +17,7 @@ func PeerCred(fd int) (pid, uid, gid int, err error) {
 	return peerPID(fd), int(x.Uid), int(x.Groups[0]), nil // the first group is the effective one
 }
 
-// PeerGroups returns the peer's supplementary groups, at most 15: the kernel
-// records no more. The first group of an xucred is the effective one.
+// PeerGroups returns the peer's supplementary groups. The kernel records at most 15.
 func PeerGroups(fd int) ([]int, error) {
 	x, err := peerXucred(fd)
 	if err != nil {

@@ -24,8 +24,7 @@ const (
 	// SCM_MAX_FD. The other systems allow more.
 	MaxRights = 253
 
-	// MaxIovecs is the maximum number of buffers that writev takes, on every
-	// system.
+	// MaxIovecs is the maximum number of buffers that writev takes.
 	MaxIovecs = 1024
 
 	// MaxIO is the maximum number of bytes that one call transfers. Linux

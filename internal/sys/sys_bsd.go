@@ -60,9 +60,7 @@ func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
 	return os.NewSyscallError("chmod", unix.Fchmodat(unix.AT_FDCWD, name, uint32(perm), unix.AT_SYMLINK_NOFOLLOW))
 }
 
-// Chown sets the owner and the group of the socket file called name if it is the
-// file that want describes. -1 leaves one unchanged. It does not follow a symbolic
-// link.
+// Chown is Chmod for the owner and the group. -1 leaves one unchanged.
 func Chown(name string, want fs.FileInfo, uid, gid int) error {
 	if err := check(name, want); err != nil {
 		return err

@@ -89,8 +89,7 @@ func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
 	})
 }
 
-// Chown sets the owner and the group of the socket file called name if it is the
-// file that want describes. -1 leaves one unchanged.
+// Chown is Chmod for the owner and the group. -1 leaves one unchanged.
 func Chown(name string, want fs.FileInfo, uid, gid int) error {
 	return withFile(name, want, func(fd int) error {
 		return os.NewSyscallError("chown", unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH))

@@ -262,9 +262,7 @@ func Write(fd int, b []byte) (int, error) {
 	return repeat("write", func() (int, error) { return syscall.Write(fd, b[:min(len(b), MaxIO)]) })
 }
 
-// Writev writes the part of the buffers for which there is room, at most
-// [MaxIovecs] buffers and [MaxIO] bytes. It returns ErrWouldBlock if there is no
-// room.
+// Writev is Write for at most [MaxIovecs] buffers of at most [MaxIO] bytes in all.
 func Writev(fd int, v [][]byte) (int, error) {
 	return repeat("writev", func() (int, error) { return writev(fd, v) })
 }
@@ -355,8 +353,7 @@ func SendRights(fd int, b []byte, fds []int) (int, error) {
 const maxControl = 4096
 
 // ReceiveRights reads available bytes into b, and returns the descriptors that
-// came with them, even with an error: the caller closes them. n is 0 at the end
-// of input.
+// came with them, even with an error: the caller closes them. At the end n is 0.
 func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 	control := make([]byte, maxControl)
 	for {
@@ -376,8 +373,7 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 	}
 }
 
-// receiveMessage is recvmsg(2). The descriptors that it receives are
-// close-on-exec.
+// receiveMessage is recvmsg(2). It makes the descriptors close-on-exec.
 func receiveMessage(fd int, b, control []byte) (n, controlLen, flags int, err error) {
 	if !bornMarked {
 		syscall.ForkLock.RLock()
