@@ -68,8 +68,7 @@ const (
 	// reflect.Select takes grows with their number, and it has a limit.
 	maxOffers = 1 << 8
 
-	// The interval of the ticks. It doubles at each tick that finds the ready channel
-	// full. An accept by another process is noticed within maxTick.
+	// The interval of the ticks. An accept by another process is noticed within maxTick.
 	minTick = 1 * time.Millisecond
 	maxTick = 40 * time.Millisecond
 )

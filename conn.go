@@ -118,7 +118,6 @@ func (c *Conn) isClosed(h half) bool {
 	return c != nil && half(c.closed.Load())&h != 0
 }
 
-// checkOpen returns an error if half h is closed, or c is nil or zero.
 func (c *Conn) checkOpen(op string, h half) error {
 	switch {
 	case c.netfd() == nil:
@@ -130,7 +129,7 @@ func (c *Conn) checkOpen(op string, h half) error {
 }
 
 // close closes the halves of h that are still open. If by is set, it closes them
-// only if by is still the custodian.
+// only if by is still the custodian, which may have been replaced as its context ended.
 func (c *Conn) close(h half, by *custodian) error {
 	if c.netfd() == nil {
 		return c.opError("close", os.ErrInvalid)
@@ -202,9 +201,7 @@ type custodian struct {
 // undelivered is the custodian of a Conn that was accepted ahead. It never closes it.
 var undelivered = &custodian{stop: func() bool { return true }}
 
-// newCustodian returns a custodian that calls close with itself when ctx is done. If it
-// is replaced at the same time, the call must do nothing: close compares its argument
-// with the current custodian.
+// newCustodian returns a custodian that calls close with itself when ctx is done.
 func newCustodian(ctx context.Context, close func(*custodian)) *custodian {
 	if ctx.Done() == nil {
 		return nil

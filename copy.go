@@ -59,7 +59,6 @@ func (p *InputPort) WriteTo(w io.Writer) (int64, error) { return (*Conn)(p).Writ
 func (p *OutputPort) ReadFrom(r io.Reader) (int64, error) { return (*Conn)(p).ReadFrom(r) }
 
 // copyAll copies r to w: in the kernel as far as possible, then by Read and Write.
-// Most errors that stop the kernel are left for Read or Write to report.
 func copyAll(w io.Writer, r io.Reader) (int64, error) {
 	n, err := kernelCopy(w, r)
 	if err != zerocopy.ErrRefused {
@@ -70,8 +69,8 @@ func copyAll(w io.Writer, r io.Reader) (int64, error) {
 	return n + rest, err
 }
 
-// kernelCopy copies r to w in the kernel. One of them is a Conn. It returns the
-// number of bytes written, and ErrRefused if Read and Write have to continue the copy.
+// kernelCopy copies r to w, one of them a Conn, in the kernel. After ErrRefused, Read and
+// Write have to continue the copy.
 func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	if !zerocopy.Available {
 		return 0, zerocopy.ErrRefused

@@ -61,8 +61,7 @@ func FileListener(f *os.File) (*Listener, error) {
 	return l, nil
 }
 
-// adopt copies the descriptor of f, checks that it is a stream socket that listens,
-// or is connected if listening is false, and returns the copy and its names.
+// adopt returns a copy of f's descriptor, which sys.AdoptStream has accepted.
 func adopt(f *os.File, listening bool) (fd int, local, remote string, err error) {
 	if !Available {
 		return -1, "", "", errUnavailable

@@ -14,8 +14,6 @@ import (
 // no Unix domain socket can have on this platform.
 var ErrInvalidPath = errors.New("invalid unix socket path")
 
-// errUnavailable is the error of every constructor on a platform without Unix domain
-// sockets.
 var errUnavailable = fmt.Errorf("unix domain sockets on %s: %w", runtime.GOOS, errors.ErrUnsupported)
 
 // ValidPath reports whether path can name a Unix domain socket on this platform. It
