@@ -156,13 +156,10 @@ func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 	}
 	evt := e.byDone[done]
 	if evt == nil {
+		l.startWatcher()
 		evt = &acceptEvt{ctx: ctx, done: done, ch: make(chan Accepted)}
 		evt.stop = context.AfterFunc(ctx, func() { l.endEvt(evt) })
-		if e.byDone == nil {
-			e.byDone = make(map[<-chan struct{}]*acceptEvt)
-		}
 		e.byDone[done] = evt
-		l.startWatcher()
 		l.sync()
 	}
 	return evt.ch
@@ -195,6 +192,7 @@ func (l *Listener) startWatcher() {
 		return
 	}
 	close(l.events.watching)
+	l.events.byDone = make(map[<-chan struct{}]*acceptEvt)
 	l.interrupt() // an Accept that waits in the poller
 	go l.watch()
 }
