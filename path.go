@@ -47,23 +47,23 @@ func Abstract(name string) string {
 }
 
 // resolve returns the name that the kernel gets for path: an abstract name as it is,
-// a filesystem path in its absolute form.
+// a filesystem path in its absolute form. With an error it returns path itself.
 func resolve(path string) (string, error) {
 	switch {
 	case !Available:
-		return "", fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
+		return path, fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
 	case path == "":
-		return "", fmt.Errorf("%w: path is empty (0 bytes, limit %d)", ErrInvalidPath, MaxPathLen)
+		return path, fmt.Errorf("%w: path is empty (0 bytes, limit %d)", ErrInvalidPath, MaxPathLen)
 	case path[0] == 0 && !sys.AbstractNames:
-		return "", fmt.Errorf("%w: path begins with NUL (%d bytes, limit %d), and %s has no abstract names",
+		return path, fmt.Errorf("%w: path begins with NUL (%d bytes, limit %d), and %s has no abstract names",
 			ErrInvalidPath, len(path), MaxPathLen, runtime.GOOS)
 	case path[0] == 0 && len(path) > MaxPathLen:
-		return "", fmt.Errorf("%w: abstract name is too long (%d bytes with its leading NUL, limit %d)",
+		return path, fmt.Errorf("%w: abstract name is too long (%d bytes with its leading NUL, limit %d)",
 			ErrInvalidPath, len(path), MaxPathLen)
 	case path[0] == 0:
 		return path, nil
 	case strings.IndexByte(path, 0) > 0:
-		return "", fmt.Errorf("%w: path contains NUL at byte %d (%d bytes, limit %d)",
+		return path, fmt.Errorf("%w: path contains NUL at byte %d (%d bytes, limit %d)",
 			ErrInvalidPath, strings.IndexByte(path, 0), len(path), MaxPathLen)
 	}
 	full := path
@@ -72,7 +72,7 @@ func resolve(path string) (string, error) {
 		// which may be /proc/self/cwd or another name whose meaning a chdir changes.
 		wd, err := syscall.Getwd()
 		if err != nil {
-			return "", fmt.Errorf("%w: relative path without a working directory (%d bytes, limit %d for the absolute form): %w",
+			return path, fmt.Errorf("%w: relative path without a working directory (%d bytes, limit %d for the absolute form): %w",
 				ErrInvalidPath, len(path), MaxPathLen, err)
 		}
 		full = wd + "/" + path
@@ -81,7 +81,7 @@ func resolve(path string) (string, error) {
 		full = strings.ReplaceAll(full, "//", "/")
 	}
 	if len(full) > MaxPathLen {
-		return "", fmt.Errorf("%w: absolute form %.*q is too long (%d bytes, limit %d)",
+		return path, fmt.Errorf("%w: absolute form %.*q is too long (%d bytes, limit %d)",
 			ErrInvalidPath, MaxPathLen, full, len(full), MaxPathLen)
 	}
 	return full, nil

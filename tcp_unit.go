@@ -23,10 +23,7 @@ type TCPUnit struct {
 // unit's methods return the error.
 func NewTCPUnit(path string, opts ...ListenOption) *TCPUnit {
 	name, err := resolve(path)
-	if err == nil {
-		path = name
-	}
-	return &TCPUnit{path, err, append([]ListenOption{Backlog(511)}, opts...)}
+	return &TCPUnit{name, err, append([]ListenOption{Backlog(511)}, opts...)}
 }
 
 // Listen is [Listen] on the unit's path. It ignores its arguments. The addresses of the
