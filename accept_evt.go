@@ -41,7 +41,7 @@ type Accepted struct {
 type events struct {
 	watching chan struct{} // closed when the watcher starts
 
-	ready   chan *Listener // nil before the first call of Ready
+	ready   chan *Listener // nil before the first call of Ready or Close
 	byDone  map[<-chan struct{}]*acceptEvt
 	pending Accepted // accepted ahead: a connection, an error, or neither
 	lost    bool     // the error will not come again: the kernel has dropped the connection
@@ -109,9 +109,6 @@ func (l *Listener) Ready() <-chan *Listener {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.events.ready == nil {
-		if isClosed(l.done) {
-			return closedReady
-		}
 		l.events.ready = make(chan *Listener, readyTokens)
 		l.startWatcher()
 	}
@@ -397,10 +394,11 @@ func (l *Listener) endEvt(evt *acceptEvt) {
 func (l *Listener) endEvents() *Conn {
 	e := &l.events
 	c := l.takePending()
-	if e.ready != nil {
-		l.fillReady(false)
-		close(e.ready)
+	if e.ready == nil {
+		e.ready = make(chan *Listener)
 	}
+	l.fillReady(false)
+	close(e.ready)
 	for _, evt := range e.byDone {
 		evt.stop()
 		close(evt.ch)
