@@ -179,12 +179,12 @@ func waitForBacklog(ctx context.Context, fd int, name string) error {
 }
 
 // waiting holds a queue for each name that a goroutine waits to connect to.
-var waiting = queues{byName: make(map[string]*queue)}
+var waiting = queues{byName: make(map[string]*queue), cost: time.Hour}
 
 type queues struct {
 	mu     sync.Mutex
 	byName map[string]*queue
-	cost   time.Duration // of an attempt, as measured
+	cost   time.Duration // of an attempt, as measured; at first longer than any
 }
 
 // A queue represents the goroutines that wait to connect to one name.
@@ -219,9 +219,6 @@ func (qs *queues) leave(name string, q *queue) {
 func (qs *queues) interval(took time.Duration) time.Duration {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	if qs.cost > 0 {
-		took = min(took, 2*qs.cost)
-	}
-	qs.cost = took
-	return time.Duration(len(qs.byName)) * retryShare * took
+	qs.cost = max(1, min(took, 2*qs.cost)) // 0 would not double
+	return time.Duration(len(qs.byName)) * retryShare * qs.cost
 }
