@@ -354,10 +354,9 @@ func (l *Listener) onTick() {
 	defer l.mu.Unlock()
 	e := &l.events
 	e.ticking = false
+	e.tick = min(2*e.tick, maxTick)
 	if len(e.ready) < cap(e.ready) {
-		e.tick = minTick
-	} else {
-		e.tick = min(2*e.tick, maxTick)
+		e.tick = minTick // receives have emptied it
 	}
 	l.sync()
 }
