@@ -457,9 +457,8 @@ func (l *Listener) Addr() net.Addr {
 	return unixAddr(l.name)
 }
 
-// SetDeadline sets the deadline of Accept and AcceptContext: calls that wait beyond it
-// fail with [os.ErrDeadlineExceeded]. The zero time means no deadline.
-// [Listener.Ready] and [Listener.AcceptEvt] ignore the deadline.
+// SetDeadline sets the deadline of Accept and AcceptContext. The zero time means no
+// deadline. [Listener.Ready] and [Listener.AcceptEvt] ignore it.
 func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
 		return l.opError("set", os.ErrInvalid)
