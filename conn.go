@@ -77,7 +77,7 @@ func (c *Conn) netfd() *netfd.FD {
 	return c.fd
 }
 
-// Read reads up to len(b) bytes.
+// Read reads up to len(b) bytes. At the end of the peer's output it returns [io.EOF].
 func (c *Conn) Read(b []byte) (int, error) {
 	if c.isClosed(readHalf) {
 		return 0, c.opError("read", net.ErrClosed)
@@ -164,7 +164,7 @@ func (c *Conn) close(h half, by *custodian) error {
 // CloseOn makes ctx the custodian of the Conn: the Conn is closed when ctx is done.
 // A Conn has one custodian at a time. A later call replaces ctx, and
 // CloseOn(context.Background()) releases the Conn. A Conn that is closed or
-// released leaves nothing behind on ctx.
+// released leaves nothing behind on ctx. CloseOn mirrors Racket's custodians.
 func (c *Conn) CloseOn(ctx context.Context) {
 	if c.netfd() == nil {
 		return
@@ -329,8 +329,8 @@ type InputPort Conn
 // a nil or zero OutputPort return an error.
 type OutputPort Conn
 
-// Ports returns the halves of the Conn as two ports, the same ones each time. They are
-// what unix-socket-connect and unix-socket-accept return.
+// Ports returns the halves of the Conn as two ports, the same ones each time. Each port
+// closes its own half. They are what unix-socket-connect and unix-socket-accept return.
 func (c *Conn) Ports() (*InputPort, *OutputPort) {
 	return (*InputPort)(c), (*OutputPort)(c)
 }
