@@ -97,12 +97,12 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	switch {
 	case len(rest) == 0:
 		return n, copyError("read", limited.R, readHalf, err)
-	case err != zerocopy.ErrRefused:
-		return n, copyError("write", w, writeHalf, err)
+	case err != zerocopy.ErrRefused && to == zerocopy.Stream:
+		return n, copyError("write", w, writeHalf, err) // a socket reports it only once
 	}
-	m, writeErr := w.Write(rest)
-	if writeErr != nil {
-		err = writeErr
+	m, err := w.Write(rest)
+	if err == nil {
+		err = zerocopy.ErrRefused
 	}
 	return n + int64(m), err
 }

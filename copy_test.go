@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"sync"
 	"syscall"
@@ -620,6 +621,26 @@ func TestCopyToAResetConnectionReportsWhatWriteDoes(t *testing.T) {
 	}
 	_, err = io.Copy(reset(), r)
 	wantError(t, err, want, "write", "tcp")
+}
+
+func TestCopyToAFileReportsWhatWriteDoes(t *testing.T) {
+	name := filepath.Join(sockettest.ShortDir(t), "f")
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		t.Fatalf("WriteFile: %v", err)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	defer f.Close()
+	r, w := sockettest.Pair(t)
+	if _, err := w.Write([]byte("some")); err != nil {
+		t.Fatalf("Write: %v", err)
+	}
+	_, want := f.Write([]byte("some"))
+	if n, err := r.WriteTo(f); n != 0 || !reflect.DeepEqual(err, want) {
+		t.Errorf("WriteTo a file that is open for reading only: got %d, %#v; want 0, %#v", n, err, want)
+	}
 }
 
 // addressless is a connection whose LocalAddr returns nil.
