@@ -192,12 +192,12 @@ func (f *FD) Close() error {
 }
 
 // ShutdownRead shuts down the input, and discards unread data. Calls that wait for
-// input return [os.ErrDeadlineExceeded].
+// input end, with [io.EOF] or [os.ErrDeadlineExceeded].
 func (f *FD) ShutdownRead() error {
 	return f.shutdown(sys.ShutdownRead, (*os.File).SetReadDeadline)
 }
 
-// ShutdownWrite shuts down the output. Calls that wait to write return
+// ShutdownWrite shuts down the output. Calls that wait to write end, with EPIPE or
 // [os.ErrDeadlineExceeded].
 func (f *FD) ShutdownWrite() error {
 	return f.shutdown(sys.ShutdownWrite, (*os.File).SetWriteDeadline)
@@ -206,12 +206,15 @@ func (f *FD) ShutdownWrite() error {
 // shutdown sets a deadline because the shutdown alone does not wake a writer on Linux:
 // poll reports nothing for a socket whose buffer is full.
 func (f *FD) shutdown(half func(fd int) error, setDeadline func(*os.File, time.Time) error) error {
+	if f == nil {
+		return os.ErrInvalid
+	}
 	err := f.Control(half)
 	if file := f.file.Load(); file != nil { // else no call waits
 		_ = setDeadline(file, ALongTimeAgo)
 	}
 	if err == net.ErrClosed {
-		return nil // both halves are closed
+		return nil // the descriptor is closed, and so is this half
 	}
 	return err
 }
