@@ -106,8 +106,9 @@ func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 // CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including
 // those that are waiting. Unread data is discarded.
 //
-// On Linux and FreeBSD 15, the peer's writes fail with EPIPE from then on. On macOS,
-// OpenBSD and older FreeBSD they succeed, or wait once a buffer is full.
+// On Linux and FreeBSD 15, the peer's writes fail with EPIPE from then on. On macOS the
+// kernel discards what the peer writes. On OpenBSD and older FreeBSD, the peer's writes
+// succeed until a buffer is full, and wait then.
 func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
 
 // CloseWrite closes the output. The peer reads EOF. Writes fail with [net.ErrClosed]
@@ -243,10 +244,10 @@ func unixAddr(name string) *net.UnixAddr {
 // beyond it fails with [os.ErrDeadlineExceeded]. The zero time means no deadline.
 func (c *Conn) SetDeadline(t time.Time) error { return c.setDeadline(bothHalves, t) }
 
-// SetReadDeadline sets the deadline of the input, as SetDeadline does.
+// SetReadDeadline is SetDeadline for the input only.
 func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(readHalf, t) }
 
-// SetWriteDeadline sets the deadline of the output, as SetDeadline does.
+// SetWriteDeadline is SetDeadline for the output only.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(writeHalf, t) }
 
 func (c *Conn) setDeadline(h half, t time.Time) error {

@@ -42,9 +42,9 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 // deadlines apply as they do to Read. Errors are those of Read, and the errors of w
 // unchanged.
 //
-// On Linux the kernel moves the bytes if w is of a type that [Conn.ReadFrom] lists, but
-// no file opened for appending, or an *[OutputPort]. For every other type WriteTo calls
-// its Write method.
+// On Linux the kernel moves the bytes if w is an *[OutputPort], or of a type that
+// [Conn.ReadFrom] lists, unless it is a file opened for appending. For every other type
+// WriteTo calls its Write method.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	if err := c.checkOpen("read", readHalf); err != nil {
 		return 0, err

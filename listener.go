@@ -53,8 +53,8 @@ func Mode(perm fs.FileMode) ListenOption {
 // leaves one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a front-end
 // server of another group connect.
 //
-// Use it with Mode: on Linux, the file then has no permissions for other users until its
-// owner is set. Without Mode, a connect that only the first owner or group admits may
+// Use it with Mode: on Linux, the file then admits only the user of this process until
+// its owner is set. Without Mode, a connect that only the first owner or group admits may
 // succeed if it comes just before the change.
 //
 // [Listen] returns an error, and leaves no socket file, if the process may not change the

@@ -62,8 +62,8 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 		if o.Owner != nil {
 			// The kernel checks the permissions before it looks whether the socket
 			// listens: a connect that the first group's permissions admit may
-			// succeed later. The user of this process keeps its own: if the process
-			// is killed now, the next one has to probe the file.
+			// succeed later. The bits of the owner stay, because the next process has
+			// to probe the file if this one is killed now.
 			perm &= 0o700
 		}
 		if err := sys.RestrictMode(fd, perm); err != nil {

@@ -147,8 +147,8 @@ func Accept(fd int) (nfd int, peer string, err error) {
 			// Linux allocates the descriptor before it checks the queue, so this error
 			// need not mean that a connection is pending. gVisor checks the queue first,
 			// and has dropped the connection. A second call distinguishes them: on Linux
-			// it fails in the same way, unless a descriptor has become free, on gVisor
-			// there is nothing left to accept.
+			// it fails in the same way, unless a descriptor has become free. On gVisor
+			// nothing is left to accept.
 			if !Readable(fd) {
 				if noFile != nil {
 					return -1, "", ErrWouldBlock

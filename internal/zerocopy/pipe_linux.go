@@ -56,16 +56,17 @@ func (p *pipe) release() {
 }
 
 // drain moves the bytes of the pipe to dst, and returns how many it has moved. If its
-// error is not nil, the rest remains in the pipe. The error is ErrRefused if Write would
-// report the same one: dst is closed, past its deadline or broken, or the kernel refuses
-// the splice. It is another one if a socket reports it only once, as it does ECONNRESET.
+// error is not nil, the rest remains in the pipe. The error is ErrRefused if dst is closed,
+// past its deadline or broken, or the kernel refuses the splice: Write reports it, too.
+// It is another one if a socket may report it only once, as it does ECONNRESET.
 func (p *pipe) drain(dst syscall.RawConn) (n int, err error) {
 	size := p.data
 	dstErr := dst.Write(func(out uintptr) bool {
 		for p.data > 0 {
-			n, err = splice(int(out), p.r, p.data)
-			p.data -= n
-			if err != nil || n == 0 {
+			var m int
+			m, err = splice(int(out), p.r, p.data)
+			p.data -= m
+			if err != nil || m == 0 {
 				return err != unix.EAGAIN
 			}
 		}
