@@ -542,7 +542,7 @@ func TestAcceptEvtOfAnEndedContextIsClosedAtOnce(t *testing.T) {
 // connection. The offer can find a receiver that came after the context ended, because a
 // select chooses at random between a ready receiver and a context that is done. Such a
 // delivery must be an exception, and the delivered connection must be closed. How rare it
-// is depends on the machine: 2 in 10,000 on one, 1 in 20 on a busy emulator.
+// is depends on the machine: about 10 in 10,000 on one, 1 in 20 on a busy emulator.
 func TestContextThatEndsWhileAnOfferIsOnItsWay(t *testing.T) {
 	rounds := 10000
 	switch {
