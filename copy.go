@@ -94,10 +94,11 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	}
 	n, rest, err := zerocopy.Splice(dst, src, limited.N)
 	limited.N -= n + int64(len(rest))
+	_, toFile := unwrap(w).(*os.File)
 	switch {
 	case len(rest) == 0:
 		return n, copyError("read", limited.R, readHalf, err)
-	case err != zerocopy.ErrRefused && to == zerocopy.Stream:
+	case err != zerocopy.ErrRefused && !toFile:
 		return n, copyError("write", w, writeHalf, err) // a socket reports it only once
 	}
 	m, err := w.Write(rest)

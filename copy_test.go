@@ -633,13 +633,21 @@ func TestCopyToAFileReportsWhatWriteDoes(t *testing.T) {
 		t.Fatalf("Open: %v", err)
 	}
 	defer f.Close()
-	r, w := sockettest.Pair(t)
-	if _, err := w.Write([]byte("some")); err != nil {
-		t.Fatalf("Write: %v", err)
+	readEnd, writeEnd, err := os.Pipe()
+	if err != nil {
+		t.Fatalf("Pipe: %v", err)
 	}
-	_, want := f.Write([]byte("some"))
-	if n, err := r.WriteTo(f); n != 0 || !reflect.DeepEqual(err, want) {
-		t.Errorf("WriteTo a file that is open for reading only: got %d, %#v; want 0, %#v", n, err, want)
+	defer readEnd.Close()
+	defer writeEnd.Close()
+	for desc, f := range map[string]*os.File{"a file open for reading only": f, "the read end of a pipe": readEnd} {
+		r, w := sockettest.Pair(t)
+		if _, err := w.Write([]byte("some")); err != nil {
+			t.Fatalf("Write: %v", err)
+		}
+		_, want := f.Write([]byte("some"))
+		if n, err := r.WriteTo(f); n != 0 || !reflect.DeepEqual(err, want) {
+			t.Errorf("WriteTo %s: got %d, %#v; want 0, %#v", desc, n, err, want)
+		}
 	}
 }
 
