@@ -50,9 +50,8 @@ type events struct {
 	endMu sync.Mutex   // guards ended; locked after mu
 	ended []*acceptEvt // the call of endEvt for the first one will close the channels of all
 
-	ticker  *time.Timer // nil before the first tick
-	ticking bool        // ticker is set
-	tick    time.Duration
+	ticker *time.Timer // set while a connection is pending; nil before the first use
+	tick   time.Duration
 }
 
 const (
@@ -190,6 +189,7 @@ func (l *Listener) startWatcher() {
 	}
 	close(l.events.watching)
 	l.events.byDone = make(map[<-chan struct{}]*acceptEvt)
+	l.events.ticker = time.AfterFunc(maxTick, l.onTick)
 	l.interrupt() // an Accept that waits in the poller
 	go l.watch()
 }
@@ -335,16 +335,10 @@ func (l *Listener) fillReady(pending bool) {
 // setTicker starts or stops the ticks. mu is held.
 func (l *Listener) setTicker(pending bool) {
 	e := &l.events
-	switch {
-	case pending && e.ticker == nil:
-		e.tick = minTick
-		e.ticker = time.AfterFunc(e.tick, l.onTick)
-	case pending && !e.ticking:
+	if pending {
 		e.ticker.Reset(e.tick)
-	case !pending && e.ticking:
+	} else {
 		e.ticker.Stop()
-	}
-	if e.ticking = pending; !pending {
 		e.tick = minTick
 	}
 }
@@ -353,7 +347,6 @@ func (l *Listener) onTick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := &l.events
-	e.ticking = false
 	e.tick = min(2*e.tick, maxTick)
 	if len(e.ready) < cap(e.ready) {
 		e.tick = minTick // receives have emptied it
@@ -403,7 +396,9 @@ func (l *Listener) endEvents() *Conn {
 		close(evt.ch)
 	}
 	e.byDone = nil
-	l.setTicker(false)
+	if e.ticker != nil {
+		e.ticker.Stop()
+	}
 	return c
 }
 
