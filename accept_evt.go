@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
@@ -39,7 +40,7 @@ type Accepted struct {
 // The watcher is a goroutine that waits for arrivals in the poller, from the first use
 // until Close. An Accept that must wait then waits for nextChange instead.
 type events struct {
-	watching chan struct{} // closed when the watcher starts
+	watching atomic.Bool // set when the watcher starts, with mu held
 
 	ready   chan *Listener // nil before the first call of Ready or Close
 	byDone  map[<-chan struct{}]*acceptEvt
@@ -184,10 +185,9 @@ func closed[T any]() chan T {
 
 // startWatcher starts the watcher of an open listener if there is none. mu is held.
 func (l *Listener) startWatcher() {
-	if isClosed(l.done) || isClosed(l.events.watching) {
+	if isClosed(l.done) || l.events.watching.Swap(true) {
 		return
 	}
-	close(l.events.watching)
 	l.events.byDone = make(map[<-chan struct{}]*acceptEvt)
 	l.events.ticker = time.AfterFunc(maxTick, l.onTick)
 	l.interrupt() // an Accept that waits in the poller
@@ -229,7 +229,7 @@ func (l *Listener) lockAndSync(fd uintptr) {
 // syncFD establishes the invariant of events. mu is held.
 func (l *Listener) syncFD(fd int) {
 	e := &l.events
-	if isClosed(l.done) || !isClosed(e.watching) {
+	if isClosed(l.done) || !e.watching.Load() {
 		return
 	}
 	l.cancelOffer()

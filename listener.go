@@ -178,7 +178,6 @@ func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error
 		done:     make(chan struct{}),
 		removed:  make(chan struct{}),
 		sockFile: sockFile,
-		events:   events{watching: make(chan struct{})},
 	}, nil
 }
 
@@ -271,7 +270,7 @@ func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) err
 			return err
 		}
 		pollSem := l.pollSem
-		if isClosed(l.events.watching) {
+		if l.events.watching.Load() {
 			pollSem = nil // only the watcher may wait in the poller
 			over := false
 			err := l.raw.Control(func(fd uintptr) { over = try(fd) })
@@ -303,7 +302,7 @@ func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) (ove
 		if err := l.waitErr(ctx); err != nil {
 			return false, err
 		}
-		if isClosed(l.events.watching) {
+		if l.events.watching.Load() {
 			return false, nil
 		}
 		err := netfd.MapRawErr(l.raw.Read(try))
