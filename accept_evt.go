@@ -262,9 +262,6 @@ func (l *Listener) acceptAhead(fd int) (drained bool) {
 			if err == sys.ErrWouldBlock {
 				return true
 			}
-			if err == nil {
-				_, err = c.fd.File() // register it now: there is time until it is received
-			}
 			if err != nil {
 				e.pending.Err = l.opError("accept", err)
 				e.lost = !sys.Readable(fd)

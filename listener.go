@@ -202,31 +202,15 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
 	}
-	var res struct {
-		conn   *Conn
-		err    error
-		waited bool
-	}
+	var res Accepted
 	err := l.tryOrWait(ctx, func(fd uintptr) bool {
-		res.conn, res.err = l.take(int(fd))
-		if res.err == sys.ErrWouldBlock {
-			res.waited = true
-			return false
-		}
-		return true
+		res.Conn, res.Err = l.take(int(fd))
+		return res.Err != sys.ErrWouldBlock
 	})
 	if err == nil {
-		err = res.err
+		err = res.Err
 	}
-	if err == nil && res.waited {
-		// The server was idle, and the client's first bytes have probably not come. The
-		// first Read would register the connection anyway, and now there is time.
-		_, err = res.conn.fd.File()
-	}
-	if err != nil {
-		return nil, l.opError("accept", err)
-	}
-	return res.conn, nil
+	return res.Conn, l.opError("accept", err)
 }
 
 // take returns a connection, accepted ahead or now, or ErrWouldBlock.
