@@ -241,16 +241,9 @@ func (l *Listener) acceptOne(fd int) (*Conn, error) {
 // until try returns true. It returns early when ctx is done, the deadline expires or the
 // listener is closed.
 func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) error {
-	select {
-	case l.pollSem <- struct{}{}: // the usual case, which needs no channel of nextChange
-		if over, err := l.pollWait(ctx, try); over || err != nil {
-			return err
-		}
-	default:
-	}
 	for {
-		changed := l.nextChange() // before the attempt, so that no arrival is missed
-		if err := l.waitErr(ctx); err != nil {
+		changed, err := l.nextChange(ctx) // before the attempt, so that no arrival is missed
+		if err != nil {
 			return err
 		}
 		pollSem := l.pollSem
@@ -283,7 +276,7 @@ func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) (ove
 		defer stop()
 	}
 	for {
-		if err := l.waitErr(ctx); err != nil {
+		if _, err := l.nextChange(ctx); err != nil {
 			return false, err
 		}
 		if l.events.watching.Load() {
@@ -299,29 +292,20 @@ func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) (ove
 	}
 }
 
-// waitErr returns the reason not to wait, or nil.
-func (l *Listener) waitErr(ctx context.Context) error {
-	l.mu.Lock()
-	deadline := l.deadline
-	l.mu.Unlock()
-	switch {
-	case isClosed(l.done):
-		return net.ErrClosed
-	case !deadline.IsZero() && !time.Now().Before(deadline):
-		return os.ErrDeadlineExceeded
-	}
-	return ctx.Err()
-}
-
 // nextChange returns a channel that is closed when a connection arrives or is accepted
-// ahead, or the deadline expires.
-func (l *Listener) nextChange() <-chan struct{} {
+// ahead, or the deadline expires. Its error is the reason not to wait.
+func (l *Listener) nextChange(ctx context.Context) (<-chan struct{}, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.changed == nil {
+	switch {
+	case isClosed(l.done):
+		return nil, net.ErrClosed
+	case !l.deadline.IsZero() && !time.Now().Before(l.deadline):
+		return nil, os.ErrDeadlineExceeded
+	case l.changed == nil:
 		l.changed = make(chan struct{})
 	}
-	return l.changed
+	return l.changed, ctx.Err()
 }
 
 // wake wakes the goroutines that wait for a change. mu is held.
