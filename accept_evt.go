@@ -34,8 +34,8 @@ type Accepted struct {
 // called whenever the invariant may be broken: by Ready, after every accept, when an event
 // begins or ends, at each arrival of a connection, after each offer, after each callback
 // of SyscallConn, and at each tick.
-// Ticks are needed while a connection is pending: receives empty the ready channel,
-// another process may accept the connection, and an error of accept(2) may pass.
+// Ticks are needed while a connection is pending: receives empty the ready channel, and
+// another process may accept the connection.
 //
 // The watcher is a goroutine that waits for arrivals in the poller, from the first use
 // until Close. An Accept that must wait then waits for nextChange instead.
@@ -45,7 +45,6 @@ type events struct {
 	ready   chan *Listener // nil before the first call of Ready or Close
 	byDone  map[<-chan struct{}]*acceptEvt
 	pending Accepted // accepted ahead: a connection, an error, or neither
-	lost    bool     // the error will not come again: the kernel has dropped the connection
 	offer   *offer   // of pending; nil if there is none
 
 	endMu sync.Mutex   // guards ended; locked after mu
@@ -135,8 +134,8 @@ func (l *Listener) Ready() <-chan *Listener {
 // [Listener.AcceptContext] instead.
 //
 // An error of accept(2), such as EMFILE, is delivered as an Accepted with Err, one per
-// receive, and the channel stays open. Closing the listener closes the channel. It also
-// disconnects a connection that was accepted ahead and not received.
+// receive, even if it has passed by then, and the channel stays open. Closing the listener
+// closes the channel, and disconnects a connection that was accepted ahead and not received.
 //
 // AcceptEvt mirrors unix-socket-accept-evt, which uses Racket's current custodian.
 func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
@@ -239,37 +238,31 @@ func (l *Listener) syncFD(fd int) {
 	}
 	pending := e.pending.Conn != nil || !drained && sys.Readable(fd)
 	l.fillReady(pending)
-	// What is offered to all events needs no tick, unless it is an error that may pass,
-	// and without events nothing has to be offered.
-	offered := e.offer != nil && (e.pending.Err == nil || e.lost) && len(e.byDone) <= maxOffers
-	unoffered := len(e.byDone) > 0 && !offered
-	l.setTicker(pending && (e.ready != nil || unoffered) || e.pending.Err != nil && unoffered)
+	// What is offered to all events needs no tick, and without events nothing has to be
+	// offered.
+	unoffered := len(e.byDone) > 0 && (e.offer == nil || len(e.byDone) > maxOffers)
+	l.setTicker(pending && e.ready != nil || (pending || e.pending.Err != nil) && unoffered)
 }
 
 // acceptAhead accepts connections for the events until no receiver waits for the pending
 // one, or the backlog is empty; then drained is true. mu is held, and there is no offer.
 func (l *Listener) acceptAhead(fd int) (drained bool) {
 	e := &l.events
-	if len(e.byDone) == 0 || !e.lost {
-		e.pending.Err = nil // it was not received, and may have passed
-	}
-	if len(e.byDone) == 0 || e.pending.Err != nil {
+	if len(e.byDone) == 0 {
+		e.pending.Err = nil
 		return false
 	}
 	for range maxServed {
-		if e.pending.Conn == nil {
+		if e.pending == (Accepted{}) {
 			c, err := l.acceptOne(fd)
 			if err == sys.ErrWouldBlock {
 				return true
 			}
-			if err != nil {
-				e.pending.Err = l.opError("accept", err)
-				e.lost = !sys.Readable(fd)
-				return false
+			if err == nil {
+				c.custodian = undelivered
+				l.wake() // the poller does not report what has left the backlog
 			}
-			c.custodian = undelivered
-			e.pending.Conn = c
-			l.wake() // the poller does not report what has left the backlog
+			e.pending = Accepted{c, l.opError("accept", err)}
 		}
 		if !l.deliver() {
 			return false

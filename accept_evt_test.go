@@ -838,8 +838,7 @@ func TestErrorWaitsForItsReceiver(t *testing.T) {
 	free := sockettest.ExhaustDescriptors(t)
 	defer free()
 	evt := l.AcceptEvt(t.Context())
-	// The listener tries again meanwhile. On a kernel that dropped the connection, it finds
-	// no other.
+	// On a kernel that dropped the connection, another accept(2) would not fail again.
 	time.Sleep(2 * recheck)
 	if a := sockettest.Receive(t, "AcceptEvt to deliver an error", evt); !errors.Is(a.Err, syscall.EMFILE) {
 		t.Fatalf("receive from AcceptEvt without descriptors: got %+v, want EMFILE", a)
