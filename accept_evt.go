@@ -449,34 +449,21 @@ func (l *Listener) cancelOffer() {
 // cancelled, or the context of an event is done.
 //
 // Closing a Done channel takes the waiting goroutine out of its select before the cancel
-// returns, so no later receive finds it there. No select can rule out a receive that begins
-// after the cancel while the goroutine is between its check of the context and its wait. Such
-// a connection is closed at once, by its context.
+// returns, so no later receive finds it there. A receive that begins after the cancel, while
+// the goroutine is between its check of the context and its wait, still gets a connection,
+// which its context closes at once.
 func (o *offer) send(pending Accepted, evts []*acceptEvt) *acceptEvt {
-	if len(evts) == 1 {
-		if evts[0].ended() {
-			return nil
-		}
-		select {
-		case evts[0].ch <- pending:
-			return evts[0]
-		case <-evts[0].done:
-		case <-o.cancel:
-		}
-		return nil
-	}
 	cases := []reflect.SelectCase{{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(o.cancel)}}
 	for _, evt := range evts {
-		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(evt.ch), Send: reflect.ValueOf(pending)})
-	}
-	for _, evt := range evts {
-		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(evt.done)})
+		cases = append(cases,
+			reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(evt.ch), Send: reflect.ValueOf(pending)},
+			reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(evt.done)})
 	}
 	if slices.ContainsFunc(evts, (*acceptEvt).ended) { // as late as possible
 		return nil
 	}
-	if i, _, _ := reflect.Select(cases); 1 <= i && i <= len(evts) {
-		return evts[i-1]
+	if i, _, _ := reflect.Select(cases); i%2 == 1 {
+		return evts[i/2]
 	}
 	return nil
 }
