@@ -372,10 +372,12 @@ func (l *Listener) endEvt(evt *acceptEvt) {
 	l.sync()
 }
 
-// endEvents closes all channels and returns takePending's connection. mu is held.
-func (l *Listener) endEvents() *Conn {
+// endEvents closes all channels, and the connection that is accepted ahead. mu is held.
+func (l *Listener) endEvents() {
 	e := &l.events
-	c := l.takePending()
+	if c := l.takePending(); c != nil {
+		c.Close()
+	}
 	if e.ready == nil {
 		e.ready = make(chan *Listener)
 	}
@@ -389,7 +391,6 @@ func (l *Listener) endEvents() *Conn {
 	if e.ticker != nil {
 		e.ticker.Stop()
 	}
-	return c
 }
 
 // An offer is one goroutine that sends what is pending to the first event that receives.

@@ -359,25 +359,21 @@ func (l *Listener) close(by *custodian) error {
 	close(l.done)
 	l.custodian.release()
 	l.custodian = nil
-	pending := l.endEvents()
+	l.endEvents()
 	if l.timer != nil {
 		l.timer.Stop()
 	}
 	l.interrupt()
-	var file *sockfile.File
-	if l.unlinkOnClose {
-		file = l.sockFile
+	if !l.unlinkOnClose {
+		l.sockFile = nil
 	}
 	l.mu.Unlock()
 
 	// The socket is still open, so no other process takes the file for a stale one.
-	removeErr := file.Remove()
+	removeErr := l.sockFile.Remove()
 	close(l.removed)
 	// Without mu: closing the descriptor waits for callbacks that lock mu.
 	err := errors.Join(netfd.MapErr(removeErr), netfd.MapErr(l.file.Close()))
-	if pending != nil {
-		pending.Close()
-	}
 	return l.opError("close", err)
 }
 
