@@ -171,15 +171,11 @@ type acceptEvt struct {
 
 func (e *acceptEvt) ended() bool { return isClosed(e.done) }
 
-var (
-	closedReady = closed[*Listener]()
-	closedEvt   = closed[Accepted]()
-)
+var closedReady, closedEvt = make(chan *Listener), make(chan Accepted)
 
-func closed[T any]() chan T {
-	c := make(chan T)
-	close(c)
-	return c
+func init() {
+	close(closedReady)
+	close(closedEvt)
 }
 
 // startWatcher starts the watcher of an open listener if there is none. mu is held.
