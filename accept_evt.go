@@ -30,7 +30,7 @@ type Accepted struct {
 //     connection is accepted ahead and offered to all of them.
 //   - While none is pending, ready is empty and nothing is offered.
 //
-// Only syncFD, called with mu held, establishes the invariant, and it never blocks. It is
+// Only sync, called with mu held, establishes the invariant, and it never blocks. It is
 // called whenever the invariant may be broken: by Ready, after every accept, when an event
 // begins or ends, at each arrival of a connection, after each offer, after each callback
 // of SyscallConn, and at each tick.
@@ -56,10 +56,10 @@ type events struct {
 
 const (
 	// readyTokens is the number of receives that a channel kept in a variable serves
-	// between two calls of syncFD, in addition to those of goroutines that already wait.
+	// between two calls of sync, in addition to those of goroutines that already wait.
 	readyTokens = 8
 
-	// maxServed bounds the receivers that one call of syncFD serves, so that it ends
+	// maxServed bounds the receivers that one call of sync serves, so that it ends
 	// even if they receive again at once. The next tick serves the others.
 	maxServed = 1 << 10
 
@@ -201,38 +201,33 @@ func (l *Listener) watch() {
 }
 
 // arrived is called when the watcher begins to wait, and when connections have arrived.
-func (l *Listener) arrived(fd uintptr) bool {
+func (l *Listener) arrived(uintptr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.wake()
-	l.syncFD(int(fd))
+	l.sync()
 	return false
 }
 
-// sync is syncFD without a descriptor. mu is held.
-func (l *Listener) sync() {
-	l.raw.Control(func(fd uintptr) { l.syncFD(int(fd)) })
-}
-
-// lockAndSync is syncFD for a caller that does not hold mu.
-func (l *Listener) lockAndSync(fd uintptr) {
+// lockAndSync is sync for a caller that does not hold mu.
+func (l *Listener) lockAndSync() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.syncFD(int(fd))
+	l.sync()
 }
 
-// syncFD establishes the invariant of events. mu is held.
-func (l *Listener) syncFD(fd int) {
+// sync establishes the invariant of events. mu is held.
+func (l *Listener) sync() {
 	e := &l.events
 	if isClosed(l.done) || !e.watching.Load() {
 		return
 	}
 	l.cancelOffer()
-	drained := l.acceptAhead(fd)
+	drained := l.acceptAhead()
 	if e.pending != (Accepted{}) {
 		l.startOffer()
 	}
-	pending := e.pending.Conn != nil || !drained && sys.Readable(fd)
+	pending := e.pending.Conn != nil || !drained && sys.Readable(l.fd)
 	l.fillReady(pending)
 	// What is offered to all events needs no tick, and without events nothing has to be
 	// offered.
@@ -242,7 +237,7 @@ func (l *Listener) syncFD(fd int) {
 
 // acceptAhead accepts connections for the events until no receiver waits for the pending
 // one, or the backlog is empty; then drained is true. mu is held, and there is no offer.
-func (l *Listener) acceptAhead(fd int) (drained bool) {
+func (l *Listener) acceptAhead() (drained bool) {
 	e := &l.events
 	if len(e.byDone) == 0 {
 		e.pending.Err = nil
@@ -250,7 +245,7 @@ func (l *Listener) acceptAhead(fd int) (drained bool) {
 	}
 	for range maxServed {
 		if e.pending == (Accepted{}) {
-			c, err := l.acceptOne(fd)
+			c, err := l.acceptOne()
 			if err == sys.ErrWouldBlock {
 				return true
 			}

@@ -94,6 +94,7 @@ func UnlinkOnClose() ListenOption {
 type Listener struct {
 	file *os.File
 	raw  syscall.RawConn // of file
+	fd   int             // of file; open while mu is held and done is not closed
 	name string
 
 	// pollSem holds a token while a goroutine waits, or is about to wait, in the poller.
@@ -170,7 +171,7 @@ func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error
 		return nil, err
 	}
 	raw, _ := file.SyscallConn() // fails only if the file is nil
-	return &Listener{
+	l := &Listener{
 		file:     file,
 		raw:      raw,
 		name:     name,
@@ -178,7 +179,9 @@ func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error
 		done:     make(chan struct{}),
 		removed:  make(chan struct{}),
 		sockFile: sockFile,
-	}, nil
+	}
+	raw.Control(func(fd uintptr) { l.fd = int(fd) })
+	return l, nil
 }
 
 func (l *Listener) ok() bool { return l != nil && l.file != nil }
@@ -203,8 +206,8 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 		return nil, l.opError("accept", os.ErrInvalid)
 	}
 	var res Accepted
-	err := l.tryOrWait(ctx, func(fd uintptr) bool {
-		res.Conn, res.Err = l.take(int(fd))
+	err := l.tryOrWait(ctx, func(uintptr) bool {
+		res.Conn, res.Err = l.take()
 		return res.Err != sys.ErrWouldBlock
 	})
 	if err == nil {
@@ -214,7 +217,7 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 }
 
 // take returns a connection, accepted ahead or now, or ErrWouldBlock.
-func (l *Listener) take(fd int) (*Conn, error) {
+func (l *Listener) take() (*Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if isClosed(l.done) {
@@ -222,15 +225,15 @@ func (l *Listener) take(fd int) (*Conn, error) {
 	}
 	c, err := l.takePending(), error(nil)
 	if c == nil {
-		c, err = l.acceptOne(fd)
+		c, err = l.acceptOne()
 	}
-	l.syncFD(fd)
+	l.sync()
 	return c, err
 }
 
 // acceptOne accepts one connection from the kernel, or returns ErrWouldBlock. mu is held.
-func (l *Listener) acceptOne(fd int) (*Conn, error) {
-	nfd, peer, err := sys.Accept(fd)
+func (l *Listener) acceptOne() (*Conn, error) {
+	nfd, peer, err := sys.Accept(l.fd)
 	if err != nil {
 		return nil, err
 	}
@@ -468,7 +471,7 @@ type rawListener struct{ l *Listener }
 func (r rawListener) Control(f func(fd uintptr)) error {
 	err := r.l.raw.Control(func(fd uintptr) {
 		f(fd)
-		r.l.lockAndSync(fd)
+		r.l.lockAndSync()
 	})
 	return r.l.opError("raw-control", netfd.MapRawErr(err))
 }
@@ -478,7 +481,7 @@ func (r rawListener) Read(f func(fd uintptr) bool) error {
 	r.l.startWatcher() // else Accept would wait for pollSem while f returns false
 	r.l.mu.Unlock()
 	err := r.l.tryOrWait(context.Background(), func(fd uintptr) bool {
-		defer r.l.lockAndSync(fd)
+		defer r.l.lockAndSync()
 		return f(fd)
 	})
 	return r.l.opError("raw-read", err)
