@@ -33,9 +33,8 @@ type Accepted struct {
 // Only sync, called with mu held, establishes the invariant, and it never blocks. It is
 // called whenever the invariant may be broken: by Ready, after every accept, when an event
 // begins or ends, at each arrival of a connection, after each offer, after each callback
-// of SyscallConn, and at each tick.
-// Ticks are needed while a connection is pending: receives empty the ready channel, and
-// another process may accept the connection.
+// of SyscallConn, and at each tick. Ticks are needed while a connection is pending:
+// receives empty the ready channel, and another process may accept the connection.
 //
 // The watcher is a goroutine that waits for arrivals in the poller, from the first use
 // until Close. An Accept that must wait then waits for nextChange instead.
@@ -59,8 +58,8 @@ const (
 	// between two calls of sync, in addition to those of goroutines that already wait.
 	readyTokens = 8
 
-	// maxServed bounds the receivers that one call of sync serves, so that it ends
-	// even if they receive again at once. The next tick serves the others.
+	// maxServed bounds the receivers that one call of sync serves, so that it ends even
+	// if they receive again at once. The next tick serves the others.
 	maxServed = 1 << 10
 
 	// A connection is offered to at most maxOffers events at once: the time that
@@ -81,19 +80,12 @@ const (
 // connection, receives may succeed for up to 50 ms more. A receive from a channel kept in
 // a variable may also succeed just after a receive from AcceptEvt.)
 //
-// A select with a default must call Ready each time. It is exact then, because the call
-// itself polls the kernel:
-//
-//	select {
-//	case <-l.Ready():
-//	default:
-//	}
-//
-// (If other goroutines receive between the call and the select, the channel may be empty
-// for a moment.) With a channel kept in a variable, such a select can miss a pending
-// connection in three cases: just after a connect, just after a receive from AcceptEvt,
-// and after more than 8 receives without an accept. A blocking receive from a kept
-// channel misses none.
+// A select with a default must call Ready itself, as in case <-l.Ready(). It is exact then,
+// because the call polls the kernel. (If other goroutines receive between the call and the
+// select, the channel may be empty for a moment.) With a channel kept in a variable, such a
+// select can miss a pending connection in three cases: just after a connect, just after a
+// receive from AcceptEvt, and after more than 8 receives without an accept. A blocking
+// receive from a kept channel misses none.
 //
 // Readiness accepts nothing: the connection stays in the backlog. Between a receive and
 // an Accept, another goroutine or process may accept the connection, and the Accept then
@@ -126,12 +118,11 @@ func (l *Listener) Ready() <-chan *Listener {
 // In a select with a default, use [Listener.Ready] and [Listener.AcceptContext] instead: a
 // receive from this channel succeeds only once a goroutine offers the connection.
 //
-// To offer a connection on its channels, the listener accepts it ahead, one at a time. It
-// stays available to this listener: Ready reports it, and the next Accept, AcceptContext
-// or receive from any of the channels gets it, even after ctx is done. But another process,
-// or another Listener of the same socket, never gets it. A server process that shares its
-// socket with others, and may stop receiving, should use [Listener.Ready] and
-// [Listener.AcceptContext] instead.
+// To offer a connection on its channels, the listener accepts it ahead, one at a time. Ready
+// reports it, and the next Accept, AcceptContext or receive from any of the channels gets it,
+// even after ctx is done. But another process, or another Listener of the same socket, never
+// gets it. A server process that shares its socket with others, and may stop receiving,
+// should use [Listener.Ready] and [Listener.AcceptContext] instead.
 //
 // An error of accept(2), such as EMFILE, is delivered as an Accepted with Err, one per
 // receive, even if it has passed by then, and the channel stays open. Closing the listener

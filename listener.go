@@ -35,16 +35,14 @@ func Backlog(n int) ListenOption {
 	return func(c *listenConfig) { c.backlog = n }
 }
 
-// Mode sets the permission bits of the socket file to exactly perm, whatever the umask,
-// which belongs to the whole process and stays unchanged. They are set before the socket
-// listens. To connect takes write permission, except on systems that ignore the bits of
-// sockets: there, protect the directory.
+// Mode sets the permission bits of the socket file to exactly perm before the socket
+// listens, whatever the umask, which stays unchanged. To connect takes write permission,
+// except on systems that ignore the bits of sockets: there, protect the directory.
 //
-// On Linux the bits are never wider than perm. The kernels of macOS and the BSDs do not
-// support that: a connect that they admit while the bits are wider may succeed.
+// On Linux the bits are never wider than perm. On macOS and the BSDs, a connect that they
+// admit while the bits are wider may succeed.
 //
-// [Listen] returns an error if perm has bits outside [fs.ModePerm], or if the path is an
-// abstract name, which has no permissions.
+// [Listen] returns an error if perm has bits outside [fs.ModePerm], or for an abstract name.
 func Mode(perm fs.FileMode) ListenOption {
 	return func(c *listenConfig) { c.file.Mode = &perm }
 }
@@ -57,9 +55,9 @@ func Mode(perm fs.FileMode) ListenOption {
 // its owner is set. Without Mode, a connect that only the first owner or group admits may
 // succeed if it comes just before the change.
 //
-// [Listen] returns an error, and leaves no socket file, if the process may not change the
-// owner or the group, or if the path is an abstract name, which has no owner. Changing
-// the owner requires root's privileges. The group may be one of the process's own.
+// [Listen] returns an error, and leaves no socket file, if the process may not make the
+// change, or for an abstract name. Changing the owner requires root's privileges. The
+// group may be one of the process's own.
 func Owner(uid, gid int) ListenOption {
 	return func(c *listenConfig) { c.file.Owner = &sockfile.Owner{UID: uid, GID: gid} }
 }
@@ -67,13 +65,12 @@ func Owner(uid, gid int) ListenOption {
 // ReplaceStale makes [Listen] replace a socket file that no process listens on, such as
 // one that a killed process left behind. It never replaces a symbolic link, a file that
 // is not a socket, or the file of a live listener, even if its backlog is full. Then, and
-// if the kernel's answer is not conclusive, the file stays and the error is
-// [syscall.EADDRINUSE].
+// if the kernel's answer is not conclusive, the error is [syscall.EADDRINUSE].
 //
 // If many processes race for one stale path, one wins, and the others get EADDRINUSE.
-// They exclude each other with a lock on the directory. Any user who can read the
-// directory can hold the lock. Listen waits for it for at most two seconds. Then, or if
-// the directory cannot be read, it proceeds without the lock, probes the file twice, and
+// They exclude each other with a lock on the directory, which any user who can read the
+// directory can hold. Listen waits for it for at most two seconds. Then, or if the
+// directory cannot be read, it proceeds without the lock, probes the file twice, and
 // checks 50 ms after bind that the file is still its own.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.file.ReplaceStale = true }
@@ -97,9 +94,9 @@ type Listener struct {
 	fd   int             // of file; open while mu is held and done is not closed
 	name string
 
-	// pollSem holds a token while a goroutine waits, or is about to wait, in the poller.
-	// Only one goroutine may wait at a time: a second would block on os.File's read lock,
-	// where its context cannot interrupt it. Only the holder resets the file's deadline.
+	// pollSem holds a token while a goroutine waits in the poller. Only one may: a second
+	// would block on os.File's read lock, where its context cannot interrupt it. Only the
+	// holder resets the file's deadline.
 	pollSem chan struct{}
 	done    chan struct{} // closed by Close, which holds mu
 	removed chan struct{} // closed once Close has dealt with the socket file
@@ -122,9 +119,9 @@ var (
 // Listen listens on a socket bound to path, a filesystem path or an abstract name as
 // defined by [CheckPath]. The default [Backlog], 4, is too small for most servers.
 //
-// Binding a filesystem path creates a file, which stays after Close, as in Racket:
-// remove it, or use [UnlinkOnClose]. If a file exists already, the error is
-// [syscall.EADDRINUSE]; see [ReplaceStale].
+// Binding a filesystem path creates a file, which stays after Close, as in Racket, unless
+// [UnlinkOnClose] is given. If a file exists already, the error is [syscall.EADDRINUSE];
+// see [ReplaceStale].
 //
 // Errors are *[net.OpError] with Op "listen". Among others, errors.Is finds
 // [ErrInvalidPath], [io/fs.ErrNotExist] and [io/fs.ErrPermission]. Listen mirrors
@@ -189,7 +186,7 @@ func (l *Listener) ok() bool { return l != nil && l.file != nil }
 // Accept waits for a connection and returns it as a *[Conn]. If the process is out of
 // descriptors, the error is EMFILE: a loop should pause before it tries again. The
 // connection stays pending on Linux; macOS and gVisor drop it. Accept mirrors
-// unix-socket-accept, whose two ports are [Conn.Ports].
+// unix-socket-accept.
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
 	if err != nil {
@@ -337,9 +334,9 @@ func (l *Listener) interrupt() {
 
 // Close closes the listener. Accepts that are waiting fail with [net.ErrClosed]. Pending
 // clients are disconnected, unless the listening socket is open elsewhere, for example in
-// another process. The socket file stays, as with unix-socket-close-listener, unless
-// [UnlinkOnClose] or [Listener.SetUnlinkOnClose] says otherwise. A second Close waits until
-// the first one has dealt with the file, and returns nil.
+// another process. The socket file stays unless [UnlinkOnClose] or
+// [Listener.SetUnlinkOnClose] says otherwise. A second Close waits until the first one has
+// dealt with the file, and returns nil. Close mirrors unix-socket-close-listener.
 func (l *Listener) Close() error { return l.close(nil) }
 
 // close closes the listener. If by is set, it does so only if by is still the custodian.
@@ -354,9 +351,7 @@ func (l *Listener) close(by *custodian) error {
 	}
 	if isClosed(l.done) {
 		l.mu.Unlock()
-		// This call does not wait until the descriptor is closed: it may come from a
-		// callback of SyscallConn, for which the first Close waits.
-		<-l.removed
+		<-l.removed // and not longer: the first Close may wait for a callback that calls Close
 		return nil
 	}
 	close(l.done)
@@ -395,15 +390,14 @@ func (l *Listener) CloseOn(ctx context.Context) {
 
 // SetUnlinkOnClose sets whether Close removes the socket file, as in
 // [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with
-// [UnlinkOnClose]. A process that hands its listener to a successor turns it off; see
-// [Listener.File].
+// [UnlinkOnClose]. For a restart of the server, see [Listener.File].
 //
 // Close removes only this listener's own file: the one that Listen created, or, for a
 // listener from [FileListener] with an absolute path, the one that the socket is bound to.
 // (Linux reports which one that is. On Linux before 6, gVisor, macOS and the BSDs, it is
 // the socket file that was at the path just after bind(2), or when FileListener was called.)
-// Close waits at most a second for a process that is replacing the file. An abstract name
-// vanishes with its socket, and the setting has no effect.
+// Close waits at most a second for a process that is replacing the file. The setting has
+// no effect on an abstract name, which vanishes with its socket.
 func (l *Listener) SetUnlinkOnClose(unlink bool) {
 	if !l.ok() {
 		return
@@ -414,8 +408,8 @@ func (l *Listener) SetUnlinkOnClose(unlink bool) {
 }
 
 // Addr returns the *[net.UnixAddr] that the listener is bound to: the absolute form of
-// the path, or the abstract name with its leading NUL. For a listener from
-// [FileListener], it is the name as it was bound.
+// the path, or the abstract name with its leading NUL, or for a listener from
+// [FileListener] the name as it was bound.
 func (l *Listener) Addr() net.Addr {
 	if !l.ok() {
 		return nil
