@@ -3,6 +3,9 @@
 // channel, paths and abstract names of full length, connection halves that close
 // independently, and a Connect that waits while the server's backlog is full.
 //
+// README.md and the package's example are a server: it waits for clients, a ticker and a
+// context in one select, and serves the clients that are pending before it stops.
+//
 // # Differences from net
 //
 // A [Listener] is a [net.Listener] and a [Conn] is a [net.Conn]. [Listen] and
@@ -38,38 +41,9 @@
 //	custodian-shutdown-all      the cancel function of a context
 //
 // Racket's sync over several events is a select over their channels: the body of a case
-// is what handle-evt calls, and alarm-evt is [time.After].
-//
-// A custodian is a [context.Context] that is passed to [Conn.CloseOn], [Listener.CloseOn]
-// or [Listener.AcceptEvt]. There is no current-custodian. Where Racket raises an exception,
-// a function returns an error.
-//
-// # A server's loop
-//
-//	listener, err := unixsock.Listen("/run/example.sock", unixsock.Backlog(511),
-//		unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
-//	...
-//	listener.CloseOn(ctx)
-//	for {
-//		select {
-//		case _, ok := <-listener.Ready():
-//			if !ok {
-//				return // ctx is done
-//			}
-//			conn, err := listener.Accept()
-//			if err != nil {
-//				log.Print(err)
-//				time.Sleep(100 * time.Millisecond) // out of descriptors, for example
-//				continue
-//			}
-//			go serve(conn)
-//		case <-ticker.C:
-//			...
-//		}
-//	}
-//
-// Closing the listener disconnects the clients that are still pending. README.md, and the
-// example of the package, are a server that serves them first.
+// is what handle-evt calls, and alarm-evt is [time.After]. A custodian is the context that
+// [Conn.CloseOn], [Listener.CloseOn] or [Listener.AcceptEvt] is given; there is no
+// current-custodian. Where Racket raises an exception, a function returns an error.
 //
 // # Platforms
 //
