@@ -49,40 +49,35 @@ func Abstract(name string) string {
 // resolve returns the name that the kernel gets for path: an abstract name as it is,
 // a filesystem path in its absolute form. With an error it returns path itself.
 func resolve(path string) (string, error) {
+	name, nul := path, strings.IndexByte(path, 0)
 	switch {
 	case !Available:
 		return path, fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
 	case path == "":
-		return path, fmt.Errorf("%w: path is empty (0 bytes, limit %d)", ErrInvalidPath, MaxPathLen)
-	case path[0] == 0 && !sys.AbstractNames:
-		return path, fmt.Errorf("%w: path begins with NUL (%d bytes, limit %d), and %s has no abstract names",
-			ErrInvalidPath, len(path), MaxPathLen, runtime.GOOS)
-	case path[0] == 0 && len(path) > MaxPathLen:
-		return path, fmt.Errorf("%w: abstract name is too long (%d bytes with its leading NUL, limit %d)",
-			ErrInvalidPath, len(path), MaxPathLen)
-	case path[0] == 0:
-		return path, nil
-	case strings.IndexByte(path, 0) > 0:
-		return path, fmt.Errorf("%w: path contains NUL at byte %d (%d bytes, limit %d)",
-			ErrInvalidPath, strings.IndexByte(path, 0), len(path), MaxPathLen)
-	}
-	full := path
-	if path[0] != '/' {
+		return path, invalid("path is empty", path)
+	case nul > 0:
+		return path, invalid(fmt.Sprintf("path contains NUL at byte %d", nul), path)
+	case nul == 0 && !sys.AbstractNames:
+		return path, invalid("path begins with NUL, and "+runtime.GOOS+" has no abstract names", path)
+	case nul < 0 && path[0] != '/':
 		// This is the kernel's name for the working directory. os.Getwd prefers $PWD,
 		// which may be /proc/self/cwd or another name whose meaning a chdir changes.
 		wd, err := syscall.Getwd()
 		if err != nil {
-			return path, fmt.Errorf("%w: relative path without a working directory (%d bytes, limit %d for the absolute form): %w",
-				ErrInvalidPath, len(path), MaxPathLen, err)
+			return path, fmt.Errorf("%w: %w", invalid("relative path without a working directory", path), err)
 		}
-		full = wd + "/" + path
+		name = wd + "/" + path
 	}
-	for strings.Contains(full, "//") {
-		full = strings.ReplaceAll(full, "//", "/")
+	for nul < 0 && strings.Contains(name, "//") {
+		name = strings.ReplaceAll(name, "//", "/")
 	}
-	if len(full) > MaxPathLen {
-		return path, fmt.Errorf("%w: absolute form %.*q is too long (%d bytes, limit %d)",
-			ErrInvalidPath, MaxPathLen, full, len(full), MaxPathLen)
+	if len(name) > MaxPathLen {
+		return path, invalid(fmt.Sprintf("name %.*q is too long", MaxPathLen, name), name)
 	}
-	return full, nil
+	return name, nil
+}
+
+// invalid returns the error of a path or name of len(s) bytes.
+func invalid(problem, s string) error {
+	return fmt.Errorf("%w: %s (%d bytes, limit %d)", ErrInvalidPath, problem, len(s), MaxPathLen)
 }
