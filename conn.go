@@ -79,13 +79,10 @@ func (c *Conn) netfd() *netfd.FD {
 
 // Read reads up to len(b) bytes. At the end of the peer's output it returns [io.EOF].
 func (c *Conn) Read(b []byte) (int, error) {
-	if c.isClosed(readHalf) {
-		return 0, c.opError("read", net.ErrClosed)
-	}
 	n, err := c.netfd().Read(b)
-	if n > 0 && c.isClosed(readHalf) {
+	if c.isClosed(readHalf) {
 		// CloseRead may have discarded bytes that came before these.
-		return 0, c.opError("read", net.ErrClosed)
+		n, err = 0, net.ErrClosed
 	}
 	return n, c.ioError("read", readHalf, err)
 }
