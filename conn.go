@@ -464,19 +464,16 @@ func (c *Conn) setBuffer(h half, set func(fd, bytes int) error, bytes int) error
 
 // ioError returns the error of a call on half h that ended with err.
 func (c *Conn) ioError(op string, h half, err error) error {
-	switch {
-	case err != nil && c.isClosed(h):
+	if err != nil && c.isClosed(h) {
 		err = net.ErrClosed // whatever error the close caused below
-	case err == io.EOF:
-		return err
 	}
 	return c.opError(op, err)
 }
 
-// opError returns the error of a method of c, nil if err is nil.
+// opError returns the error of a method of c. nil and io.EOF stay as they are.
 func (c *Conn) opError(op string, err error) error {
-	if err == nil {
-		return nil
+	if err == nil || err == io.EOF {
+		return err
 	}
 	return &net.OpError{Op: op, Net: "unix", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: netfd.MapErr(err)}
 }
