@@ -273,7 +273,7 @@ func (l *Listener) deliver() bool {
 // delivered records that a receiver of evt has what was pending. mu is held.
 func (l *Listener) delivered(evt *acceptEvt) {
 	if c := l.events.pending.Conn; c != nil {
-		c.deliveredOn(evt.ctx)
+		c.closeOn(evt.ctx, true)
 	}
 	l.events.pending = Accepted{}
 }

@@ -164,29 +164,19 @@ func (c *Conn) close(h half, by *custodian) error {
 // CloseOn(context.Background()) releases the Conn. A Conn that is closed or
 // released leaves nothing behind on ctx. CloseOn mirrors Racket's custodians.
 func (c *Conn) CloseOn(ctx context.Context) {
-	if c.netfd() == nil {
-		return
+	if c.netfd() != nil {
+		c.closeOn(ctx, false)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.setCustodian(ctx)
 }
 
-// setCustodian replaces the custodian. mu is held.
-func (c *Conn) setCustodian(ctx context.Context) {
-	if half(c.closed.Load()) != bothHalves {
+// closeOn makes ctx the custodian, unless the Conn is closed. AcceptEvt, which has
+// delivered the Conn, does not replace a custodian that the receiver has set already.
+func (c *Conn) closeOn(ctx context.Context, delivered bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if half(c.closed.Load()) != bothHalves && (!delivered || c.custodian == undelivered) {
 		c.custodian.release()
 		c.custodian = newCustodian(ctx, func(k *custodian) { c.close(bothHalves, k) })
-	}
-}
-
-// deliveredOn makes ctx the custodian of a Conn that AcceptEvt has delivered, unless
-// the receiver has called CloseOn already.
-func (c *Conn) deliveredOn(ctx context.Context) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.custodian == undelivered {
-		c.setCustodian(ctx)
 	}
 }
 
