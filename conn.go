@@ -1,6 +1,7 @@
 package unixsock
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net"
@@ -396,10 +397,7 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 		}
 		return true
 	})
-	if err == nil {
-		err = writeErr
-	}
-	return total, c.ioError("write", writeHalf, err)
+	return total, c.ioError("write", writeHalf, cmp.Or(err, writeErr))
 }
 
 // batch returns the part of the buffers that one writev takes.

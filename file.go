@@ -1,6 +1,7 @@
 package unixsock
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,6 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/go-unixsock/unixsock/internal/netfd"
 	"github.com/go-unixsock/unixsock/internal/sockfile"
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
@@ -55,10 +55,7 @@ func FileListener(f *os.File) (*Listener, error) {
 		return nil, fileError(err)
 	}
 	l, err := newListener(fd, name, sockfile.Adopt(fd, name))
-	if err != nil {
-		return nil, fileError(err)
-	}
-	return l, nil
+	return l, fileError(err)
 }
 
 // adopt returns a copy of f's descriptor, which sys.AdoptStream has accepted.
@@ -70,10 +67,7 @@ func adopt(f *os.File, listening bool) (fd int, local, remote string, err error)
 	if err != nil {
 		return -1, "", "", err
 	}
-	fd, err = duplicate(raw)
-	if err == net.ErrClosed {
-		err = os.ErrClosed // it is a file that is closed, not a Conn
-	}
+	fd, err = duplicate(raw, os.ErrClosed)
 	if err != nil {
 		return -1, "", "", err
 	}
@@ -84,16 +78,18 @@ func adopt(f *os.File, listening bool) (fd int, local, remote string, err error)
 	return fd, local, remote, err
 }
 
-func duplicate(raw syscall.RawConn) (fd int, err error) {
+// duplicate returns a copy of raw's descriptor, or errClosed if that is closed.
+func duplicate(raw syscall.RawConn, errClosed error) (fd int, err error) {
 	if raw.Control(func(old uintptr) { fd, err = sys.Duplicate(int(old)) }) != nil {
-		return -1, net.ErrClosed
+		return -1, errClosed
 	}
 	return fd, err
 }
 
-// fileError returns the error of a function that has no Conn or Listener yet.
+// fileError returns the error of a function that has no Conn or Listener yet, nil if
+// err is nil.
 func fileError(err error) error {
-	return &net.OpError{Op: "file", Net: "unix", Err: netfd.MapErr(err)}
+	return (*Conn)(nil).opError("file", err)
 }
 
 // File returns a copy of the Conn's descriptor, to pass to a child process or to
@@ -108,7 +104,7 @@ func (c *Conn) File() (*os.File, error) {
 	if err != nil {
 		return nil, c.opError("file", err)
 	}
-	fd, err := duplicate(raw)
+	fd, err := duplicate(raw, net.ErrClosed)
 	if err != nil {
 		return nil, c.opError("file", err)
 	}
@@ -131,7 +127,7 @@ func (l *Listener) File() (*os.File, error) {
 	if !l.ok() {
 		return nil, l.opError("file", os.ErrInvalid)
 	}
-	fd, err := duplicate(l.raw)
+	fd, err := duplicate(l.raw, net.ErrClosed)
 	if err != nil {
 		return nil, l.opError("file", err)
 	}
@@ -163,23 +159,19 @@ func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	fds := make([]int, 0, len(files))
 	waitErr := c.wait(writeHalf, func(fd uintptr) bool {
 		for n < len(b) {
-			var m int
 			err = withDescriptors(files, fds, func(fds []int) error {
-				m, err = sys.SendRights(int(fd), b[n:], fds)
+				m, err := sys.SendRights(int(fd), b[n:], fds)
+				n += m
 				return err
 			})
 			if err != nil {
 				return err != sys.ErrWouldBlock
 			}
-			n += m
 			files = nil // the first byte has carried the descriptors
 		}
 		return true
 	})
-	if waitErr != nil {
-		err = waitErr
-	}
-	return n, c.ioError("write", writeHalf, err)
+	return n, c.ioError("write", writeHalf, cmp.Or(waitErr, err))
 }
 
 // withDescriptors calls f with the descriptors of files appended to fds, and keeps
@@ -223,9 +215,8 @@ func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error)
 		n, fds, err = sys.ReceiveRights(int(fd), b)
 		return err != sys.ErrWouldBlock
 	})
+	err = cmp.Or(waitErr, err)
 	switch {
-	case waitErr != nil:
-		err = waitErr
 	case n > 0 && c.isClosed(readHalf):
 		n, err = 0, net.ErrClosed // as in Read
 	case err == nil && n == 0:
