@@ -24,31 +24,22 @@ const (
 	bothHalves = readHalf | writeHalf
 )
 
-// A Conn is a connected Unix domain socket. It is a [net.Conn] and a
-// [syscall.Conn]. All of its methods may be called concurrently.
+// A Conn is a connected Unix domain socket. It is a [net.Conn] and a [syscall.Conn]. All
+// of its methods may be called concurrently. Read and Write allocate nothing, except for
+// the first call that has to wait.
 //
-// Its two halves, the input and the output, close independently: by
-// [Conn.CloseRead] and [Conn.CloseWrite], or through its [Conn.Ports]. Closing the
-// second half closes the descriptor. It is not an error to close a half again, or after
-// the peer has gone.
-//
-// Read and Write allocate nothing, except for the first call that has to wait.
+// Its two halves, the input and the output, close independently: by [Conn.CloseRead] and
+// [Conn.CloseWrite], or through its [Conn.Ports]. Closing the second half closes the
+// descriptor. It is not an error to close a half again, or after the peer has gone.
 //
 // Errors are *[net.OpError]. errors.Is finds [net.ErrClosed] after a close, and
-// [os.ErrDeadlineExceeded] past a deadline. At the end of the peer's output, Read
-// returns [io.EOF] itself. The methods of a nil or zero Conn return an error or a
-// zero value.
+// [os.ErrDeadlineExceeded] past a deadline. The methods of a nil or zero Conn return an
+// error or a zero value.
 type Conn struct {
-	// A Conn goes through these states, never backwards:
-	//
-	//	closed == 0           open
-	//	closed == one half    that half is shut down, the other is open
-	//	closed == bothHalves  the descriptor is closed, or about to be
-	//
-	// The goroutine that sets the second bit closes the descriptor. A bit is set
-	// before its half is shut down, so a goroutine woken by the shutdown observes
-	// it. SetDeadline holds mu and skips a half whose bit is set, so it does not undo
-	// the deadline that wakes the goroutine.
+	// closed holds the bits of the halves that are closed. The goroutine that sets the
+	// second bit closes the descriptor. A bit is set before its half is shut down, so a
+	// goroutine woken by the shutdown observes it. SetDeadline holds mu and skips a half
+	// whose bit is set, so it does not undo the deadline that wakes the goroutine.
 	closed atomic.Uint32
 
 	mu        sync.Mutex // guards changes of closed and of deadlines, and custodian
@@ -310,12 +301,10 @@ func (r rawConn) Write(f func(fd uintptr) bool) error {
 	return r.c.ioError("raw-write", writeHalf, r.c.wait(writeHalf, f))
 }
 
-// An InputPort is the half of a [Conn] that reads, Racket's input port. The methods of a
-// nil or zero InputPort return an error.
+// An InputPort is the half of a [Conn] that reads, Racket's input port.
 type InputPort Conn
 
-// An OutputPort is the half of a [Conn] that writes, Racket's output port. The methods of
-// a nil or zero OutputPort return an error.
+// An OutputPort is the half of a [Conn] that writes, Racket's output port.
 type OutputPort Conn
 
 // Ports returns the halves of the Conn as two ports, the same ones each time. Each port

@@ -49,8 +49,7 @@ func (u *TCPUnit) Dial(network, address string) (net.Conn, error) {
 // DialContext is [ConnectContext] to the unit's path. It ignores network and address. The
 // connection's addresses look like TCP's: local 127.0.0.1:1, remote 127.0.0.1:0. A type
 // assertion gives access to the other methods of a [Conn], and to NetConn, a method
-// that returns the Conn itself as a [net.Conn]. The same holds for the connections that
-// the listener accepts.
+// that returns the Conn itself as a [net.Conn].
 func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if u.err != nil {
 		return nil, pathError("dial", u.path, u.err)

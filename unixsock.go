@@ -68,9 +68,8 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// Connect connects to the socket at path. It waits while the listener's backlog is
-// full; see [ConnectContext]. It mirrors unix-socket-connect, whose two ports are
-// [Conn.Ports].
+// Connect is [ConnectContext] without a context. It mirrors unix-socket-connect, whose two
+// ports are [Conn.Ports].
 func Connect(path string) (*Conn, error) {
 	return ConnectContext(context.Background(), path)
 }
@@ -88,7 +87,7 @@ func Connect(path string) (*Conn, error) {
 //
 // Errors are *[net.OpError] with Op "dial". Among others, errors.Is finds
 // [ErrInvalidPath], [io/fs.ErrNotExist], [io/fs.ErrPermission] and
-// [syscall.ECONNREFUSED]. ConnectContext mirrors unix-socket-connect.
+// [syscall.ECONNREFUSED].
 func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 	name, err := resolve(path)
 	if err != nil {
