@@ -141,16 +141,13 @@ func (l *Listener) File() (*os.File, error) {
 // descriptors, or, on macOS, leaves them open in the peer's process, which does not learn
 // of them.
 func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
-	if err := c.checkOpen("write", writeHalf); err != nil {
-		return 0, err
-	}
 	switch {
 	case len(files) == 0:
 		return c.Write(b)
 	case len(b) == 0:
-		return 0, c.opError("write", errors.New("cannot send descriptors without data"))
+		return 0, c.ioError("write", writeHalf, errors.New("cannot send descriptors without data"))
 	case len(files) > sys.MaxRights:
-		return 0, c.opError("write", fmt.Errorf("cannot send %d descriptors: limit %d", len(files), sys.MaxRights))
+		return 0, c.ioError("write", writeHalf, fmt.Errorf("cannot send %d descriptors: limit %d", len(files), sys.MaxRights))
 	}
 	fds := make([]int, 0, len(files))
 	waitErr := c.wait(writeHalf, func(fd uintptr) bool {
@@ -197,14 +194,12 @@ func withDescriptors(files []*os.File, fds []int, f func(fds []int) error) error
 // descriptors, or if the process is out of descriptors for them. In the last two
 // cases it has closed every received descriptor, but the n bytes have been read.
 func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error) {
-	if err := c.checkOpen("read", readHalf); err != nil {
-		return 0, nil, err
-	}
 	switch {
 	case max < 0:
-		return 0, nil, c.opError("read", fmt.Errorf("negative maximum of descriptors: %d", max))
+		return 0, nil, c.ioError("read", readHalf, fmt.Errorf("negative maximum of descriptors: %d", max))
 	case len(b) == 0:
-		return 0, nil, nil
+		n, err = c.Read(b)
+		return n, nil, err
 	}
 	var fds []int
 	waitErr := c.wait(readHalf, func(fd uintptr) bool {
