@@ -129,9 +129,8 @@ func (c *Conn) close(h half, by *custodian) error {
 		c.mu.Unlock()
 		return nil
 	}
-	was := half(c.closed.Load())
+	was := half(c.closed.Or(uint32(h)))
 	now := was | h
-	c.closed.Store(uint32(now))
 	if now == bothHalves {
 		c.custodian.release()
 		c.custodian = nil
