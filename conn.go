@@ -390,30 +390,26 @@ func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
 
 // batch returns the part of the buffers that one writev takes.
 func batch(v [][]byte) [][]byte {
-	if len(v[0]) > sys.MaxIO {
-		return [][]byte{v[0][:sys.MaxIO]}
+	n, room := 0, sys.MaxIO
+	for n < min(len(v), sys.MaxIovecs) && len(v[n]) <= room {
+		room -= len(v[n])
+		n++
 	}
-	size := 0
-	for i, b := range v {
-		if i == sys.MaxIovecs || len(b) > sys.MaxIO-size {
-			return v[:i]
-		}
-		size += len(b)
+	if n == 0 {
+		return [][]byte{v[0][:room]}
 	}
-	return v
+	return v[:n]
 }
 
 // consume removes the first n bytes of the buffers, and the empty buffers after them.
 func consume(v *net.Buffers, n int) {
-	for len(*v) > 0 {
-		b := (*v)[0]
-		if n < len(b) {
-			(*v)[0] = b[n:]
-			return
-		}
-		n -= len(b)
+	for len(*v) > 0 && n >= len((*v)[0]) {
+		n -= len((*v)[0])
 		(*v)[0] = nil
 		*v = (*v)[1:]
+	}
+	if n > 0 {
+		(*v)[0] = (*v)[0][n:]
 	}
 }
 
