@@ -132,8 +132,7 @@ func (c *Conn) close(h half, by *custodian) error {
 	was := half(c.closed.Or(uint32(h)))
 	now := was | h
 	if now == bothHalves {
-		c.custodian.release()
-		c.custodian = nil
+		c.custodian = c.custodian.replace(context.Background(), nil)
 	}
 	c.mu.Unlock()
 
@@ -166,8 +165,7 @@ func (c *Conn) closeOn(ctx context.Context, delivered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if half(c.closed.Load()) != bothHalves && (!delivered || c.custodian == undelivered) {
-		c.custodian.release()
-		c.custodian = newCustodian(ctx, func(k *custodian) { c.close(bothHalves, k) })
+		c.custodian = c.custodian.replace(ctx, func(k *custodian) { c.close(bothHalves, k) })
 	}
 }
 
@@ -180,20 +178,18 @@ type custodian struct {
 // undelivered is the custodian of a Conn that was accepted ahead. It never closes it.
 var undelivered = &custodian{stop: func() bool { return true }}
 
-// newCustodian returns a custodian that calls close with itself when ctx is done.
-func newCustodian(ctx context.Context, close func(*custodian)) *custodian {
-	if ctx.Done() == nil {
-		return nil
-	}
-	k := new(custodian)
-	k.stop = context.AfterFunc(ctx, func() { close(k) })
-	return k
-}
-
-func (k *custodian) release() {
+// replace releases the context of k, and returns the custodian that calls close with
+// itself when ctx is done.
+func (k *custodian) replace(ctx context.Context, close func(*custodian)) *custodian {
 	if k != nil {
 		k.stop()
 	}
+	if ctx.Done() == nil {
+		return nil
+	}
+	next := new(custodian)
+	next.stop = context.AfterFunc(ctx, func() { close(next) })
+	return next
 }
 
 // LocalAddr returns the *[net.UnixAddr] of this end. The Name of an abstract socket

@@ -355,8 +355,7 @@ func (l *Listener) close(by *custodian) error {
 		return nil
 	}
 	close(l.done)
-	l.custodian.release()
-	l.custodian = nil
+	l.custodian = l.custodian.replace(context.Background(), nil)
 	l.endEvents()
 	if l.timer != nil {
 		l.timer.Stop()
@@ -383,8 +382,7 @@ func (l *Listener) CloseOn(ctx context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !isClosed(l.done) {
-		l.custodian.release()
-		l.custodian = newCustodian(ctx, func(k *custodian) { l.close(k) })
+		l.custodian = l.custodian.replace(ctx, func(k *custodian) { l.close(k) })
 	}
 }
 
