@@ -114,8 +114,6 @@ func pathError(op, name string, err error) error {
 	return &net.OpError{Op: op, Net: "unix", Addr: unixAddr(name), Err: err}
 }
 
-// Of the goroutines that wait for one name, one tries at a time: the others would find the
-// same full backlog.
 const (
 	minRetry = 100 * time.Microsecond
 	maxRetry = 20 * time.Millisecond
@@ -129,8 +127,8 @@ const (
 
 // waitForBacklog connects fd to name, whose backlog was full.
 func waitForBacklog(ctx context.Context, fd int, name string) error {
-	q := waiting.join(name)
-	defer waiting.leave(name, q)
+	q := waiting.count(name, 1)
+	defer waiting.count(name, -1)
 	select {
 	case q.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -160,13 +158,15 @@ type queues struct {
 	cost   time.Duration // of an attempt, as measured; at first longer than any
 }
 
-// A queue represents the goroutines that wait to connect to one name.
+// A queue represents the goroutines that wait to connect to one name. One of them tries at
+// a time: the others would find the same full backlog.
 type queue struct {
 	turn    chan struct{} // holds a token while one of them retries
 	members int           // guarded by queues.mu
 }
 
-func (qs *queues) join(name string) *queue {
+// count adds n members to the queue for name, which exists while it has members.
+func (qs *queues) count(name string, n int) *queue {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
 	q := qs.byName[name]
@@ -174,16 +174,11 @@ func (qs *queues) join(name string) *queue {
 		q = &queue{turn: make(chan struct{}, 1)}
 		qs.byName[name] = q
 	}
-	q.members++
-	return q
-}
-
-func (qs *queues) leave(name string, q *queue) {
-	qs.mu.Lock()
-	defer qs.mu.Unlock()
-	if q.members--; q.members == 0 {
+	q.members += n
+	if q.members == 0 {
 		delete(qs.byName, name)
 	}
+	return q
 }
 
 // interval returns the minimum time between two attempts for one name, given how long
