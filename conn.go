@@ -337,9 +337,8 @@ type Cred struct {
 // PeerCred returns the peer's credentials: SO_PEERCRED on Linux, LOCAL_PEERCRED and
 // LOCAL_PEERPID on macOS, LOCAL_PEERCRED without a PID on FreeBSD. On other platforms
 // the error is [errors.ErrUnsupported].
-func (c *Conn) PeerCred() (Cred, error) {
-	var cred Cred
-	err := c.netfd().Control(func(fd int) (err error) {
+func (c *Conn) PeerCred() (cred Cred, err error) {
+	err = c.netfd().Control(func(fd int) (err error) {
 		cred.PID, cred.UID, cred.GID, err = sys.PeerCred(fd)
 		return err
 	})
@@ -351,9 +350,8 @@ func (c *Conn) PeerCred() (Cred, error) {
 // most 15, on macOS and FreeBSD. A server that authorizes by group must also compare
 // Cred.GID, which need not be among them. On other platforms, and on kernels that do
 // not record the groups, the error is [errors.ErrUnsupported].
-func (c *Conn) PeerGroups() ([]int, error) {
-	var groups []int
-	err := c.netfd().Control(func(fd int) (err error) {
+func (c *Conn) PeerGroups() (groups []int, err error) {
+	err = c.netfd().Control(func(fd int) (err error) {
 		groups, err = sys.PeerGroups(fd)
 		return err
 	})
@@ -365,23 +363,21 @@ func (c *Conn) PeerGroups() ([]int, error) {
 // them first. Written bytes are removed from *v, as by [net.Buffers.WriteTo], which
 // itself uses writev only for the connections of package net. Concurrent Writes are not
 // interleaved with the buffers.
-func (c *Conn) WriteBuffers(v *net.Buffers) (int64, error) {
-	var total int64
-	var writeErr error
-	err := c.wait(writeHalf, func(fd uintptr) bool {
+func (c *Conn) WriteBuffers(v *net.Buffers) (n int64, err error) {
+	waitErr := c.wait(writeHalf, func(fd uintptr) bool {
 		consume(v, 0)
 		for len(*v) > 0 {
-			var n int
-			n, writeErr = sys.Writev(int(fd), batch(*v))
-			total += int64(n)
-			consume(v, n)
-			if writeErr != nil {
-				return writeErr != sys.ErrWouldBlock
+			var m int
+			m, err = sys.Writev(int(fd), batch(*v))
+			n += int64(m)
+			consume(v, m)
+			if err != nil {
+				return err != sys.ErrWouldBlock
 			}
 		}
 		return true
 	})
-	return total, c.ioError("write", writeHalf, cmp.Or(err, writeErr))
+	return n, c.ioError("write", writeHalf, cmp.Or(waitErr, err))
 }
 
 // batch returns the part of the buffers that one writev takes.
