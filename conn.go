@@ -104,18 +104,9 @@ func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
 // from then on, including those that are waiting.
 func (c *Conn) CloseWrite() error { return c.close(writeHalf, nil) }
 
+// isClosed reports whether h is closed. Both halves of a nil or zero Conn are.
 func (c *Conn) isClosed(h half) bool {
-	return c != nil && half(c.closed.Load())&h != 0
-}
-
-func (c *Conn) checkOpen(op string, h half) error {
-	switch {
-	case c.netfd() == nil:
-		return c.opError(op, os.ErrInvalid)
-	case c.isClosed(h):
-		return c.opError(op, net.ErrClosed)
-	}
-	return nil
+	return c.netfd() == nil || half(c.closed.Load())&h != 0
 }
 
 // close closes the halves of h that are still open. If by is set, it closes them
@@ -436,8 +427,11 @@ func (c *Conn) ioError(op string, h half, err error) error {
 
 // opError returns the error of a method of c. nil and io.EOF stay as they are.
 func (c *Conn) opError(op string, err error) error {
-	if err == nil || err == io.EOF {
+	switch {
+	case err == nil || err == io.EOF:
 		return err
+	case c.netfd() == nil:
+		err = os.ErrInvalid
 	}
 	return &net.OpError{Op: op, Net: "unix", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: netfd.MapErr(err)}
 }

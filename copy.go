@@ -31,8 +31,8 @@ import (
 // before the peer reads, the peer may see the modification. Close waits for a read of
 // the file that is in progress, which takes long only if the file system does not answer.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
-	if err := c.checkOpen("write", writeHalf); err != nil {
-		return 0, err
+	if c.isClosed(writeHalf) {
+		return 0, c.opError("write", net.ErrClosed)
 	}
 	return copyAll(c, r)
 }
@@ -46,8 +46,8 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 // [Conn.ReadFrom] lists, unless it is a file opened for appending. For every other type
 // WriteTo calls its Write method.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	if err := c.checkOpen("read", readHalf); err != nil {
-		return 0, err
+	if c.isClosed(readHalf) {
+		return 0, c.opError("read", net.ErrClosed)
 	}
 	return copyAll(w, c)
 }

@@ -85,7 +85,7 @@ func duplicate(raw syscall.RawConn, errClosed error) (fd int, err error) {
 // fileError returns the error of a function that has no Conn or Listener yet, nil if
 // err is nil.
 func fileError(err error) error {
-	return (*Conn)(nil).opError("file", err)
+	return (*Listener)(nil).opError("file", err)
 }
 
 // File returns a copy of the Conn's descriptor, to pass to a child process or to
