@@ -91,17 +91,13 @@ func Listen(fd, backlog int) error {
 // Connect connects fd to name. It returns ErrWouldBlock if the listener's backlog is
 // full. On macOS and the BSDs that is ECONNREFUSED.
 func Connect(fd int, name string) error {
-	for {
-		switch err := giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name); err {
-		case unix.EINTR:
-		case unix.EISCONN: // the interrupted call has succeeded
-			return nil
-		case unix.EAGAIN:
-			return ErrWouldBlock
-		default:
-			return os.NewSyscallError("connect", err)
-		}
+	_, err := repeat("connect", func() (int, error) {
+		return 0, giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name)
+	})
+	if errors.Is(err, unix.EISCONN) { // the interrupted call has succeeded
+		return nil
 	}
+	return err
 }
 
 // IsStale reports whether no socket is bound to the socket file called name.
@@ -267,7 +263,7 @@ func Writev(fd int, v [][]byte) (int, error) {
 	return repeat("writev", func() (int, error) { return writev(fd, v) })
 }
 
-// repeat makes a call that reads or writes, again if a signal interrupts it.
+// repeat makes a system call, again if a signal interrupts it.
 func repeat(name string, call func() (int, error)) (int, error) {
 	for {
 		switch n, err := call(); err {
@@ -291,12 +287,8 @@ func Writable(fd int) bool { return poll(fd, unix.POLLOUT) }
 
 func poll(fd int, events int16) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	for {
-		n, err := unix.Poll(fds, 0)
-		if err != unix.EINTR {
-			return n > 0
-		}
-	}
+	n, _ := repeat("poll", func() (int, error) { return unix.Poll(fds, 0) })
+	return n > 0
 }
 
 // ShutdownRead shuts down the input of fd, and discards the unread data. The kernel
@@ -356,36 +348,25 @@ const maxControl = 4096
 // came with them, even with an error: the caller closes them. At the end n is 0.
 func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 	control := make([]byte, maxControl)
-	for {
-		n, controlLen, flags, err := receiveMessage(fd, b[:min(len(b), MaxIO)], control)
-		fds := rights(control[:controlLen])
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			return 0, nil, ErrWouldBlock
-		case err != nil:
-			return n, fds, os.NewSyscallError("recvmsg", err)
-		case flags&unix.MSG_CTRUNC != 0:
-			return n, fds, errors.New("could not receive all descriptors: the process or the system has too many open files")
+	var controlLen, flags int
+	n, err = repeat("recvmsg", func() (n int, err error) {
+		if !bornMarked {
+			syscall.ForkLock.RLock()
+			defer syscall.ForkLock.RUnlock()
 		}
-		return n, fds, nil
-	}
-}
-
-// receiveMessage is recvmsg(2). It makes the descriptors close-on-exec.
-func receiveMessage(fd int, b, control []byte) (n, controlLen, flags int, err error) {
-	if !bornMarked {
-		syscall.ForkLock.RLock()
-		defer syscall.ForkLock.RUnlock()
-		defer func() {
-			for _, received := range rights(control[:controlLen]) {
+		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
+		fds = rights(control[:controlLen])
+		if !bornMarked {
+			for _, received := range fds {
 				unix.CloseOnExec(received)
 			}
-		}()
+		}
+		return n, err
+	})
+	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+		err = errors.New("could not receive all descriptors: the process or the system has too many open files")
 	}
-	n, controlLen, flags, _, err = unix.Recvmsg(fd, b, control, receiveFlags)
-	return max(n, 0), controlLen, flags, err
+	return n, fds, err
 }
 
 func toInts(ids []uint32) []int {
@@ -408,11 +389,8 @@ var ErrReplaced = fmt.Errorf("%w: another process has removed or replaced the so
 
 // Unlink removes a file. os.Remove would also remove an empty directory.
 func Unlink(name string) error {
-	for {
-		if err := unix.Unlink(name); err != unix.EINTR {
-			return os.NewSyscallError("unlink", err)
-		}
-	}
+	_, err := repeat("unlink", func() (int, error) { return 0, unix.Unlink(name) })
+	return err
 }
 
 // LockDir locks the directory dir against other callers of LockDir, in any
@@ -423,15 +401,10 @@ func LockDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, os.NewSyscallError("open", err)
 	}
-	for err = unix.EINTR; err == unix.EINTR; {
-		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-	}
+	_, err = repeat("flock", func() (int, error) { return 0, unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	if err != nil {
 		unix.Close(fd)
-		if err == unix.EWOULDBLOCK {
-			return nil, ErrWouldBlock
-		}
-		return nil, os.NewSyscallError("flock", err)
+		return nil, err
 	}
 	return func() {
 		_ = unix.Flock(fd, unix.LOCK_UN) // a child being forked may have the descriptor, too
