@@ -11,37 +11,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Each system's file defines MaxPathLen, the maximum length of a path in a socket address,
-// and acceptMarks, which reports whether acceptSocket uses birthFlags.
-
 // maxWrapped is the maximum length of a name that x/sys/unix passes to the kernel.
 // OpenBSD's kernel takes none that is longer. The others take one byte more.
 const maxWrapped = 103
 
 func accept(fd int) (int, string, error) {
-	if !acceptMarks {
+	if !bornMarked {
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
 	}
 	nfd, sa, err := acceptSocket(fd)
-	if err == nil && !acceptMarks {
+	if err == nil && !bornMarked {
 		err = mark(nfd)
 	}
 	return nfd, nameOf(sa), err
 }
 
 func getsockname(fd int) (string, error) {
-	sa, err := unix.Getsockname(fd)
+	sa, err := syscall.Getsockname(fd)
 	return nameOf(sa), err
 }
 
 func getpeername(fd int) (string, error) {
-	sa, err := unix.Getpeername(fd)
+	sa, err := syscall.Getpeername(fd)
 	return nameOf(sa), err
 }
 
-func nameOf(sa unix.Sockaddr) string {
-	if sa, ok := sa.(*unix.SockaddrUnix); ok {
+func nameOf(sa syscall.Sockaddr) string {
+	if sa, ok := sa.(*syscall.SockaddrUnix); ok {
 		return sa.Name
 	}
 	return ""

@@ -1,16 +1,5 @@
 package sys
 
-import "golang.org/x/sys/unix"
-
-const (
-	MaxPathLen   = 104
-	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
-	acceptMarks  = true
-	receiveFlags = unix.MSG_CMSG_CLOEXEC
-)
-
-func acceptSocket(fd int) (int, unix.Sockaddr, error) { return unix.Accept4(fd, birthFlags) }
-
 // peerPID returns 0: x/sys/unix has no name for the field of the xucred that holds
 // the peer's process ID.
 func peerPID(int) int { return 0 }

@@ -1,0 +1,17 @@
+//go:build dragonfly || freebsd || netbsd || openbsd
+
+package sys
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	receiveFlags = unix.MSG_CMSG_CLOEXEC
+)
+
+// acceptSocket calls package syscall, because x/sys/unix has no Accept4 for all of them.
+func acceptSocket(fd int) (int, syscall.Sockaddr, error) { return syscall.Accept4(fd, birthFlags) }
