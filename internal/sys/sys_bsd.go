@@ -16,14 +16,9 @@ import (
 const maxWrapped = 103
 
 func accept(fd int) (int, string, error) {
-	if !bornMarked {
-		syscall.ForkLock.RLock()
-		defer syscall.ForkLock.RUnlock()
-	}
+	defer holdForks()()
 	nfd, sa, err := acceptSocket(fd)
-	if err == nil && !bornMarked {
-		err = mark(nfd)
-	}
+	mark(err, nfd)
 	return nfd, nameOf(sa), err
 }
 

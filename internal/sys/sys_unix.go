@@ -25,42 +25,40 @@ const EADDRINUSE = unix.EADDRINUSE
 func Socket() (fd int, err error) { return newSocket(unix.SOCK_STREAM) }
 
 func newSocket(socketType int) (fd int, err error) {
-	if !bornMarked {
-		syscall.ForkLock.RLock()
-		defer syscall.ForkLock.RUnlock()
-	}
+	defer holdForks()()
 	fd, err = unix.Socket(unix.AF_UNIX, socketType|birthFlags, 0)
-	if err == nil && !bornMarked {
-		err = mark(fd)
-	}
+	mark(err, fd)
 	return fd, os.NewSyscallError("socket", err)
 }
 
 // Socketpair returns two connected stream sockets.
 func Socketpair() (fd1, fd2 int, err error) {
-	if !bornMarked {
-		syscall.ForkLock.RLock()
-		defer syscall.ForkLock.RUnlock()
-	}
+	defer holdForks()()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|birthFlags, 0)
-	if err == nil && !bornMarked {
-		err = mark(fds[0], fds[1])
-	}
+	mark(err, fds[0], fds[1])
 	return fds[0], fds[1], os.NewSyscallError("socketpair", err)
 }
 
-// mark makes new descriptors close-on-exec and non-blocking, on systems whose calls
-// take no flags for that. The caller holds syscall.ForkLock, so that no fork of this
-// process happens in between. If mark fails, it closes the descriptors.
-func mark(fds ...int) error {
+// holdForks keeps this process from forking until release is called, if new descriptors
+// are inherited until mark is called.
+func holdForks() (release func()) {
+	if bornMarked {
+		return func() {}
+	}
+	syscall.ForkLock.RLock()
+	return syscall.ForkLock.RUnlock
+}
+
+// mark makes new sockets close-on-exec and non-blocking, unless the call that created
+// them has done so or has failed with err.
+func mark(err error, fds ...int) {
+	if bornMarked || err != nil {
+		return
+	}
 	for _, fd := range fds {
 		unix.CloseOnExec(fd)
-		if err := unix.SetNonblock(fd, true); err != nil {
-			CloseAll(fds)
-			return err
-		}
+		_ = unix.SetNonblock(fd, true) // cannot fail
 	}
-	return nil
 }
 
 // Bind binds fd to name.
@@ -350,10 +348,7 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 	control := make([]byte, maxControl)
 	var controlLen, flags int
 	n, err = repeat("recvmsg", func() (n int, err error) {
-		if !bornMarked {
-			syscall.ForkLock.RLock()
-			defer syscall.ForkLock.RUnlock()
-		}
+		defer holdForks()()
 		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
 		fds = rights(control[:controlLen])
 		if !bornMarked {
