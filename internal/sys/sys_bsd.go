@@ -19,24 +19,22 @@ func accept(fd int) (int, string, error) {
 	defer holdForks()()
 	nfd, sa, err := acceptSocket(fd)
 	mark(err, nfd)
-	return nfd, nameOf(sa), err
+	name, err := nameOf(sa, err)
+	return nfd, name, err
 }
 
-func getsockname(fd int) (string, error) {
-	sa, err := syscall.Getsockname(fd)
-	return nameOf(sa), err
-}
+func getsockname(fd int) (string, error) { return nameOf(syscall.Getsockname(fd)) }
+func getpeername(fd int) (string, error) { return nameOf(syscall.Getpeername(fd)) }
 
-func getpeername(fd int) (string, error) {
-	sa, err := syscall.Getpeername(fd)
-	return nameOf(sa), err
-}
-
-func nameOf(sa syscall.Sockaddr) string {
-	if sa, ok := sa.(*syscall.SockaddrUnix); ok {
-		return sa.Name
+// nameOf returns the name in an address that a call has returned.
+func nameOf(sa syscall.Sockaddr, err error) (string, error) {
+	if unixAddr, ok := sa.(*syscall.SockaddrUnix); ok {
+		return unixAddr.Name, err
 	}
-	return ""
+	if err == nil {
+		err = unix.EAFNOSUPPORT
+	}
+	return "", err
 }
 
 // RestrictMode does nothing: these kernels refuse fchmod on a socket. Before

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -36,6 +37,9 @@ func takeAddress(trap uintptr, fd int) (string, error) {
 	n := uint32(len(b))
 	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&n))); errno != 0 {
 		return "", errno
+	}
+	if binary.NativeEndian.Uint16(b[:]) != familyUnix {
+		return "", unix.EAFNOSUPPORT
 	}
 	return decodeLinux(b[:], int(n)), nil
 }

@@ -195,34 +195,23 @@ func AdoptStream(fd int, listening bool) (local, remote string, err error) {
 	if err != nil {
 		return "", "", fmt.Errorf("not a socket: %w", os.NewSyscallError("getsockopt", err))
 	}
-	if sa, err := unix.Getsockname(fd); err != nil {
-		return "", "", os.NewSyscallError("getsockname", err)
-	} else if _, ok := sa.(*unix.SockaddrUnix); !ok {
-		return "", "", errors.New("not a unix socket: it has another address family")
-	}
-	if kind != unix.SOCK_STREAM {
-		return "", "", errors.New("not a stream socket: it preserves message boundaries")
+	local, err = getsockname(fd)
+	if err != nil {
+		return "", "", fmt.Errorf("not a unix socket: %w", os.NewSyscallError("getsockname", err))
 	}
 	remote, peerErr := getpeername(fd)
-	accepting, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	accepting, acceptingErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	switch {
-	case err == unix.ENOPROTOOPT && listening && peerErr != nil:
-		accepting = 1
-	case err != nil && err != unix.ENOPROTOOPT:
-		return "", "", os.NewSyscallError("getsockopt", err)
-	}
-	switch {
-	case listening && accepting == 0:
-		return "", "", errors.New("not a listening socket")
-	case !listening && accepting != 0:
-		return "", "", errors.New("not a connected socket: it listens")
+	case kind != unix.SOCK_STREAM:
+		err = errors.New("not a stream socket: it preserves message boundaries")
 	case !listening && peerErr != nil:
-		return "", "", fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", peerErr))
+		err = fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", peerErr))
+	case listening && accepting == 0 && (acceptingErr == nil || peerErr == nil):
+		err = errors.New("not a listening socket")
+	default:
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
 	}
-	if local, err = getsockname(fd); err != nil {
-		return "", "", os.NewSyscallError("getsockname", err)
-	}
-	return local, remote, os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	return local, remote, err
 }
 
 // Duplicate returns a copy of fd, above the standard descriptors 0 to 2.
