@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -125,18 +124,16 @@ func IsStale(name string) (bool, error) {
 // Accept accepts a connection and returns its descriptor and the peer's name. It
 // returns ErrWouldBlock if no connection is pending.
 func Accept(fd int) (nfd int, peer string, err error) {
-	for noFile := error(nil); ; {
-		nfd, peer, err = acceptKept(fd)
+	none := ErrWouldBlock // the error if no connection is pending
+	for {
+		nfd, peer, err = accept(fd)
 		switch err {
 		case nil:
 			return nfd, peer, nil
 		case unix.EINTR, unix.ECONNABORTED:
 			continue
 		case unix.EAGAIN:
-			if noFile != nil {
-				return -1, "", os.NewSyscallError("accept", noFile)
-			}
-			return -1, "", ErrWouldBlock
+			return -1, "", none
 		case unix.EMFILE, unix.ENFILE:
 			// Linux allocates the descriptor before it checks the queue, so this error
 			// need not mean that a connection is pending. gVisor checks the queue first,
@@ -144,44 +141,15 @@ func Accept(fd int) (nfd int, peer string, err error) {
 			// it fails in the same way, unless a descriptor has become free. On gVisor
 			// nothing is left to accept.
 			if !Readable(fd) {
-				if noFile != nil {
+				if none != ErrWouldBlock {
 					return -1, "", ErrWouldBlock
 				}
-				noFile = err
+				none = os.NewSyscallError("accept", err)
 				continue
 			}
 		}
 		return -1, "", os.NewSyscallError("accept", err)
 	}
-}
-
-// acceptDrops reports whether accept(2) removes a connection from the queue before
-// it allocates a descriptor, and drops the connection if that fails. XNU does.
-const acceptDrops = runtime.GOOS == "darwin" || runtime.GOOS == "ios"
-
-// acceptKept is accept(2). On a system where that drops connections it first
-// checks that a descriptor is free. If another goroutine takes the last one in
-// between, the connection is lost.
-func acceptKept(fd int) (nfd int, peer string, err error) {
-	if acceptDrops {
-		if !Readable(fd) {
-			return -1, "", unix.EAGAIN
-		}
-		if err := freeDescriptor(fd); err != nil {
-			return -1, "", err
-		}
-	}
-	return accept(fd)
-}
-
-// freeDescriptor returns an error if the process cannot open another descriptor.
-// fd is any open one.
-func freeDescriptor(fd int) error {
-	spare, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err == nil {
-		unix.Close(spare)
-	}
-	return err
 }
 
 // AdoptStream returns the names of fd and makes it non-blocking if it is a Unix stream
