@@ -41,33 +41,19 @@ func nameOf(sa syscall.Sockaddr, err error) (string, error) {
 // listen(2) no process can connect.
 func RestrictMode(int, fs.FileMode) error { return nil }
 
-// Chmod sets the permissions of the socket file called name if it is the file that
-// want describes. It does not follow a symbolic link.
-func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
-	if err := check(name, want); err != nil {
-		return err
-	}
-	return os.NewSyscallError("chmod", unix.Fchmodat(unix.AT_FDCWD, name, uint32(perm), unix.AT_SYMLINK_NOFOLLOW))
-}
-
-// Chown is Chmod for the owner and the group. -1 leaves one unchanged.
-func Chown(name string, want fs.FileInfo, uid, gid int) error {
-	if err := check(name, want); err != nil {
-		return err
-	}
-	return os.NewSyscallError("chown", unix.Fchownat(unix.AT_FDCWD, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW))
-}
-
 // IsBoundTo returns true: these kernels do not report which file a socket is bound to.
 func IsBoundTo(int, fs.FileInfo) bool { return true }
 
-// check returns an error unless the file called name is the one that want
-// describes. These kernels have no descriptor of a socket file, so it may still be
-// replaced between the check and the use.
-func check(name string, want fs.FileInfo) error {
+// withFile calls do with arguments that denote the file called name, or a symbolic link
+// itself. These kernels have no descriptor of a socket file, so it may still be replaced
+// between the check and the use.
+func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags int) error) error {
 	info, err := os.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, want) {
 		return ErrReplaced
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return do(unix.AT_FDCWD, name, unix.AT_SYMLINK_NOFOLLOW)
 }

@@ -80,29 +80,11 @@ func RestrictMode(fd int, perm fs.FileMode) error {
 	return os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(perm)))
 }
 
-// Chmod sets the permissions of the socket file called name if it is the file that
-// want describes. It calls fchmodat2 only on a system without /proc, because the
-// system call filters of many containers are older than fchmodat2.
-func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
-	return withFile(name, want, func(fd int) error {
-		err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(perm))
-		if errors.Is(err, unix.ENOENT) {
-			err = unix.Fchmodat(fd, "", uint32(perm), unix.AT_EMPTY_PATH)
-		}
-		return os.NewSyscallError("chmod", err)
-	})
-}
-
-// Chown is Chmod for the owner and the group. -1 leaves one unchanged.
-func Chown(name string, want fs.FileInfo, uid, gid int) error {
-	return withFile(name, want, func(fd int) error {
-		return os.NewSyscallError("chown", unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH))
-	})
-}
-
-// withFile calls do with a descriptor of the file called name. It does not follow
-// a symbolic link, and the file cannot be replaced between the check and the use.
-func withFile(name string, want fs.FileInfo, do func(fd int) error) error {
+// withFile calls do with arguments that denote the file called name. It does not follow a
+// symbolic link, and the file cannot be replaced between the check and the use. It passes
+// a descriptor only on a system without /proc: then Fchmodat calls fchmodat2, and the
+// system call filters of many containers are older.
+func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags int) error) error {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {
 	case err == unix.ENOENT:
@@ -112,11 +94,12 @@ func withFile(name string, want fs.FileInfo, do func(fd int) error) error {
 	}
 	file := os.NewFile(uintptr(fd), name)
 	defer file.Close()
-	switch info, err := file.Stat(); {
-	case err != nil:
-		return err
-	case !os.SameFile(info, want):
+	if info, err := file.Stat(); err != nil || !os.SameFile(info, want) {
 		return ErrReplaced
 	}
-	return do(fd)
+	err = do(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), 0)
+	if errors.Is(err, unix.ENOENT) {
+		err = do(fd, "", unix.AT_EMPTY_PATH)
+	}
+	return err
 }

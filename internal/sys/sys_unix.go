@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"syscall"
 	"unsafe"
@@ -338,6 +339,21 @@ func CloseAll(fds []int) {
 
 // ErrReplaced is the error of Chmod and Chown if the socket file is not the expected one.
 var ErrReplaced = fmt.Errorf("%w: another process has removed or replaced the socket file", os.NewSyscallError("bind", EADDRINUSE))
+
+// Chmod sets the permissions of the socket file called name if it is the file that want
+// describes. It does not follow a symbolic link.
+func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
+	return withFile(name, want, func(dir int, path string, flags int) error {
+		return os.NewSyscallError("chmod", unix.Fchmodat(dir, path, uint32(perm), flags))
+	})
+}
+
+// Chown is Chmod for the owner and the group. -1 leaves one unchanged.
+func Chown(name string, want fs.FileInfo, uid, gid int) error {
+	return withFile(name, want, func(dir int, path string, flags int) error {
+		return os.NewSyscallError("chown", unix.Fchownat(dir, path, uid, gid, flags))
+	})
+}
 
 // Unlink removes a file. os.Remove would also remove an empty directory.
 func Unlink(name string) error {
