@@ -28,12 +28,10 @@ type Owner struct{ UID, GID int }
 // Check returns an error if a socket called name cannot have the options.
 func (o *Options) Check(name string) error {
 	switch {
-	case o.Mode != nil && isAbstract(name):
-		return fmt.Errorf("mode %#o: an abstract name has no permissions", *o.Mode)
+	case isAbstract(name) && (o.Mode != nil || o.Owner != nil):
+		return errors.New("an abstract name has no owner and no permissions")
 	case o.Mode != nil && *o.Mode&^fs.ModePerm != 0:
 		return fmt.Errorf("mode %#o: only permission bits are allowed, at most %#o", uint32(*o.Mode), fs.ModePerm)
-	case o.Owner != nil && isAbstract(name):
-		return fmt.Errorf("owner %d:%d: an abstract name has no owner", o.Owner.UID, o.Owner.GID)
 	case o.Owner != nil && (!validID(o.Owner.UID) || !validID(o.Owner.GID)):
 		return fmt.Errorf("owner %d:%d: an ID must be -1 (no change) or from 0 to %d", o.Owner.UID, o.Owner.GID, uint32(maxID))
 	}
@@ -98,38 +96,29 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 	return file, nil
 }
 
-// listen makes fd listen once the file at name has its mode and its owner.
+// listen makes fd listen once the file at name, which the bind of fd has created, has
+// its owner and its mode. If nothing has to be set, the file may be missing.
 func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
-	file, err := o.prepare(fd, name)
+	file := Adopt(fd, name)
+	if file == nil && (o.Mode != nil || o.Owner != nil) {
+		return nil, sys.ErrReplaced
+	}
+	var err error
+	if o.Owner != nil {
+		err = sys.Chown(name, file.info, o.Owner.UID, o.Owner.GID)
+		if err != nil {
+			err = fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
+		}
+	}
+	if err == nil && o.Mode != nil && file.info.Mode().Perm() != *o.Mode {
+		err = sys.Chmod(name, file.info, *o.Mode)
+	}
 	if err == nil {
 		err = sys.Listen(fd, backlog)
 	}
 	if err != nil {
 		file.unlink()
 		return nil, err
-	}
-	return file, nil
-}
-
-// prepare sets the owner and the mode of the file called name, which the bind of fd has
-// created. If it fails, it also returns the file, if there is one.
-func (o *Options) prepare(fd int, name string) (*File, error) {
-	file, err := boundTo(fd, name)
-	if err != nil {
-		if o.Mode == nil && o.Owner == nil {
-			err = nil // another process has removed or replaced it, and nothing has to be set
-		}
-		return nil, err
-	}
-	if o.Owner != nil {
-		if err := sys.Chown(name, file.info, o.Owner.UID, o.Owner.GID); err != nil {
-			return file, fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
-		}
-	}
-	if o.Mode != nil && file.info.Mode().Perm() != *o.Mode {
-		if err := sys.Chmod(name, file.info, *o.Mode); err != nil {
-			return file, fmt.Errorf("cannot set the mode to %#o: %w", *o.Mode, err)
-		}
 	}
 	return file, nil
 }
@@ -146,14 +135,10 @@ func bindOrReplace(fd int, name string, locked bool) error {
 	}
 	info, err := os.Lstat(name)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return sys.Bind(fd, name) // removed in the meantime
 	case err != nil:
-		return inUse
-	case info.Mode().Type() == fs.ModeSymlink:
-		return fmt.Errorf("%w: existing file is a symbolic link", inUse)
+		return sys.Bind(fd, name) // removed in the meantime, or it fails again
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%w: existing file is not a socket", inUse)
+		return fmt.Errorf("%w: existing file is not a socket: %v", inUse, info.Mode())
 	}
 	stale, err := sys.IsStale(name)
 	if stale && !locked {
@@ -188,30 +173,18 @@ type File struct {
 	info fs.FileInfo
 }
 
-// Adopt returns the file of a socket that another process has bound to path, or nil if
-// another process has removed or replaced the file.
+// Adopt returns the file of a socket that is bound to path, or nil if another process has
+// removed or replaced the file. Only Linux 6 and later is asked which file fd is bound to.
+// Elsewhere, any socket file passes.
 func Adopt(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
 		return nil // a chdir may have changed its meaning
 	}
-	file, _ := boundTo(fd, path)
-	return file
-}
-
-// boundTo returns the file at path, or [sys.ErrReplaced] if it is not the socket file that
-// fd is bound to. Only Linux 6 and later is asked which file that is. Elsewhere, any socket
-// file passes.
-func boundTo(fd int, path string) (*File, error) {
 	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, sys.ErrReplaced
-	case err != nil:
-		return nil, err
-	case info.Mode().Type() != fs.ModeSocket || !sys.IsBoundTo(fd, info):
-		return nil, sys.ErrReplaced
+	if err != nil || info.Mode().Type() != fs.ModeSocket || !sys.IsBoundTo(fd, info) {
+		return nil
 	}
-	return &File{path, info}, nil
+	return &File{path, info}
 }
 
 // Remove removes the file if it is still there, and no other file at its path. It

@@ -338,7 +338,7 @@ func CloseAll(fds []int) {
 }
 
 // ErrReplaced is the error of Chmod and Chown if the socket file is not the expected one.
-var ErrReplaced = fmt.Errorf("%w: another process has removed or replaced the socket file", os.NewSyscallError("bind", EADDRINUSE))
+var ErrReplaced = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined", os.NewSyscallError("bind", EADDRINUSE))
 
 // Chmod sets the permissions of the socket file called name if it is the file that want
 // describes. It does not follow a symbolic link.
