@@ -49,26 +49,19 @@ func isAbstract(name string) bool { return name[0] == 0 }
 // a listening socket. It returns nil for an abstract name, which has no file. If
 // it fails, no file of its own is left.
 func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
-	if isAbstract(name) {
-		if err := sys.Bind(fd, name); err != nil {
-			return nil, err
-		}
-		return nil, sys.Listen(fd, backlog)
-	}
 	if o.Mode != nil {
 		perm := *o.Mode
 		if o.Owner != nil {
-			// The kernel checks the permissions before it looks whether the socket
-			// listens: a connect that the first group's permissions admit may
-			// succeed later. The bits of the owner stay, because the next process has
-			// to probe the file if this one is killed now.
+			// A connect that the first group's bits admit may succeed later: the kernel
+			// checks them before it looks whether the socket listens. The owner's bits
+			// stay, so that the next process can probe the file if this one is killed.
 			perm &= 0o700
 		}
 		if err := sys.RestrictMode(fd, perm); err != nil {
 			return nil, err
 		}
 	}
-	if !o.ReplaceStale {
+	if !o.ReplaceStale || isAbstract(name) {
 		if err := sys.Bind(fd, name); err != nil {
 			return nil, err
 		}
@@ -97,7 +90,7 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 }
 
 // listen makes fd listen once the file at name, which the bind of fd has created, has
-// its owner and its mode. If nothing has to be set, the file may be missing.
+// its owner and its mode. If nothing has to be set, there need not be a file.
 func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
 	file := Adopt(fd, name)
 	if file == nil && (o.Mode != nil || o.Owner != nil) {
@@ -173,9 +166,9 @@ type File struct {
 	info fs.FileInfo
 }
 
-// Adopt returns the file of a socket that is bound to path, or nil if another process has
-// removed or replaced the file. Only Linux 6 and later is asked which file fd is bound to.
-// Elsewhere, any socket file passes.
+// Adopt returns the file of a socket that is bound to path. It returns nil if the path is
+// an abstract name, or if another process has removed or replaced the file. Only Linux 6
+// and later is asked which file fd is bound to. Elsewhere, any socket file passes.
 func Adopt(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
 		return nil // a chdir may have changed its meaning
