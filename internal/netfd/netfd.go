@@ -85,18 +85,15 @@ func (f *FD) File() (*os.File, error) {
 	if f == nil {
 		return nil, os.ErrInvalid
 	}
-	if f.file.Load() == nil {
-		f.mu.Lock()
+	if f.lockDirect() {
 		defer f.mu.Unlock()
-		if f.direct {
-			f.direct = false
-			runtime.SetFinalizer(f, nil)
-			file, err := NewFile(int(f.fd))
-			if err != nil {
-				return nil, err
-			}
-			f.file.Store(file)
+		f.direct = false
+		runtime.SetFinalizer(f, nil)
+		file, err := NewFile(int(f.fd))
+		if err != nil {
+			return nil, err
 		}
+		f.file.Store(file)
 	}
 	if file := f.file.Load(); file != nil {
 		return file, nil
@@ -104,29 +101,33 @@ func (f *FD) File() (*os.File, error) {
 	return nil, net.ErrClosed
 }
 
+// lockDirect locks mu if the FD is direct.
+func (f *FD) lockDirect() bool {
+	if f == nil || f.file.Load() != nil {
+		return false
+	}
+	f.mu.Lock()
+	if !f.direct {
+		f.mu.Unlock()
+		return false
+	}
+	return true
+}
+
 // Read is [os.File.Read].
 func (f *FD) Read(b []byte) (int, error) {
-	if n, err := f.readDirect(b); err != sys.ErrWouldBlock {
-		return n, err
+	if f.lockDirect() {
+		n, err := sys.Read(int(f.fd), b[:min(len(b), maxDirect)])
+		f.mu.Unlock()
+		if err != sys.ErrWouldBlock {
+			return n, err
+		}
 	}
 	file, err := f.File()
 	if err != nil {
 		return 0, err
 	}
 	return file.Read(b)
-}
-
-// readDirect reads available bytes, or returns ErrWouldBlock.
-func (f *FD) readDirect(b []byte) (int, error) {
-	if f == nil || f.file.Load() != nil {
-		return 0, sys.ErrWouldBlock
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.direct {
-		return 0, sys.ErrWouldBlock
-	}
-	return sys.Read(int(f.fd), b[:min(len(b), maxDirect)])
 }
 
 // Write is [os.File.Write].
@@ -136,14 +137,15 @@ func (f *FD) Write(b []byte) (n int, err error) {
 	}
 	f.writing.Lock()
 	defer f.writing.Unlock()
-	for {
-		m, err := f.writeDirect(b[n:min(len(b), n+maxDirect)])
+	for f.lockDirect() {
+		m, err := sys.Write(int(f.fd), b[n:min(len(b), n+maxDirect)])
+		f.mu.Unlock()
 		n += m
-		if err == sys.ErrWouldBlock {
-			break
-		}
-		if err != nil || n == len(b) {
+		if err != sys.ErrWouldBlock && (err != nil || n == len(b)) {
 			return n, err
+		}
+		if m < maxDirect {
+			break // the socket is full
 		}
 	}
 	file, err := f.File()
@@ -154,34 +156,14 @@ func (f *FD) Write(b []byte) (n int, err error) {
 	return n + m, err
 }
 
-// writeDirect writes the part of b for which there is room. If that is not all of b,
-// it returns ErrWouldBlock.
-func (f *FD) writeDirect(b []byte) (n int, err error) {
-	if f.file.Load() != nil {
-		return 0, sys.ErrWouldBlock
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.direct {
-		return 0, sys.ErrWouldBlock
-	}
-	n, err = sys.Write(int(f.fd), b)
-	if err == nil && n < len(b) {
-		err = sys.ErrWouldBlock
-	}
-	return n, err
-}
-
 // Close closes the descriptor. Calls that wait for the peer do not delay it.
 func (f *FD) Close() error {
 	if f == nil {
 		return os.ErrInvalid
 	}
-	f.mu.Lock()
-	direct := f.direct
-	f.direct = false
-	f.mu.Unlock()
-	if direct {
+	if f.lockDirect() {
+		f.direct = false
+		f.mu.Unlock()
 		runtime.SetFinalizer(f, nil)
 		return sys.Close(int(f.fd))
 	}
@@ -263,15 +245,10 @@ func (r RawConn) TryWrite(do func(fd uintptr)) (busy bool, err error) {
 // returns do's error. If the descriptor is closed already, the error is
 // [net.ErrClosed].
 func (f *FD) Control(do func(fd int) error) error {
-	if f == nil {
-		return os.ErrInvalid
-	}
-	f.mu.Lock()
-	if f.direct {
+	if f.lockDirect() {
 		defer f.mu.Unlock()
 		return do(int(f.fd))
 	}
-	f.mu.Unlock()
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
