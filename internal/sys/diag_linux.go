@@ -8,18 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IsBoundTo reports whether the file that info describes is the one that fd is bound to.
-// Where the kernel does not report that file, or may report it wrongly, IsBoundTo returns
-// true.
-//
-// The kernel reports its own inode number in 32 bits. On 32-bit kernels, some file systems
-// fold the number that stat(2) returns.
-func IsBoundTo(fd int, info fs.FileInfo) bool {
-	inode, ok := boundInode(fd)
-	stat, isStat := info.Sys().(*syscall.Stat_t)
-	return !ok || !isStat || inode == uint32(stat.Ino) || inode == uint32(stat.Ino^stat.Ino>>32)
-}
-
 // The request and the reply of unix_diag, from linux/sock_diag.h and linux/unix_diag.h:
 // a netlink header of 16 bytes, then a unix_diag_req of 24 bytes, or a unix_diag_msg of
 // 16 bytes with attributes. The attribute that was requested is the first one.
@@ -32,21 +20,19 @@ const (
 	anything     = 1<<32 - 1
 )
 
-// boundInode returns the lower 32 bits of the inode number of the file that fd is bound
-// to. ok is false if the kernel does not report it.
-func boundInode(fd int) (inode uint32, ok bool) {
-	// Overlayfs of older kernels may have other numbers than stat(2) returns.
+// IsBoundTo reports whether the file that info describes is the one that fd is bound to.
+// Where the kernel does not report that file, or may report it wrongly, IsBoundTo returns
+// true.
+func IsBoundTo(fd int, info fs.FileInfo) bool {
+	// Overlayfs of kernels before 6 may have other numbers than stat(2) returns.
 	var system unix.Utsname
-	if unix.Uname(&system) != nil || system.Release[1] == '.' && system.Release[0] < '6' {
-		return 0, false
-	}
 	var stat unix.Stat_t
-	if unix.Fstat(fd, &stat) != nil {
-		return 0, false
+	if unix.Uname(&system) != nil || unix.Fstat(fd, &stat) != nil || system.Release[1] == '.' && system.Release[0] < '6' {
+		return true
 	}
 	diag, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
-		return 0, false
+		return true
 	}
 	defer unix.Close(diag)
 	native := binary.NativeEndian
@@ -60,12 +46,14 @@ func boundInode(fd int) (inode uint32, ok bool) {
 	native.PutUint32(b[28:], showVFS)
 	native.PutUint32(b[32:], anything) // a cookie
 	native.PutUint32(b[36:], anything)
-	if unix.Sendto(diag, b[:diagRequestSize], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) != nil {
-		return 0, false
+	// The kernel replies before sendto returns. There is no reply if sendto fails.
+	_ = unix.Sendto(diag, b[:diagRequestSize], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	n, _, err := unix.Recvfrom(diag, b, unix.MSG_DONTWAIT)
+	if err != nil || n < diagReplySize || native.Uint16(b[4:]) != unix.SOCK_DIAG_BY_FAMILY || native.Uint16(b[34:]) != attributeVFS {
+		return true
 	}
-	n, _, err := unix.Recvfrom(diag, b, unix.MSG_DONTWAIT) // the kernel has replied by now
-	if err != nil || n < diagReplySize || native.Uint16(b[4:]) != unix.SOCK_DIAG_BY_FAMILY {
-		return 0, false
-	}
-	return native.Uint32(b[36:]), native.Uint16(b[34:]) == attributeVFS
+	// The kernel reports its own inode number in 32 bits. On 32-bit kernels, some file systems
+	// fold the number that stat(2) returns.
+	inode, want := native.Uint32(b[36:]), info.Sys().(*syscall.Stat_t).Ino
+	return inode == uint32(want) || inode == uint32(want^want>>32)
 }
