@@ -26,7 +26,6 @@ func Read(int, []byte) (int, error)                 { return 0, errors.ErrUnsupp
 func Write(int, []byte) (int, error)                { return 0, errors.ErrUnsupported }
 func Writev(int, [][]byte) (int, error)             { return 0, errors.ErrUnsupported }
 func Readable(int) bool                             { return false }
-func Writable(int) bool                             { return false }
 func ShutdownRead(int) error                        { return errors.ErrUnsupported }
 func ShutdownWrite(int) error                       { return errors.ErrUnsupported }
 func SetReadBuffer(int, int) error                  { return errors.ErrUnsupported }
