@@ -253,12 +253,10 @@ func poll(fd int, events int16) bool {
 func ShutdownRead(fd int) error {
 	err := shutdown(fd, unix.SHUT_RD)
 	var b [16 << 10]byte
-	for {
-		n, _, recvErr := unix.Recvfrom(fd, b[:], unix.MSG_DONTWAIT)
-		if recvErr != unix.EINTR && (recvErr != nil || n == 0) {
-			return err
-		}
+	for readErr := error(nil); readErr == nil; {
+		_, readErr = Read(fd, b[:])
 	}
+	return err
 }
 
 // ShutdownWrite shuts down the output of fd. A peer that has gone is no error.
