@@ -23,8 +23,8 @@ const maxDirect = 1 << 20
 
 // An FD is a connected socket. It becomes an os.File, which is registered with the
 // runtime's poller, when a call has to wait or sets a deadline. Until then plain system
-// calls read, write and close the descriptor. A connection on which no call has to wait
-// is never registered, which saves half of its system calls.
+// calls read, write and close the descriptor. A connection on which no call waits saves
+// half of its system calls.
 //
 //	direct      fd is open, and used with mu held only
 //	registered  file is set, and owns the descriptor
@@ -55,14 +55,11 @@ func New(fd int) *FD {
 // it cannot open them. Later there may be none left.
 var startPoller sync.Once
 
-// NewFile registers fd with the runtime's poller. The file owns fd from then on.
-// If the poller refuses the descriptor (ENOSPC, ENOMEM), or NewFile cannot move it
-// (EMFILE), NewFile closes it and returns an error.
-//
-// If fd is 1 or 2, because the process has closed its standard output or error,
-// NewFile moves it to another number: os.File ends the process if a write to 1 or 2
-// fails with EPIPE.
+// NewFile registers fd with the runtime's poller. The file owns fd from then on. If the
+// poller refuses fd (ENOSPC, ENOMEM), NewFile closes it and returns an error.
 func NewFile(fd int) (*os.File, error) {
+	// os.File ends the process if a write to 1 or 2 fails with EPIPE. The process has
+	// closed its standard output or error if fd is one of them.
 	if fd == 1 || fd == 2 {
 		moved, err := sys.Duplicate(fd)
 		sys.Close(fd)

@@ -12,7 +12,6 @@ import (
 )
 
 // maxWrapped is the maximum length of a name that x/sys/unix passes to the kernel.
-// OpenBSD's kernel takes none that is longer. The others take one byte more.
 const maxWrapped = 103
 
 func accept(fd int) (int, string, error) {

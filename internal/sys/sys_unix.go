@@ -66,9 +66,8 @@ func Bind(fd int, name string) error {
 	return os.NewSyscallError("bind", giveAddress(unix.SYS_BIND, unix.Bind, fd, name))
 }
 
-// giveAddress calls bind(2) or connect(2). A name of up to maxWrapped bytes goes through
-// wrapper, the function of x/sys/unix. For a longer one, trap, the raw system call, is the
-// only way.
+// giveAddress calls bind(2) or connect(2): for a name of up to maxWrapped bytes by the
+// function of x/sys/unix, for a longer one by the raw system call, the only way.
 func giveAddress(trap uintptr, wrapper func(int, unix.Sockaddr) error, fd int, name string) error {
 	if len(name) <= maxWrapped {
 		return wrapper(fd, &unix.SockaddrUnix{Name: name})
@@ -98,15 +97,12 @@ func Connect(fd int, name string) error {
 	return err
 }
 
-// IsStale reports whether no socket is bound to the socket file called name.
-//
-// The first probe is a datagram socket. Most kernels look for the socket that is
-// bound to the file, and compare the types only if there is one. So the answer
-// depends neither on the backlog, which may be full, nor on whether the bound
-// socket listens yet, and the bound socket does not notice. But gVisor refuses
-// every connection between types, and macOS and the BSDs refuse one to a full
-// backlog. So the socket is stale only if both probes are refused. After a refusal of
-// the first, a listening socket gets a connection that ends at once from the second.
+// IsStale reports whether no socket is bound to the socket file called name: whether a
+// datagram and a stream socket are both refused. Most kernels refuse the datagram socket
+// only if none is bound, and a bound one does not notice, whether it listens or not. But
+// gVisor refuses every connection between types. There, a listening socket gets a
+// connection from the second probe that ends at once. macOS and the BSDs refuse a stream
+// socket also if the backlog is full.
 func IsStale(name string) (bool, error) {
 	for _, socketType := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
 		fd, err := newSocket(socketType)
@@ -136,11 +132,10 @@ func Accept(fd int) (nfd int, peer string, err error) {
 		case unix.EAGAIN:
 			return -1, "", none
 		case unix.EMFILE, unix.ENFILE:
-			// Linux allocates the descriptor before it checks the queue, so this error
-			// need not mean that a connection is pending. gVisor checks the queue first,
-			// and has dropped the connection. A second call distinguishes them: on Linux
-			// it fails in the same way, unless a descriptor has become free. On gVisor
-			// nothing is left to accept.
+			// Linux allocates the descriptor before it checks the queue, so there need not
+			// have been a connection. gVisor checks the queue first, and has dropped one.
+			// A second call distinguishes them: on Linux it fails in the same way, unless
+			// a descriptor has become free. On gVisor nothing is left to accept.
 			if !Readable(fd) {
 				if none != ErrWouldBlock {
 					return -1, "", ErrWouldBlock
@@ -194,9 +189,9 @@ func Close(fd int) error {
 	return os.NewSyscallError("close", unix.Close(fd))
 }
 
-// Read reads available bytes. It returns ErrWouldBlock if there are none, and
-// io.EOF at the end. Like os.File, it calls package syscall, which informs the race
-// detector that a read happens after the write of the same bytes.
+// Read reads available bytes. It returns ErrWouldBlock if there are none, and io.EOF at
+// the end. It calls package syscall, which informs the race detector that a read happens
+// after the write of the same bytes.
 func Read(fd int, b []byte) (int, error) {
 	if len(b) == 0 {
 		return 0, nil
