@@ -2,13 +2,16 @@ package unixsock_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
@@ -186,6 +189,26 @@ func TestFilesOfProcAreCopied(t *testing.T) {
 	}
 }
 
+// A copy must find the end of a file whose reported size is wrong. The deadline ends a copy
+// that waits for the peer instead.
+func TestCopyOfAFileOfAWrongSizeDoesNotWaitForThePeer(t *testing.T) {
+	for name, size := range map[string]int64{"/proc/self/status": 0, "/sys/devices/system/cpu/online": 4096} {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Skip(err)
+		}
+		defer f.Close()
+		c, _ := sockettest.Pair(t) // the peer does not read
+		c.SetDeadline(time.Now().Add(sockettest.Timeout))
+		if _, err := c.Write(make([]byte, 100<<10)); err != nil { // poll(2) reports no room after it
+			t.Fatalf("Write of 100 KiB: %v", err)
+		}
+		if n, err := c.ReadFrom(f); n == 0 || err != nil {
+			t.Errorf("ReadFrom of %s, whose reported size is %d: got %d, %v; want more than 0, nil", name, size, n, err)
+		}
+	}
+}
+
 // Some files of sysfs can be opened, but not read.
 func TestErrorOfAFileIsNotTheSockets(t *testing.T) {
 	names, _ := filepath.Glob("/sys/class/net/*/queues/tx-*/traffic_class")
@@ -253,6 +276,38 @@ func TestIdleCopyHoldsNoPipe(t *testing.T) {
 	})
 	from.Close()
 	sockettest.Receive(t, "the end of the copy", c)
+}
+
+// Other code may hold the lock of a file for long: sendfile in package net does, while its
+// peer does not read.
+func TestCopyDoesNotWaitForTheLockOfItsFile(t *testing.T) {
+	f := largeFile(t)
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatalf("SyscallConn of the file: %v", err)
+	}
+	held, release, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		raw.Read(func(uintptr) bool { close(held); <-release; return true })
+		close(released)
+	}()
+	<-held
+	defer func() { close(release); <-released }()
+
+	c, peer := sockettest.Pair(t)
+	sockettest.CheckReturns(t, "copy of a file whose lock is held", func() {
+		if n, err := c.ReadFrom(io.LimitReader(f, 10)); n != 10 || err != nil {
+			t.Errorf("ReadFrom of a file whose lock is held: got %d, %v; want 10, nil", n, err)
+		}
+	})
+	done := startCopy(c, f)
+	if n, err := io.ReadFull(peer, make([]byte, 8<<20)); err != nil {
+		t.Errorf("ReadFull of 8 MiB of a file whose lock is held: got %d, %v; want no error", n, err)
+	}
+	sockettest.CheckReturns(t, "Close during a copy of a file whose lock is held", func() { c.Close() })
+	if got := sockettest.Receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
+		t.Errorf("copy whose Conn is closed: got %d bytes, %v; want net.ErrClosed", got.n, got.err)
+	}
 }
 
 func TestCopyWithoutDescriptorsToSpareIsAPlainOne(t *testing.T) {

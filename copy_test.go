@@ -520,16 +520,6 @@ func TestCopyOfAFileThatFitsDoesNotWaitForThePeer(t *testing.T) {
 			}
 		}
 	}
-	f, err := os.Open("/proc/self/status") // a file that says that its size is 0
-	if err != nil {
-		t.Skip(err)
-	}
-	defer f.Close()
-	c, _ := sockettest.Pair(t)
-	c.SetDeadline(time.Now().Add(sockettest.Timeout))
-	if n, err := c.ReadFrom(f); n == 0 || err != nil {
-		t.Errorf("ReadFrom of a file that reports no size: got %d, %v; want more than 0, nil", n, err)
-	}
 }
 
 func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
@@ -553,37 +543,6 @@ func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
 	}
 	if got := sockettest.Receive(t, "the end of the copy", blocked); !errors.Is(got.err, net.ErrClosed) {
 		t.Errorf("copy whose Conn is closed: got %d bytes, %v; want net.ErrClosed", got.n, got.err)
-	}
-}
-
-// Other code may hold the lock of a file for long: sendfile in package net does, while its
-// peer does not read.
-func TestCopyThatWaitsForItsFileLeavesTheConnToOthers(t *testing.T) {
-	f := largeFile(t)
-	raw, err := f.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn of the file: %v", err)
-	}
-	c, peer := sockettest.Pair(t)
-	held, release, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	go func() {
-		raw.Read(func(uintptr) bool { close(held); <-release; return true })
-		close(released)
-	}()
-	<-held
-	done := startCopy(c, f)
-	sockettest.WaitFor(t, "the copy does not wait for the lock of the file", func() bool {
-		return waitingForALock() > 0
-	})
-	sockettest.CheckReturns(t, "Write while a copy waits for its file", func() { c.Write([]byte("x")) })
-	if n, err := peer.Read(make([]byte, 10)); n != 1 || err != nil {
-		t.Errorf("Read of the peer after a Write of 1 byte: got %d, %v; want 1, nil", n, err)
-	}
-	sockettest.CheckReturns(t, "Close while a copy waits for its file", func() { c.Close() })
-	close(release)
-	<-released
-	if got := sockettest.Receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
-		t.Errorf("copy to a Conn that is closed while the copy waits for its file: got %v, want net.ErrClosed", got.err)
 	}
 }
 

@@ -226,18 +226,6 @@ func (r RawConn) Write(do func(fd uintptr) bool) error {
 	return MapRawErr(r.RawConn.Write(do))
 }
 
-// TryWrite implements zerocopy.Socket, which describes it.
-func (r RawConn) TryWrite(do func(fd uintptr)) (busy bool, err error) {
-	if !r.fd.writing.TryLock() {
-		return true, nil
-	}
-	defer r.fd.writing.Unlock()
-	return false, MapRawErr(r.RawConn.Write(func(fd uintptr) bool {
-		do(fd)
-		return true
-	}))
-}
-
 // Control calls do with the descriptor, which stays open during the call, and
 // returns do's error. If the descriptor is closed already, the error is
 // [net.ErrClosed].

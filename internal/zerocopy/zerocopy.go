@@ -23,13 +23,6 @@ const (
 	Stream                  // a non-blocking stream socket or pipe: Splice from it and to it
 )
 
-// A Socket is the destination of [SendFile]. TryWrite calls f once, which must not wait.
-// If another goroutine is writing, TryWrite does not call f, and busy is true.
-type Socket interface {
-	syscall.RawConn
-	TryWrite(f func(fd uintptr)) (busy bool, err error)
-}
-
 // KindOf returns the kind of a descriptor, Unsupported if it is closed.
 func KindOf(raw syscall.RawConn) Kind {
 	kind := Unsupported

@@ -6,8 +6,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // Available reports whether the package copies anything on this system.
@@ -45,55 +43,28 @@ func kindOf(fd int) Kind {
 // SendFile copies up to limit bytes of a [File], starting at its offset, to a
 // [Stream] that is a socket. It returns the number of bytes copied. The offset
 // moves by as many. Its error is [ErrRefused] or an error of dst.
-func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
+//
+// It does not lock src: other code may hold the lock for long, and would then keep dst
+// from being used and closed.
+func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
 	for n < limit {
-		sent, err := sendStep(dst, src, int(min(limit-n, maxStep)))
+		var sent int
+		dstErr := dst.Write(func(out uintptr) bool {
+			err = ErrRefused // src is closed
+			src.Control(func(in uintptr) {
+				sent, err = sendfile(int(out), int(in), int(min(limit-n, maxStep)))
+			})
+			return err != unix.EAGAIN
+		})
 		n += int64(sent)
-		if err == unix.EAGAIN {
-			err = waitWritable(dst)
+		if dstErr != nil {
+			return n, dstErr
 		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
+		if err != nil || sent == 0 {
 			return n, err
 		}
 	}
 	return n, nil
-}
-
-// sendStep sends up to size bytes. It does not wait: its error is EAGAIN if dst
-// has no room for more. At the end of src it is io.EOF.
-//
-// The file is locked for the step, so that a concurrent Read of it cannot take
-// bytes out of the middle. It is not locked while dst has no room, or is in use:
-// that may take long, and a goroutine that waits for the lock ignores deadlines and
-// closes. It is locked before dst, because another goroutine may hold it for long,
-// and would then keep dst from being used and closed.
-func sendStep(dst Socket, src syscall.RawConn, size int) (n int, err error) {
-	var busy bool
-	var sendErr, dstErr error
-	srcErr := src.Read(func(in uintptr) bool {
-		busy, dstErr = dst.TryWrite(func(out uintptr) { n, sendErr = sendfile(int(out), int(in), size) })
-		if sendErr == nil && n < size && !atEnd(int(in)) {
-			sendErr = unix.EAGAIN // without a call of sendfile that finds dst full
-		}
-		return true
-	})
-	switch {
-	case srcErr != nil || busy:
-		return 0, ErrRefused // src is closed, or another goroutine writes to dst
-	case dstErr != nil:
-		return 0, dstErr
-	}
-	return n, sendErr
-}
-
-// atEnd reports whether the offset of a file is at its end. It may say so of a file
-// that does not report its size, or of one with 2 GiB to go.
-func atEnd(fd int) bool {
-	rest, err := unix.IoctlGetUint32(fd, unix.TIOCINQ) // the kernel writes an int
-	return err != nil || int32(rest) <= 0
 }
 
 // sendfile calls sendfile(2). Like package net, it calls package syscall, which informs
@@ -103,9 +74,6 @@ func sendfile(out, in, size int) (int, error) {
 		n, err := syscall.Sendfile(out, in, nil, size)
 		switch err {
 		case nil:
-			if n == 0 {
-				return 0, io.EOF
-			}
 			return n, nil
 		case unix.EINTR:
 		case unix.EAGAIN:
@@ -116,17 +84,6 @@ func sendfile(out, in, size int) (int, error) {
 			return 0, ErrRefused // Read reports an error of the file, Write one of the socket
 		}
 	}
-}
-
-// waitWritable waits until dst has room.
-func waitWritable(dst syscall.RawConn) error {
-	woken := false
-	return dst.Write(func(out uintptr) bool {
-		// The poller reports only changes, and dst may already have room.
-		ready := woken || sys.Writable(int(out))
-		woken = true
-		return ready
-	})
 }
 
 // Splice copies up to limit bytes from a [Stream] to a [Stream] or a [File]. One of

@@ -10,7 +10,7 @@ const Available = false
 func kindOf(int) Kind { return Unsupported }
 
 // SendFile copies nothing.
-func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
+func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
 	return 0, ErrRefused
 }
 
