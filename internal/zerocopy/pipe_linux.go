@@ -1,7 +1,6 @@
 package zerocopy
 
 import (
-	"errors"
 	"runtime"
 	"sync"
 	"syscall"
@@ -14,9 +13,8 @@ import (
 // A pipe holds bytes on their way from one socket to another. The kernel moves
 // pages into it and out of it, without a copy.
 type pipe struct {
-	r, w    int
-	data    int // the number of bytes in the pipe
-	cleanup runtime.Cleanup
+	r, w int
+	data int // the number of bytes in the pipe
 }
 
 // pipes holds the unused pipes, of type *pipe, all of them empty. The garbage
@@ -35,61 +33,42 @@ func newPipe() *pipe {
 	// The kernel may refuse the size. A smaller pipe takes more steps.
 	unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, maxStep)
 	p := &pipe{r: fds[0], w: fds[1]}
-	p.cleanup = runtime.AddCleanup(p, closePipe, fds)
+	runtime.AddCleanup(p, sys.CloseAll, fds[:])
 	return p
 }
 
-func closePipe(fds [2]int) {
-	unix.Close(fds[0])
-	unix.Close(fds[1])
-}
-
-// release ends the use of the pipe. It closes a pipe that is not empty, so that no
-// other copy gets the bytes.
-func (p *pipe) release() {
-	if p.data == 0 {
-		pipes.Put(p)
-		return
+// release ends the use of the pipe, and returns the bytes that are left in it, so that no
+// other copy gets them.
+func (p *pipe) release() []byte {
+	rest := make([]byte, p.data)
+	for p.data > 0 {
+		n, err := sys.Read(p.r, rest[len(rest)-p.data:])
+		if err != nil {
+			return nil // cannot happen: the bytes are there
+		}
+		p.data -= n
 	}
-	p.cleanup.Stop()
-	closePipe([2]int{p.r, p.w})
+	pipes.Put(p)
+	return rest
 }
 
-// drain moves the bytes of the pipe to dst, and returns how many it has moved. If its
-// error is not nil, the rest remains in the pipe. The error is ErrRefused if dst is closed,
-// past its deadline or broken, or the kernel refuses the splice: Write reports it, too.
-// It is another one if a socket may report it only once, as it does ECONNRESET.
-func (p *pipe) drain(dst syscall.RawConn) (n int, err error) {
-	size := p.data
+// drain moves the bytes of the pipe to dst. If its error is not nil, the rest remains in
+// the pipe. The error is ErrRefused if dst is closed or past its deadline, or the kernel
+// refuses the splice.
+func (p *pipe) drain(dst syscall.RawConn) (err error) {
 	dstErr := dst.Write(func(out uintptr) bool {
 		for p.data > 0 {
-			var m int
-			m, err = splice(int(out), p.r, p.data)
-			p.data -= m
-			if err != nil || m == 0 {
+			var n int
+			n, err = splice(int(out), p.r, p.data)
+			p.data -= n
+			if err != nil || n == 0 {
 				return err != unix.EAGAIN
 			}
 		}
 		return true
 	})
-	if p.data > 0 && (dstErr != nil || err == nil || errors.Is(err, unix.EPIPE)) {
-		err = ErrRefused
+	if dstErr != nil || err == nil && p.data > 0 {
+		return ErrRefused
 	}
-	return size - p.data, err
-}
-
-// takeRest returns the bytes in the pipe and releases it.
-func (p *pipe) takeRest() []byte {
-	rest := make([]byte, p.data)
-	n := 0
-	for n < len(rest) {
-		m, err := sys.Read(p.r, rest[n:])
-		if err != nil {
-			break // cannot happen: the bytes are there
-		}
-		n += m
-		p.data -= m
-	}
-	p.release()
-	return rest[:n]
+	return err
 }

@@ -1,7 +1,6 @@
 package zerocopy
 
 import (
-	"io"
 	"os"
 	"syscall"
 
@@ -95,53 +94,42 @@ func sendfile(out, in, size int) (int, error) {
 // If src.Read fails after it has called its function, the bytes of that step are
 // discarded.
 func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, err error) {
-	for n < limit {
-		p, err := fill(src, int(min(limit-n, maxStep)))
-		if err == io.EOF {
+	for n < limit && err == nil {
+		var p *pipe
+		if p, err = fill(src, int(min(limit-n, maxStep))); p == nil {
 			break
 		}
-		if err != nil {
-			return n, nil, err
-		}
-		drained, err := p.drain(dst)
-		n += int64(drained)
-		if err != nil {
-			return n, p.takeRest(), err
-		}
-		p.release()
+		filled := p.data
+		err = p.drain(dst)
+		n += int64(filled - p.data)
+		rest = p.release()
 	}
-	return n, nil, nil
+	return n, rest, err
 }
 
-// fill waits for src and returns a pipe with up to size bytes of it. At the end of
-// src its error is io.EOF. It takes a pipe for the system call only, so a copy
-// that waits for its source holds none.
-func fill(src syscall.RawConn, size int) (*pipe, error) {
-	var p *pipe
-	var err error
+// fill waits for src and returns a pipe with up to size bytes of it, or nil at the end of
+// src. It takes a pipe for the system call only, so a copy that waits for its source
+// holds none.
+func fill(src syscall.RawConn, size int) (p *pipe, err error) {
 	srcErr := src.Read(func(in uintptr) bool {
 		if p = newPipe(); p == nil {
 			err = ErrRefused
 			return true
 		}
 		p.data, err = splice(p.w, int(in), size)
-		if err != unix.EAGAIN {
-			return true
+		if p.data == 0 {
+			p.release()
+			p = nil
 		}
-		p.release() // the pipe is empty, so src had no bytes
-		p = nil
-		return false
+		return err != unix.EAGAIN
 	})
-	if srcErr != nil {
-		err = ErrRefused // src is closed, or past its deadline
-	} else if err == nil && p.data == 0 {
-		err = io.EOF
+	if srcErr == nil {
+		return p, err
 	}
-	if err != nil && p != nil {
+	if p != nil {
 		p.release()
-		p = nil
 	}
-	return p, err
+	return nil, ErrRefused // src is closed, or past its deadline
 }
 
 // splice calls splice(2). It returns EAGAIN as it is, and ErrRefused if the kernel does
