@@ -80,27 +80,28 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	if !ok {
 		limited = &io.LimitedReader{R: r, N: math.MaxInt64}
 	}
-	src, from := descriptor(limited.R, readHalf)
+	reader, writer := unwrap(limited.R), unwrap(w)
+	src, from := descriptor(reader, readHalf)
 	if from == zerocopy.Unsupported {
 		return 0, zerocopy.ErrRefused
 	}
-	dst, to := descriptor(w, writeHalf)
+	dst, to := descriptor(writer, writeHalf)
 	if to == zerocopy.Unsupported {
 		return 0, zerocopy.ErrRefused
 	}
 	if from == zerocopy.File {
 		n, err = zerocopy.SendFile(dst, src, limited.N)
 		limited.N -= n
-		return n, copyError("write", w, writeHalf, err)
+		return n, copyError("write", writer, writeHalf, err)
 	}
 	n, rest, err := zerocopy.Splice(dst, src, limited.N)
 	limited.N -= n + int64(len(rest))
-	_, toFile := unwrap(w).(*os.File)
+	_, toFile := writer.(*os.File)
 	switch {
 	case len(rest) == 0:
-		return n, copyError("read", limited.R, readHalf, err)
+		return n, copyError("read", reader, readHalf, err)
 	case err != zerocopy.ErrRefused && !toFile:
-		return n, copyError("write", w, writeHalf, err) // a socket reports it only once
+		return n, copyError("write", writer, writeHalf, err) // a socket reports it only once
 	}
 	m, err := w.Write(rest)
 	if err == nil {
@@ -109,17 +110,38 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	return n + int64(m), err
 }
 
+// unwrap returns the Conn that v is a part of. It returns the *os.File or *net.TCPConn in
+// the values that os and net pass to ReadFrom and WriteTo: structs of unexported types
+// (os.fileWithoutWriteTo and the like) that embed it to hide one of its methods. No type
+// outside of os and net has their package path. It returns any other value unchanged.
+func unwrap(v any) any {
+	switch v := v.(type) {
+	case *tcpConn:
+		return v.Conn
+	case *InputPort:
+		return (*Conn)(v)
+	case *OutputPort:
+		return (*Conn)(v)
+	}
+	value := reflect.ValueOf(v)
+	if value.Kind() == reflect.Struct {
+		name := map[string]string{"os": "File", "net": "TCPConn"}[value.Type().PkgPath()]
+		if field := value.FieldByName(name); field.IsValid() {
+			return field.Interface()
+		}
+	}
+	return v
+}
+
 // descriptor returns access to the descriptor that v, an io.Reader or io.Writer,
 // reads or writes in half h, and its kind. The kind is Unsupported unless v is of one
 // of the types that ReadFrom and WriteTo list: others may do more in Read and Write.
 func descriptor(v any, h half) (syscall.RawConn, zerocopy.Kind) {
-	if c := connOf(v); c != nil {
-		if raw, err := c.raw(h); err == nil {
-			return copyRawConn{raw, c}, zerocopy.Stream
+	switch v := v.(type) {
+	case *Conn:
+		if raw, err := v.raw(h); err == nil {
+			return copyRawConn{raw, v}, zerocopy.Stream
 		}
-		return nil, zerocopy.Unsupported
-	}
-	switch v := unwrap(v).(type) {
 	case *os.File:
 		if raw, err := v.SyscallConn(); err == nil {
 			return raw, zerocopy.KindOf(raw)
@@ -136,43 +158,6 @@ func descriptor(v any, h half) (syscall.RawConn, zerocopy.Kind) {
 		}
 	}
 	return nil, zerocopy.Unsupported
-}
-
-// connOf returns the Conn that v is or that v is a part of, or nil.
-func connOf(v any) *Conn {
-	switch v := v.(type) {
-	case *Conn:
-		return v
-	case *tcpConn:
-		return v.Conn
-	case *InputPort:
-		return (*Conn)(v)
-	case *OutputPort:
-		return (*Conn)(v)
-	}
-	return nil
-}
-
-// unwrap returns the *os.File or *net.TCPConn in the values that os and net pass to
-// ReadFrom and WriteTo: structs of unexported types (os.fileWithoutWriteTo and the
-// like) that embed it to hide one of its methods. It returns any other value
-// unchanged. No type outside of os and net has their package path.
-func unwrap(v any) any {
-	value := reflect.ValueOf(v)
-	if value.Kind() != reflect.Struct {
-		return v
-	}
-	var embedded reflect.Value
-	switch value.Type().PkgPath() {
-	case "os":
-		embedded = value.FieldByName("File")
-	case "net":
-		embedded = value.FieldByName("TCPConn")
-	}
-	if !embedded.IsValid() {
-		return v
-	}
-	return embedded.Interface()
 }
 
 // A copyRawConn is the RawConn of a Conn with the Read that a copy needs.
@@ -196,10 +181,9 @@ func copyError(op string, v any, h half, err error) error {
 	if err == nil || err == zerocopy.ErrRefused {
 		return err
 	}
-	if c := connOf(v); c != nil {
-		return c.ioError(op, h, err)
-	}
-	switch v := unwrap(v).(type) {
+	switch v := v.(type) {
+	case *Conn:
+		return v.ioError(op, h, err)
 	case *os.File:
 		return &fs.PathError{Op: op, Path: v.Name(), Err: err}
 	case net.Conn:
