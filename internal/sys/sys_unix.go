@@ -231,13 +231,8 @@ func repeat(name string, call func() (int, error)) (int, error) {
 
 // Readable reports whether fd has a connection to accept, bytes to read, or an
 // end of input.
-func Readable(fd int) bool { return poll(fd, unix.POLLIN) }
-
-// Writable reports whether fd has room for bytes, or no reader.
-func Writable(fd int) bool { return poll(fd, unix.POLLOUT) }
-
-func poll(fd int, events int16) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+func Readable(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	n, _ := repeat("poll", func() (int, error) { return unix.Poll(fds, 0) })
 	return n > 0
 }
