@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -102,4 +103,19 @@ func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags
 		err = do(fd, "", unix.AT_EMPTY_PATH)
 	}
 	return err
+}
+
+// Sendfile writes up to size bytes of a file, starting at its offset, to a socket. Like
+// package net, it calls package syscall, which informs the race detector that a read of
+// the same bytes happens after it.
+func Sendfile(out, in, size int) (int, error) {
+	return repeat("sendfile", func() (int, error) { return syscall.Sendfile(out, in, nil, size) })
+}
+
+// Splice moves up to size bytes between a pipe and another descriptor.
+func Splice(out, in, size int) (int, error) {
+	return repeat("splice", func() (int, error) {
+		n, err := unix.Splice(in, nil, out, nil, size, unix.SPLICE_F_NONBLOCK)
+		return int(n), err
+	})
 }

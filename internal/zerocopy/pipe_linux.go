@@ -62,7 +62,7 @@ func (p *pipe) drain(dst syscall.RawConn) (err error) {
 			n, err = splice(int(out), p.r, p.data)
 			p.data -= n
 			if err != nil || n == 0 {
-				return err != unix.EAGAIN
+				return err != sys.ErrWouldBlock
 			}
 		}
 		return true

@@ -24,8 +24,7 @@ const (
 )
 
 // KindOf returns the kind of a descriptor, Unsupported if it is closed.
-func KindOf(raw syscall.RawConn) Kind {
-	kind := Unsupported
+func KindOf(raw syscall.RawConn) (kind Kind) {
 	raw.Control(func(fd uintptr) { kind = kindOf(int(fd)) }) // fails if it is closed
 	return kind
 }

@@ -1,10 +1,12 @@
 package zerocopy
 
 import (
-	"os"
+	"errors"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // Available reports whether the package copies anything on this system.
@@ -51,38 +53,23 @@ func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
 		dstErr := dst.Write(func(out uintptr) bool {
 			err = ErrRefused // src is closed
 			src.Control(func(in uintptr) {
-				sent, err = sendfile(int(out), int(in), int(min(limit-n, maxStep)))
+				sent, err = sys.Sendfile(int(out), int(in), int(min(limit-n, maxStep)))
 			})
-			return err != unix.EAGAIN
+			return err != sys.ErrWouldBlock
 		})
 		n += int64(sent)
-		if dstErr != nil {
+		switch {
+		case dstErr != nil:
 			return n, dstErr
-		}
-		if err != nil || sent == 0 {
+		case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
 			return n, err
+		case err != nil:
+			return n, ErrRefused // Read reports an error of the file, Write one of the socket
+		case sent == 0:
+			return n, nil
 		}
 	}
 	return n, nil
-}
-
-// sendfile calls sendfile(2). Like package net, it calls package syscall, which informs
-// the race detector that a read of the same bytes happens after it.
-func sendfile(out, in, size int) (int, error) {
-	for {
-		n, err := syscall.Sendfile(out, in, nil, size)
-		switch err {
-		case nil:
-			return n, nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, err
-		case unix.EPIPE, unix.ECONNRESET:
-			return 0, os.NewSyscallError("sendfile", err)
-		default:
-			return 0, ErrRefused // Read reports an error of the file, Write one of the socket
-		}
-	}
 }
 
 // Splice copies up to limit bytes from a [Stream] to a [Stream] or a [File]. One of
@@ -121,7 +108,7 @@ func fill(src syscall.RawConn, size int) (p *pipe, err error) {
 			p.release()
 			p = nil
 		}
-		return err != unix.EAGAIN
+		return err != sys.ErrWouldBlock
 	})
 	if srcErr == nil {
 		return p, err
@@ -132,21 +119,12 @@ func fill(src syscall.RawConn, size int) (p *pipe, err error) {
 	return nil, ErrRefused // src is closed, or past its deadline
 }
 
-// splice calls splice(2). It returns EAGAIN as it is, and ErrRefused if the kernel does
-// not support the operation and has done nothing.
+// splice is [sys.Splice]. Its error is ErrRefused if the kernel does not support the
+// operation and has done nothing.
 func splice(out, in, size int) (int, error) {
-	for {
-		n, err := unix.Splice(in, nil, out, nil, size, unix.SPLICE_F_NONBLOCK)
-		switch err {
-		case nil:
-			return int(n), nil
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return 0, err
-		case unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EOPNOTSUPP:
-			return 0, ErrRefused
-		default:
-			return 0, os.NewSyscallError("splice", err)
-		}
+	n, err := sys.Splice(out, in, size)
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		err = ErrRefused
 	}
+	return n, err
 }
