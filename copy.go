@@ -28,8 +28,7 @@ import (
 //
 // Concurrent writes by other goroutines may be interleaved with the bytes of r.
 // The kernel may send a file's pages without copying them. If the file is modified
-// before the peer reads, the peer may see the modification. If another goroutine reads
-// the file at the same time, both may get the same bytes. Close waits for a read of
+// before the peer reads, the peer may see the modification. Close waits for a read of
 // the file that is in progress, which takes long only if the file system does not answer.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.isClosed(writeHalf) {

@@ -5,6 +5,7 @@ package unixsock_test
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -434,6 +436,49 @@ func TestCopyOfAFileMovesItsOffsetByWhatWasWritten(t *testing.T) {
 	}
 	if runtime.GOOS == "linux" && offset != got.n {
 		t.Errorf("offset of the file after a copy of %d bytes: got %d, want %d", got.n, offset, got.n)
+	}
+}
+
+func TestConcurrentCopiesOfAFileSendEachByteOnce(t *testing.T) {
+	const chunk, chunks, conns = 16 << 10, 200, 4
+	var data []byte
+	for i := range chunks {
+		data = append(data, bytes.Repeat(binary.BigEndian.AppendUint16(nil, uint16(i)), chunk/2)...)
+	}
+	f := fileOf(t, data)
+	received := make(chan []byte, conns)
+	for range conns {
+		near, far := sockettest.Pair(t)
+		go func() {
+			got, _ := io.ReadAll(far)
+			received <- got
+		}()
+		go func() {
+			defer near.Close()
+			for {
+				if n, err := io.CopyN(near, f, chunk); err != nil {
+					if n != 0 || err != io.EOF {
+						t.Errorf("CopyN of a chunk: got %d, %v; want %d, nil or 0, EOF", n, err, chunk)
+					}
+					return
+				}
+			}
+		}()
+	}
+	var all [chunks]int
+	for range conns {
+		for part := range slices.Chunk(sockettest.Receive(t, "what a peer has read", received), chunk) {
+			number := binary.BigEndian.Uint16(part)
+			all[number]++
+			if !bytes.Equal(part, data[int(number)*chunk:][:chunk]) {
+				t.Errorf("chunk %d: got other bytes in it", number)
+			}
+		}
+	}
+	for number, times := range all {
+		if times != 1 {
+			t.Errorf("chunk %d: sent %d times, want once", number, times)
+		}
 	}
 }
 

@@ -105,11 +105,11 @@ func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags
 	return err
 }
 
-// Sendfile writes up to size bytes of a file, starting at its offset, to a socket. Like
-// package net, it calls package syscall, which informs the race detector that a read of
-// the same bytes happens after it.
-func Sendfile(out, in, size int) (int, error) {
-	return repeat("sendfile", func() (int, error) { return syscall.Sendfile(out, in, nil, size) })
+// Sendfile writes up to size bytes of a file, starting at *offset, which moves by as many,
+// to a socket. Like package net, it calls package syscall, which informs the race detector
+// that a read of the same bytes happens after it.
+func Sendfile(out, in int, offset *int64, size int) (int, error) {
+	return repeat("sendfile", func() (int, error) { return syscall.Sendfile(out, in, offset, size) })
 }
 
 // Splice moves up to size bytes between a pipe and another descriptor.

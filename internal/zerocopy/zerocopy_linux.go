@@ -1,7 +1,9 @@
 package zerocopy
 
 import (
+	"cmp"
 	"errors"
+	"io"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -44,32 +46,56 @@ func kindOf(fd int) Kind {
 // SendFile copies up to limit bytes of a [File], starting at its offset, to a
 // [Stream] that is a socket. It returns the number of bytes copied. The offset
 // moves by as many. Its error is [ErrRefused] or an error of dst.
-//
-// It does not lock src: other code may hold the lock for long, and would then keep dst
-// from being used and closed.
 func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
-	for n < limit {
-		var sent int
-		dstErr := dst.Write(func(out uintptr) bool {
-			err = ErrRefused // src is closed
-			src.Control(func(in uintptr) {
-				sent, err = sys.Sendfile(int(out), int(in), int(min(limit-n, maxStep)))
-			})
-			return err != sys.ErrWouldBlock
-		})
-		n += int64(sent)
-		switch {
-		case dstErr != nil:
-			return n, dstErr
-		case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
-			return n, err
-		case err != nil:
-			return n, ErrRefused // Read reports an error of the file, Write one of the socket
-		case sent == 0:
-			return n, nil
+	for n < limit && err == nil {
+		var sent int64
+		size := min(limit-n, maxStep)
+		sent, err = sendStep(dst, src, size)
+		n += sent
+		if sent < size {
+			break
 		}
 	}
-	return n, nil
+	return n, err
+}
+
+// sendStep is SendFile for size bytes. It sends fewer only at the end of src, or with an
+// error. It moves the offset of src first, so that no other reader gets these bytes, and
+// then back over those that it has not sent. The lock of an os.File would exclude the
+// others, too, but they may hold it for long, and would then keep dst from being closed.
+func sendStep(dst, src syscall.RawConn, size int64) (n int64, err error) {
+	end, err := seek(src, size)
+	if err != nil {
+		return 0, ErrRefused // src is closed, or has no offset
+	}
+	start := end - size
+	next := start
+	dstErr := dst.Write(func(out uintptr) bool {
+		for sent := 1; sent > 0 && next < end; {
+			err = ErrRefused // src is closed
+			src.Control(func(in uintptr) { sent, err = sys.Sendfile(int(out), int(in), &next, int(end-next)) })
+			if err != nil {
+				return err != sys.ErrWouldBlock
+			}
+		}
+		return true
+	})
+	if next < end {
+		seek(src, next-end)
+	}
+	switch {
+	case dstErr != nil:
+		err = dstErr
+	case err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET):
+		err = ErrRefused // Read reports an error of the file, Write one of the socket
+	}
+	return next - start, err
+}
+
+// seek moves the offset of a file by n bytes, and returns the new one.
+func seek(file syscall.RawConn, n int64) (offset int64, err error) {
+	closedErr := file.Control(func(fd uintptr) { offset, err = unix.Seek(int(fd), n, io.SeekCurrent) })
+	return offset, cmp.Or(closedErr, err)
 }
 
 // Splice copies up to limit bytes from a [Stream] to a [Stream] or a [File]. One of
