@@ -9,6 +9,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/go-unixsock/unixsock/internal/netfd"
 	"github.com/go-unixsock/unixsock/internal/sockfile"
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
@@ -85,7 +86,10 @@ func duplicate(raw syscall.RawConn, errClosed error) (fd int, err error) {
 // fileError returns the error of a function that has no Conn or Listener yet, nil if
 // err is nil.
 func fileError(err error) error {
-	return (*Listener)(nil).opError("file", err)
+	if err == nil {
+		return nil
+	}
+	return &net.OpError{Op: "file", Net: "unix", Err: netfd.MapErr(err)}
 }
 
 // File returns a copy of the Conn's descriptor, to pass to a child process or to

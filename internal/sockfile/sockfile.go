@@ -130,8 +130,10 @@ func bindOrReplace(fd int, name string, locked bool) error {
 	switch {
 	case err != nil:
 		return sys.Bind(fd, name) // removed in the meantime, or it fails again
+	case info.Mode().Type() == fs.ModeSymlink:
+		return fmt.Errorf("%w: existing file is a symbolic link", inUse)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%w: existing file is not a socket: %v", inUse, info.Mode())
+		return fmt.Errorf("%w: existing file is not a socket", inUse)
 	}
 	stale, err := sys.IsStale(name)
 	if stale && !locked {
