@@ -18,11 +18,9 @@ func acceptSocket(fd int) (int, syscall.Sockaddr, error) {
 	if !Readable(fd) {
 		return -1, nil, unix.EAGAIN
 	}
-	spare, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
+	if err := freeDescriptor(fd); err != nil {
 		return -1, nil, err
 	}
-	unix.Close(spare)
 	return syscall.Accept(fd)
 }
 

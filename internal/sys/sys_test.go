@@ -129,6 +129,29 @@ func TestConnectToAFullBacklogWouldBlock(t *testing.T) {
 	}
 }
 
+func TestFreeDescriptorUnderALimit(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	free := sockettest.ExhaustDescriptors(t)
+	if err := sys.FreeDescriptor(0); err != unix.EMFILE {
+		t.Errorf("freeDescriptor without a free one: got %v, want EMFILE", err)
+	}
+	free()
+	if err := sys.FreeDescriptor(0); err != nil {
+		t.Errorf("freeDescriptor with free ones: got %v, want nil", err)
+	}
+}
+
+func TestFreeDescriptorLeavesNoneOpen(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	for range 10 {
+		if err := sys.FreeDescriptor(0); err != nil {
+			t.Fatalf("FreeDescriptor: %v", err)
+		}
+	}
+}
+
 func TestAcceptOutOfDescriptorsWithoutAConnectionWouldBlock(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return

@@ -148,6 +148,16 @@ func Accept(fd int) (nfd int, peer string, err error) {
 	}
 }
 
+// freeDescriptor returns an error if the process cannot open another descriptor. fd is any
+// open one. Only macOS needs it; the tests run it everywhere.
+func freeDescriptor(fd int) error {
+	spare, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(spare)
+	}
+	return err
+}
+
 // AdoptStream returns the names of fd and makes it non-blocking if it is a Unix stream
 // socket that listens, or is connected if listening is false. Otherwise the error says
 // why it is not.
