@@ -81,7 +81,7 @@ func sendStep(dst, src syscall.RawConn, size int64) (n int64, err error) {
 		return true
 	})
 	if next < end {
-		seek(src, next-end)
+		_, _ = seek(src, next-end) // fails if src is closed
 	}
 	switch {
 	case dstErr != nil:
