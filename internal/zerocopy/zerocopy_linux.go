@@ -47,16 +47,15 @@ func kindOf(fd int) Kind {
 // [Stream] that is a socket. It returns the number of bytes copied. The offset
 // moves by as many. Its error is [ErrRefused] or an error of dst.
 func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
-	for n < limit && err == nil {
-		var sent int64
+	for n < limit {
 		size := min(limit-n, maxStep)
-		sent, err = sendStep(dst, src, size)
+		sent, err := sendStep(dst, src, size)
 		n += sent
-		if sent < size {
-			break
+		if sent < size || err != nil {
+			return n, err
 		}
 	}
-	return n, err
+	return n, nil
 }
 
 // sendStep is SendFile for size bytes. It sends fewer only at the end of src, or with an
