@@ -175,7 +175,7 @@ func (l *Listener) startWatcher() {
 		return
 	}
 	l.events.byDone = make(map[<-chan struct{}]*acceptEvt)
-	l.events.ticker = time.AfterFunc(maxTick, l.onTick)
+	l.events.ticker, l.events.tick = time.AfterFunc(maxTick, l.onTick), minTick
 	l.interrupt() // an Accept that waits in the poller
 	go l.watch()
 }

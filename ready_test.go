@@ -592,6 +592,13 @@ func TestReadyUsesNoProcessorWhileAConnectionIsPending(t *testing.T) {
 	idles(t)
 }
 
+func TestFirstReadyUsesNoProcessorIfAConnectionIsPending(t *testing.T) {
+	l := sockettest.Listen(t)
+	sockettest.Connect(t, l.Addr().String())
+	l.Ready()
+	idles(t)
+}
+
 // idles fails the test if this process uses more than a fifth of a processor for a while.
 func idles(t testing.TB) {
 	t.Helper()
