@@ -33,8 +33,8 @@ type Accepted struct {
 // Only sync, called with mu held, establishes the invariant, and it never blocks. It is
 // called whenever the invariant may be broken: by Ready, after every accept, when an event
 // begins or ends, at each arrival of a connection, after each offer, after each callback
-// of SyscallConn, and at each tick. Ticks are needed while a connection is pending:
-// receives empty the ready channel, and another process may accept the connection.
+// of SyscallConn, and at each tick. Ticks are needed while receives may empty the ready
+// channel, another process may accept the connection, or an event has no offer.
 //
 // The watcher is a goroutine that waits for arrivals in the poller, from the first use
 // until Close. An Accept that must wait then waits for nextChange instead.
@@ -49,7 +49,7 @@ type events struct {
 	endMu sync.Mutex   // guards ended; locked after mu
 	ended []*acceptEvt // the call of endEvt for the first one will close the channels of all
 
-	ticker *time.Timer // set while a connection is pending; nil before the first use
+	ticker *time.Timer // of the ticks; nil before the first use
 	tick   time.Duration
 }
 
@@ -273,7 +273,7 @@ func (l *Listener) deliver() bool {
 // delivered records that a receiver of evt has what was pending. mu is held.
 func (l *Listener) delivered(evt *acceptEvt) {
 	if c := l.events.pending.Conn; c != nil {
-		c.closeOn(evt.ctx, true)
+		c.closeOn(evt.ctx, undelivered)
 	}
 	l.events.pending = Accepted{}
 }
@@ -304,10 +304,10 @@ func (l *Listener) fillReady(pending bool) {
 	}
 }
 
-// setTicker starts or stops the ticks. mu is held.
-func (l *Listener) setTicker(pending bool) {
+// setTicker starts the ticks if they are needed, or stops them. mu is held.
+func (l *Listener) setTicker(needed bool) {
 	e := &l.events
-	if pending {
+	if needed {
 		e.ticker.Reset(e.tick)
 	} else {
 		e.ticker.Stop()
@@ -433,7 +433,7 @@ func (l *Listener) cancelOffer() {
 //
 // Closing a Done channel takes the waiting goroutine out of its select before the cancel
 // returns, so no later receive finds it there. A receive that begins after the cancel, while
-// the goroutine is between its check of the context and its wait, still gets a connection,
+// the goroutine is between its check of the context and its wait, may still get a connection,
 // which its context closes at once.
 func (o *offer) send(pending Accepted, evts []*acceptEvt) *acceptEvt {
 	cases := []reflect.SelectCase{{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(o.cancel)}}
@@ -445,7 +445,7 @@ func (o *offer) send(pending Accepted, evts []*acceptEvt) *acceptEvt {
 	if slices.ContainsFunc(evts, (*acceptEvt).ended) { // as late as possible
 		return nil
 	}
-	if i, _, _ := reflect.Select(cases); i%2 == 1 {
+	if i, _, _ := reflect.Select(cases); i%2 == 1 { // the case of a send
 		return evts[i/2]
 	}
 	return nil

@@ -146,16 +146,16 @@ func (c *Conn) close(h half, by *custodian) error {
 // released leaves nothing behind on ctx. CloseOn mirrors Racket's custodians.
 func (c *Conn) CloseOn(ctx context.Context) {
 	if c.netfd() != nil {
-		c.closeOn(ctx, false)
+		c.closeOn(ctx, nil)
 	}
 }
 
-// closeOn makes ctx the custodian, unless the Conn is closed. AcceptEvt, which has
-// delivered the Conn, does not replace a custodian that the receiver has set already.
-func (c *Conn) closeOn(ctx context.Context, delivered bool) {
+// closeOn makes ctx the custodian, unless the Conn is closed. If old is set, it does so
+// only if old is still the custodian, which CloseOn may have replaced.
+func (c *Conn) closeOn(ctx context.Context, old *custodian) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if half(c.closed.Load()) != bothHalves && (!delivered || c.custodian == undelivered) {
+	if half(c.closed.Load()) != bothHalves && (old == nil || old == c.custodian) {
 		c.custodian = c.custodian.replace(ctx, func(k *custodian) { c.close(bothHalves, k) })
 	}
 }
@@ -170,7 +170,7 @@ type custodian struct {
 var undelivered = &custodian{stop: func() bool { return true }}
 
 // replace releases the context of k, and returns the custodian that calls close with
-// itself when ctx is done.
+// itself when ctx is done, or nil if ctx is never done.
 func (k *custodian) replace(ctx context.Context, close func(*custodian)) *custodian {
 	if k != nil {
 		k.stop()
@@ -378,7 +378,7 @@ func batch(v [][]byte) [][]byte {
 		room -= len(v[n])
 		n++
 	}
-	if n == 0 {
+	if n == 0 { // the first buffer alone exceeds MaxIO
 		return [][]byte{v[0][:room]}
 	}
 	return v[:n]

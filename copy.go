@@ -28,7 +28,8 @@ import (
 //
 // Concurrent writes by other goroutines may be interleaved with the bytes of r.
 // The kernel may send a file's pages without copying them. If the file is modified
-// before the peer reads, the peer may see the modification. Close waits for a read of
+// before the peer reads, the peer may see the modification. While a file is sent, its
+// offset is up to 1 MiB ahead: do not write to the same *os.File. Close waits for a read of
 // the file that is in progress, which takes long only if the file system does not answer.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.isClosed(writeHalf) {
@@ -109,7 +110,7 @@ func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
 	return n + int64(m), err
 }
 
-// unwrap returns the Conn that v is a part of. It returns the *os.File or *net.TCPConn in
+// unwrap returns the Conn of a port or of a TCPUnit's connection. It returns the *os.File or *net.TCPConn in
 // the values that os and net pass to ReadFrom and WriteTo: structs of unexported types
 // (os.fileWithoutWriteTo and the like) that embed it to hide one of its methods. No type
 // outside of os and net has their package path. It returns any other value unchanged.

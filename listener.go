@@ -39,8 +39,8 @@ func Backlog(n int) ListenOption {
 // listens, whatever the umask, which stays unchanged. To connect takes write permission,
 // except on systems that ignore the bits of sockets: there, protect the directory.
 //
-// On Linux the bits are never wider than perm. On macOS and the BSDs, a connect that they
-// admit while the bits are wider may succeed.
+// On Linux the bits are never wider than perm. On macOS and the BSDs they may be, between
+// bind(2) and chmod(2): a connect that the kernel admits then may succeed.
 //
 // [Listen] returns an error if perm has bits outside [fs.ModePerm], or for an abstract name.
 func Mode(perm fs.FileMode) ListenOption {
@@ -185,8 +185,8 @@ func (l *Listener) ok() bool { return l != nil && l.file != nil }
 
 // Accept waits for a connection and returns it as a *[Conn]. If the process is out of
 // descriptors, the error is EMFILE: a loop should pause before it tries again. The
-// connection stays pending on Linux; macOS and gVisor drop it. Accept mirrors
-// unix-socket-accept.
+// connection stays pending on Linux. gVisor drops it, and macOS does if another goroutine
+// opens the last free descriptor meanwhile. Accept mirrors unix-socket-accept.
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
 	if err != nil {
@@ -351,7 +351,7 @@ func (l *Listener) close(by *custodian) error {
 	}
 	if isClosed(l.done) {
 		l.mu.Unlock()
-		<-l.removed // and not longer: the first Close may wait for a callback that calls Close
+		<-l.removed // not for the first Close, which may wait for a callback that calls Close
 		return nil
 	}
 	close(l.done)

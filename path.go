@@ -50,6 +50,7 @@ func Abstract(name string) string {
 // a filesystem path in its absolute form. With an error it returns path itself.
 func resolve(path string) (string, error) {
 	name, nul := path, strings.IndexByte(path, 0)
+	abstract := nul == 0
 	switch {
 	case !Available:
 		return path, fmt.Errorf("%w: %w", ErrInvalidPath, errUnavailable)
@@ -57,9 +58,9 @@ func resolve(path string) (string, error) {
 		return path, invalid("path is empty", path)
 	case nul > 0:
 		return path, invalid(fmt.Sprintf("path contains NUL at byte %d", nul), path)
-	case nul == 0 && !sys.AbstractNames:
+	case abstract && !sys.AbstractNames:
 		return path, invalid("path begins with NUL, and "+runtime.GOOS+" has no abstract names", path)
-	case nul < 0 && path[0] != '/':
+	case !abstract && path[0] != '/':
 		// This is the kernel's name for the working directory. os.Getwd prefers $PWD,
 		// which may be /proc/self/cwd or another name whose meaning a chdir changes.
 		wd, err := syscall.Getwd()
@@ -68,7 +69,7 @@ func resolve(path string) (string, error) {
 		}
 		name = wd + "/" + path
 	}
-	for nul < 0 && strings.Contains(name, "//") {
+	for !abstract && strings.Contains(name, "//") {
 		name = strings.ReplaceAll(name, "//", "/")
 	}
 	if len(name) > MaxPathLen {

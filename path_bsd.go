@@ -4,7 +4,8 @@ package unixsock
 
 import "github.com/go-unixsock/unixsock/internal/sys"
 
-// Available reports whether the platform has Unix domain sockets: unix-socket-available?.
+// Available reports whether the platform has Unix domain sockets. It mirrors
+// unix-socket-available?.
 const Available = true
 
 // MaxPathLen is the maximum length of the absolute form of a path, all of it usable: 104

@@ -1,6 +1,7 @@
 package unixsock
 
-// Available reports whether the platform has Unix domain sockets: unix-socket-available?.
+// Available reports whether the platform has Unix domain sockets. It mirrors
+// unix-socket-available?.
 const Available = true
 
 // MaxPathLen is the maximum length, in bytes, of the absolute form of a path, or of an

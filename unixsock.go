@@ -3,8 +3,8 @@
 // channel, paths and abstract names of full length, connection halves that close
 // independently, and a Connect that waits while the server's backlog is full.
 //
-// README.md and the package's example are a server: it waits for clients, a ticker and a
-// context in one select, and serves the clients that are pending before it stops.
+// README.md and the package's example show a server that waits for clients, a ticker and a
+// context in one select, and serves the pending clients before it stops.
 //
 // # Differences from net
 //
@@ -127,8 +127,8 @@ const (
 
 // waitForBacklog connects fd to name, whose backlog was full.
 func waitForBacklog(ctx context.Context, fd int, name string) error {
-	q := waiting.count(name, 1)
-	defer waiting.count(name, -1)
+	q := waiting.add(name, 1)
+	defer waiting.add(name, -1)
 	select {
 	case q.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -165,8 +165,8 @@ type queue struct {
 	members int           // guarded by queues.mu
 }
 
-// count adds n members to the queue for name, which exists while it has members.
-func (qs *queues) count(name string, n int) *queue {
+// add adds n members to the queue for name, which exists while it has members.
+func (qs *queues) add(name string, n int) *queue {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
 	q := qs.byName[name]

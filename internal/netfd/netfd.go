@@ -58,8 +58,8 @@ var startPoller sync.Once
 // NewFile registers fd with the runtime's poller. The file owns fd from then on. If the
 // poller refuses fd (ENOSPC, ENOMEM), NewFile closes it and returns an error.
 func NewFile(fd int) (*os.File, error) {
-	// os.File ends the process if a write to 1 or 2 fails with EPIPE. The process has
-	// closed its standard output or error if fd is one of them.
+	// Move fd if it is 1 or 2, because the process has closed its standard output or error:
+	// os.File ends the process if a write to 1 or 2 fails with EPIPE.
 	if fd == 1 || fd == 2 {
 		moved, err := sys.Duplicate(fd)
 		sys.Close(fd)
@@ -98,7 +98,7 @@ func (f *FD) File() (*os.File, error) {
 	return nil, net.ErrClosed
 }
 
-// lockDirect locks mu if the FD is direct.
+// lockDirect locks mu if the FD is direct, and reports whether it is. A nil FD is not.
 func (f *FD) lockDirect() bool {
 	if f == nil || f.file.Load() != nil {
 		return false

@@ -94,7 +94,7 @@ func Pair(t testing.TB) (client, server *unixsock.Conn) {
 // CheckExchange fails the test unless a connection to path arrives at l.
 //
 // On a kernel where ReplaceStale has to connect to find out whether a listener is alive,
-// Exchange first closes pending connections, which probably come from ReplaceStale.
+// CheckExchange first closes pending connections, which probably come from ReplaceStale.
 func CheckExchange(t testing.TB, path string, l *unixsock.Listener) {
 	t.Helper()
 	if !DistinguishesBoundFromDead(t) {

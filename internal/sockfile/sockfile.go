@@ -92,7 +92,7 @@ func (o *Options) Listen(fd int, name string, backlog int) (*File, error) {
 // listen makes fd listen once the file at name, which the bind of fd has created, has
 // its owner and its mode. If nothing has to be set, there need not be a file.
 func (o *Options) listen(fd int, name string, backlog int) (*File, error) {
-	file := Adopt(fd, name)
+	file := FileOf(fd, name)
 	if file == nil && (o.Mode != nil || o.Owner != nil) {
 		return nil, sys.ErrReplaced
 	}
@@ -168,10 +168,10 @@ type File struct {
 	info fs.FileInfo
 }
 
-// Adopt returns the file of a socket that is bound to path. It returns nil if the path is
-// an abstract name, or if another process has removed or replaced the file. Only Linux 6
-// and later is asked which file fd is bound to. Elsewhere, any socket file passes.
-func Adopt(fd int, path string) *File {
+// FileOf returns the file that fd is bound to at path. It returns nil if path is relative or
+// an abstract name, or if the file was removed or replaced, or cannot be examined. Only
+// Linux 6 and later is asked which file fd is bound to. Elsewhere, any socket file passes.
+func FileOf(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
 		return nil // a chdir may have changed its meaning
 	}

@@ -24,7 +24,7 @@ const (
 // Where the kernel does not report that file, or may report it wrongly, IsBoundTo returns
 // true.
 func IsBoundTo(fd int, info fs.FileInfo) bool {
-	// Overlayfs of kernels before 6 may have other numbers than stat(2) returns.
+	// Before Linux 6, the number reported for a file on overlayfs may not be stat(2)'s.
 	var system unix.Utsname
 	var stat unix.Stat_t
 	if unix.Uname(&system) != nil || unix.Fstat(fd, &stat) != nil || system.Release[1] == '.' && system.Release[0] < '6' {

@@ -43,9 +43,9 @@ func RestrictMode(int, fs.FileMode) error { return nil }
 // IsBoundTo returns true: these kernels do not report which file a socket is bound to.
 func IsBoundTo(int, fs.FileInfo) bool { return true }
 
-// withFile calls do with arguments that denote the file called name, or a symbolic link
-// itself. These kernels have no descriptor of a socket file, so it may still be replaced
-// between the check and the use.
+// withFile calls do with arguments that denote the file called name, not the target of a
+// symbolic link. It returns ErrReplaced if that is not the file that want describes. These
+// kernels have no descriptor of a socket file, so it may be replaced after the check.
 func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags int) error) error {
 	info, err := os.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, want) {

@@ -13,5 +13,5 @@ const (
 	receiveFlags = unix.MSG_CMSG_CLOEXEC
 )
 
-// acceptSocket calls package syscall, because x/sys/unix has no Accept4 for all of them.
+// acceptSocket calls package syscall, because x/sys/unix lacks Accept4 on NetBSD and OpenBSD.
 func acceptSocket(fd int) (int, syscall.Sockaddr, error) { return syscall.Accept4(fd, birthFlags) }

@@ -81,10 +81,10 @@ func RestrictMode(fd int, perm fs.FileMode) error {
 	return os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(perm)))
 }
 
-// withFile calls do with arguments that denote the file called name. It does not follow a
-// symbolic link, and the file cannot be replaced between the check and the use. It passes
-// a descriptor only on a system without /proc: then Fchmodat calls fchmodat2, and the
-// system call filters of many containers are older.
+// withFile calls do with arguments that denote the file called name, not the target of a
+// symbolic link. It returns ErrReplaced if that is not the file that want describes, which
+// cannot be replaced after the check. do gets a descriptor only on a system without /proc:
+// then Fchmodat calls fchmodat2, and the system call filters of many containers are older.
 func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags int) error) error {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	switch {

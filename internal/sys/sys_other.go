@@ -9,8 +9,8 @@ import (
 
 var EADDRINUSE, ErrReplaced = errors.ErrUnsupported, errors.ErrUnsupported
 
-// Package unixsock calls only Socketpair, because no path is valid here and every
-// constructor fails first. The others let the portable code compile.
+// Package unixsock calls only Socketpair: no path is valid here, and every constructor but
+// Pair fails before it makes a call. The others let the portable code compile.
 
 func Socket() (int, error)                          { return -1, errors.ErrUnsupported }
 func Socketpair() (int, int, error)                 { return -1, -1, errors.ErrUnsupported }

@@ -98,11 +98,11 @@ func Connect(fd int, name string) error {
 }
 
 // IsStale reports whether no socket is bound to the socket file called name: whether a
-// datagram and a stream socket are both refused. Most kernels refuse the datagram socket
-// only if none is bound, and a bound one does not notice, whether it listens or not. But
-// gVisor refuses every connection between types. There, a listening socket gets a
-// connection from the second probe that ends at once. macOS and the BSDs refuse a stream
-// socket also if the backlog is full.
+// datagram and a stream socket both get ECONNREFUSED. Most kernels return it for the
+// datagram socket only if no socket is bound, and a bound one does not notice. gVisor
+// always returns it. There, the stream socket gives a listening one a connection that ends
+// at once. The stream socket alone is not enough: macOS and the BSDs return ECONNREFUSED
+// also if the backlog is full.
 func IsStale(name string) (bool, error) {
 	for _, socketType := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
 		fd, err := newSocket(socketType)
@@ -224,7 +224,8 @@ func Writev(fd int, v [][]byte) (int, error) {
 	return repeat("writev", func() (int, error) { return writev(fd, v) })
 }
 
-// repeat makes a system call, again if a signal interrupts it.
+// repeat makes a system call, again if a signal interrupts it. EAGAIN becomes
+// ErrWouldBlock, and another error an *os.SyscallError. With an error, the number is 0.
 func repeat(name string, call func() (int, error)) (int, error) {
 	for {
 		switch n, err := call(); err {

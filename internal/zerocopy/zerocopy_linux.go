@@ -59,9 +59,10 @@ func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
 }
 
 // sendStep is SendFile for size bytes. It sends fewer only at the end of src, or with an
-// error. It moves the offset of src first, so that no other reader gets these bytes, and
-// then back over those that it has not sent. The lock of an os.File would exclude the
-// others, too, but they may hold it for long, and would then keep dst from being closed.
+// error. It moves the offset of src by size first, so that no other reader gets these
+// bytes, and at the end back by what it has not sent, which is exact only if nothing else
+// has moved the offset. The lock of an os.File would exclude other readers, too, but they
+// may hold it for long, and would then keep dst from being closed.
 func sendStep(dst, src syscall.RawConn, size int64) (n int64, err error) {
 	end, err := seek(src, size)
 	if err != nil {
