@@ -295,6 +295,7 @@ func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) (ove
 // nextChange returns a channel that is closed when a connection arrives or is accepted
 // ahead, or the deadline expires. Its error is the reason not to wait.
 func (l *Listener) nextChange(ctx context.Context) (<-chan struct{}, error) {
+	err := ctx.Err() // without mu, because it may lock a mutex of the caller's
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -305,7 +306,7 @@ func (l *Listener) nextChange(ctx context.Context) (<-chan struct{}, error) {
 	case l.changed == nil:
 		l.changed = make(chan struct{})
 	}
-	return l.changed, ctx.Err()
+	return l.changed, err
 }
 
 // wake wakes the goroutines that wait for a change. mu is held.

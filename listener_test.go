@@ -183,6 +183,34 @@ func TestAcceptContextThatIsDoneAcceptsNothing(t *testing.T) {
 	}
 }
 
+// A lockingContext is a context whose Err locks a mutex of its owner's.
+type lockingContext struct {
+	context.Context
+	mu *sync.Mutex
+}
+
+func (c lockingContext) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.Context.Err()
+}
+
+func TestCloseDoesNotWaitForTheErrOfAContext(t *testing.T) {
+	for range sockettest.Times(1000) {
+		l := sockettest.Listen(t)
+		inner, cancel := context.WithCancel(t.Context())
+		ctx := lockingContext{inner, new(sync.Mutex)}
+		errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
+		ctx.mu.Lock()
+		cancel() // AcceptContext calls Err
+		sockettest.CheckReturns(t, "Close while AcceptContext waits for Err", func() { l.Close() })
+		ctx.mu.Unlock()
+		if err := sockettest.Receive(t, "AcceptContext", errs); err == nil {
+			t.Fatal("AcceptContext whose context is canceled, and whose listener is closed: got nil, want an error")
+		}
+	}
+}
+
 func TestAcceptContextHasNoHoldOnceAccepted(t *testing.T) {
 	l := sockettest.Listen(t)
 	client := sockettest.Connect(t, l.Addr().String())
