@@ -354,12 +354,9 @@ func (l *Listener) endEvt(evt *acceptEvt) {
 	l.sync()
 }
 
-// endEvents closes all channels, and the connection that is accepted ahead. mu is held.
+// endEvents closes all channels. mu is held, and there is no offer.
 func (l *Listener) endEvents() {
 	e := &l.events
-	if c := l.takePending(); c != nil {
-		c.Close()
-	}
 	if e.ready == nil {
 		e.ready = make(chan *Listener)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -731,6 +732,30 @@ func TestCloseClosesTheEventAndTheConnectionAcceptedAhead(t *testing.T) {
 	mustBeOver(t, l.AcceptEvt(t.Context()))
 	mustBeOver(t, l.AcceptEvt(context.Background()))
 	mustEnd(t, client)
+}
+
+// A client that was accepted ahead and finds its connection closed may connect again at once.
+func TestClientThatConnectsAgainDoesNotReachTheClosingListener(t *testing.T) {
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	for range sockettest.Times(500) {
+		l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
+		l.AcceptEvt(t.Context())
+		client := acceptAhead(t, l)
+		again := make(chan error, 1)
+		go func() {
+			client.Read(make([]byte, 1)) // ends with Close
+			c, err := unixsock.Connect(path)
+			if err == nil {
+				c.Close()
+			}
+			again <- err
+		}()
+		l.Close()
+		if err := sockettest.Receive(t, "Connect of the client", again); err == nil {
+			t.Fatal("Connect after the end of a connection that was accepted ahead: got nil, want an error")
+		}
+		client.Close()
+	}
 }
 
 func TestCloseLeavesWhatAnEventDelivered(t *testing.T) {

@@ -357,6 +357,9 @@ func (l *Listener) close(by *custodian) error {
 	}
 	close(l.done)
 	l.custodian = l.custodian.replace(context.Background(), nil)
+	if c := l.takePending(); c != nil {
+		defer c.Close() // last: a client that connects again must not reach this listener
+	}
 	l.endEvents()
 	if l.timer != nil {
 		l.timer.Stop()
