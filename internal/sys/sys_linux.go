@@ -83,7 +83,7 @@ func RestrictMode(fd int, perm fs.FileMode) error {
 
 // withFile calls do with arguments that denote the file called name, not the target of a
 // symbolic link. It returns ErrReplaced if that is not the file that want describes, which
-// cannot be replaced after the check. do gets a descriptor only on a system without /proc:
+// cannot be replaced after the check. do gets a descriptor only without access to /proc:
 // then Fchmodat calls fchmodat2, and the system call filters of many containers are older.
 func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags int) error) error {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -99,7 +99,7 @@ func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags
 		return ErrReplaced
 	}
 	err = do(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), 0)
-	if errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EACCES) {
 		err = do(fd, "", unix.AT_EMPTY_PATH)
 	}
 	return err
