@@ -20,11 +20,11 @@ import (
 // On Linux the kernel moves the bytes, without a buffer in the program, if r is an
 // *[os.File], a *[net.TCPConn], a *[net.UnixConn] of the network "unix", a *Conn, an
 // *[InputPort], a connection of a [TCPUnit], or an *[io.LimitedReader] around one of
-// these. A file must be a regular file, or a pipe or stream socket in non-blocking
-// mode. For every other type ReadFrom calls its Read method, even if the type embeds
-// a connection or has a SyscallConn method. (io.Copy itself prefers a WriteTo or ReadFrom
-// to Read and Write. A type that embeds a *Conn inherits both, so it should embed a
-// [net.Conn] if its own Read and Write count.)
+// these. A file must be a regular file that reports its size, or a pipe or stream socket
+// in non-blocking mode. For every other type ReadFrom calls its Read method, even if the
+// type embeds a connection or has a SyscallConn method. (io.Copy itself prefers a WriteTo
+// or ReadFrom to Read and Write. A type that embeds a *Conn inherits both, so it should
+// embed a [net.Conn] if its own Read and Write count.)
 //
 // Concurrent writes by other goroutines may be interleaved with the bytes of r.
 // The kernel may send a file's pages without copying them. If the file is modified

@@ -189,6 +189,24 @@ func TestFilesOfProcAreCopied(t *testing.T) {
 	}
 }
 
+// A seek in a file of /proc generates the file anew, so lines may be missing or doubled.
+func TestFileThatReportsNoSizeIsCopiedByRead(t *testing.T) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer f.Close()
+	c, _ := sockettest.Pair(t)
+	before := allocated()
+	n, err := c.ReadFrom(f)
+	if n == 0 || err != nil {
+		t.Fatalf("ReadFrom of %s: got %d, %v; want more than 0, nil", f.Name(), n, err)
+	}
+	if n := allocated() - before; n < bufferSize {
+		t.Errorf("ReadFrom of %s: allocated %d bytes, want a buffer of %d", f.Name(), n, bufferSize)
+	}
+}
+
 // A copy must find the end of a file whose reported size is wrong. The deadline ends a copy
 // that waits for the peer instead.
 func TestCopyOfAFileOfAWrongSizeDoesNotWaitForThePeer(t *testing.T) {

@@ -439,6 +439,26 @@ func TestCopyOfAFileMovesItsOffsetByWhatWasWritten(t *testing.T) {
 	}
 }
 
+func TestCopyThatFailsLeavesTheOffsetToAnotherReader(t *testing.T) {
+	near, _ := sockettest.Pair(t)
+	f := largeFile(t)
+	c := blockedCopy(t, near, f)
+	if _, err := io.ReadFull(f, make([]byte, 64<<10)); err != nil {
+		t.Fatalf("ReadFull of the file: %v", err)
+	}
+	want, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		t.Fatalf("Seek: %v", err)
+	}
+	if err := near.SetWriteDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatalf("SetWriteDeadline: %v", err)
+	}
+	sockettest.Receive(t, "the end of the copy", c)
+	if offset, err := f.Seek(0, io.SeekCurrent); offset != want || err != nil {
+		t.Errorf("offset of a file after a copy that failed, and a Read beside it: got %d, %v; want %d, nil", offset, err, want)
+	}
+}
+
 func TestConcurrentCopiesOfAFileSendEachByteOnce(t *testing.T) {
 	const chunk, chunks, conns = 16 << 10, 200, 4
 	var data []byte

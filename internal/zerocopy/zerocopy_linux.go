@@ -21,11 +21,15 @@ const maxStep = 1 << 20
 
 func kindOf(fd int) Kind {
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil || unix.Fstat(fd, &st) != nil {
 		return Unsupported
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+		if st.Size == 0 && flags&unix.O_ACCMODE == unix.O_RDONLY {
+			return Unsupported // in /proc, where each seek generates the file anew
+		}
 		return File
 	case unix.S_IFSOCK:
 		// Splice would join the messages of other types of sockets.
@@ -36,9 +40,8 @@ func kindOf(fd int) Kind {
 	default:
 		return Unsupported
 	}
-	// The poller cannot wait for a blocking descriptor.
-	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
-		return Unsupported
+	if flags&unix.O_NONBLOCK == 0 {
+		return Unsupported // the poller cannot wait for a blocking descriptor
 	}
 	return Stream
 }
@@ -60,9 +63,9 @@ func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
 
 // sendStep is SendFile for size bytes. It sends fewer only at the end of src, or with an
 // error. It moves the offset of src by size first, so that no other reader gets these
-// bytes, and at the end back by what it has not sent, which is exact only if nothing else
-// has moved the offset. The lock of an os.File would exclude other readers, too, but they
-// may hold it for long, and would then keep dst from being closed.
+// bytes, and at the end back by what it has not sent. The lock of an os.File would exclude
+// other readers, too, but they may hold it for long, and would then keep dst from being
+// closed.
 func sendStep(dst, src syscall.RawConn, size int64) (n int64, err error) {
 	end, err := seek(src, size)
 	if err != nil {
@@ -81,7 +84,10 @@ func sendStep(dst, src syscall.RawConn, size int64) (n int64, err error) {
 		return true
 	})
 	if next < end {
-		_, _ = seek(src, next-end) // fails if src is closed
+		at, _ := seek(src, 0)
+		if at == end || cmp.Or(dstErr, err) == nil { // else others have read on from end
+			_, _ = seek(src, next-end) // fails if src is closed
+		}
 	}
 	switch {
 	case dstErr != nil:
