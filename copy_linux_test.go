@@ -189,7 +189,7 @@ func TestFilesOfProcAreCopied(t *testing.T) {
 	}
 }
 
-// A seek in a file of /proc generates the file anew, so lines may be missing or doubled.
+// A seek in a file of /proc generates the file again, so lines may be missing or doubled.
 func TestFileThatReportsNoSizeIsCopiedByRead(t *testing.T) {
 	f, err := os.Open("/proc/meminfo")
 	if err != nil {

@@ -28,7 +28,7 @@ func kindOf(fd int) Kind {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		if st.Size == 0 && flags&unix.O_ACCMODE == unix.O_RDONLY {
-			return Unsupported // in /proc, where each seek generates the file anew
+			return Unsupported // in /proc, where each seek generates the file again
 		}
 		return File
 	case unix.S_IFSOCK:
