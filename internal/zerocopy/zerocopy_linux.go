@@ -83,17 +83,18 @@ func sendStep(dst, src syscall.RawConn, size int64) (n int64, err error) {
 		}
 		return true
 	})
-	if next < end {
-		at, _ := seek(src, 0)
-		if at == end || cmp.Or(dstErr, err) == nil { // else others have read on from end
-			_, _ = seek(src, next-end) // fails if src is closed
-		}
-	}
 	switch {
 	case dstErr != nil:
 		err = dstErr
 	case err != nil && !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET):
 		err = ErrRefused // Read reports an error of the file, Write one of the socket
+	}
+	if next < end {
+		at, _ := seek(src, 0)
+		// If dst has failed, others may have read on from end. Otherwise the copy goes on.
+		if at == end || err == nil || err == ErrRefused {
+			_, _ = seek(src, next-end) // fails if src is closed
+		}
 	}
 	return next - start, err
 }
