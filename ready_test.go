@@ -599,14 +599,20 @@ func TestFirstReadyUsesNoProcessorIfAConnectionIsPending(t *testing.T) {
 	idles(t)
 }
 
-// idles fails the test if this process uses more than a fifth of a processor for a while.
+// idles fails the test if this process uses more than a fifth of a processor in each of
+// three intervals: what spins does so in all of them, and gVisor's clock is coarse.
 func idles(t testing.TB) {
 	t.Helper()
-	start, used := time.Now(), sockettest.ProcessorTime(t)
-	time.Sleep(300 * time.Millisecond) // the process must stay idle for this long
-	if share := float64(sockettest.ProcessorTime(t)-used) / float64(time.Since(start)); share > 0.2 {
-		t.Errorf("wait without work: got %.0f %% of a processor used, want at most 20 %%", 100*share)
+	var share float64
+	for range 3 {
+		start, used := time.Now(), sockettest.ProcessorTime(t)
+		time.Sleep(300 * time.Millisecond) // the process must stay idle for this long
+		share = float64(sockettest.ProcessorTime(t)-used) / float64(time.Since(start))
+		if share <= 0.2 {
+			return
+		}
 	}
+	t.Errorf("wait without work: got %.0f %% of a processor used, want at most 20 %%", 100*share)
 }
 
 // TestReadyServesASelectLoop runs the loop that Ready is made for. No client is lost when
