@@ -147,7 +147,8 @@ func Listen(path string, opts ...ListenOption) (*Listener, error) {
 	if err != nil {
 		return nil, pathError("listen", name, err)
 	}
-	file, err := config.file.Listen(fd, name, min(config.backlog, math.MaxInt32))
+	backlog := min(config.backlog, math.MaxInt32)
+	file, err := config.file.Bind(fd, name, func() error { return sys.Listen(fd, backlog) })
 	if err != nil {
 		sys.Close(fd)
 		return nil, pathError("listen", name, err)

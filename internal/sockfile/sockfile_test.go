@@ -60,6 +60,9 @@ func leaveStale(t *testing.T, name string) {
 	unix.Close(newSocket(t, unix.SOCK_STREAM, name))
 }
 
+// listen returns a function that makes fd a listening socket.
+func listen(fd int) func() error { return func() error { return unix.Listen(fd, 64) } }
+
 // replace listens at name with ReplaceStale.
 func replace(t *testing.T, name string) (*File, error) {
 	t.Helper()
@@ -69,7 +72,7 @@ func replace(t *testing.T, name string) (*File, error) {
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	o := Options{ReplaceStale: true}
-	return o.Listen(fd, name, 4)
+	return o.Bind(fd, name, listen(fd))
 }
 
 func TestReplaceStaleKeepsWhatIsInUse(t *testing.T) {
@@ -124,10 +127,10 @@ func TestReplaceStaleKeepsWhatIsInUse(t *testing.T) {
 				t.Fatalf("Lstat: %v", err)
 			}
 			if file, err := replace(t, path); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
-				t.Errorf("Listen: got %v, %v, want EADDRINUSE", file, err)
+				t.Errorf("Bind: got %v, %v, want EADDRINUSE", file, err)
 			}
 			if !unchanged(path, before) {
-				t.Error("Listen has replaced the file, want it kept")
+				t.Error("Bind has replaced the file, want it kept")
 			}
 		})
 	}
@@ -145,7 +148,7 @@ func TestReplaceStaleOfAPathWithASlashAfterTheFileIsInUse(t *testing.T) {
 		t.Skipf("bind to %s: %v", path+"/", err)
 	}
 	if file, err := replace(t, path+"/"); !errors.Is(err, unix.EADDRINUSE) {
-		t.Errorf("Listen with ReplaceStale at %s: got %v, %v; want EADDRINUSE", path+"/", file, err)
+		t.Errorf("Bind with ReplaceStale at %s: got %v, %v; want EADDRINUSE", path+"/", file, err)
 	}
 }
 
@@ -154,7 +157,7 @@ func TestReplaceStaleReplacesADeadSocket(t *testing.T) {
 		path := filepath.Join(newDir(t), "s")
 		unix.Close(newSocket(t, socketType, path))
 		if file, err := replace(t, path); file == nil || err != nil {
-			t.Errorf("Listen at the file of a closed %s socket: got %v, %v, want no error", name, file, err)
+			t.Errorf("Bind at the file of a closed %s socket: got %v, %v, want no error", name, file, err)
 		}
 	}
 }
@@ -177,11 +180,11 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 			defer unix.Close(fd)
 			racers.Go(func() {
 				o := Options{ReplaceStale: true}
-				switch file, err := o.Listen(fd, path, 64); {
+				switch file, err := o.Bind(fd, path, listen(fd)); {
 				case err == nil:
 					winners <- file
 				case !errors.Is(err, syscall.EADDRINUSE):
-					t.Errorf("Listen of a loser: got %v, want EADDRINUSE", err)
+					t.Errorf("Bind of a loser: got %v, want EADDRINUSE", err)
 				}
 			})
 		}
@@ -200,22 +203,22 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 
 func TestReplaceStaleProceedsWithoutTheLock(t *testing.T) {
 	dir := newDir(t)
-	unlock, err := sys.LockDir(dir)
+	unlock, err := lockDir(dir)
 	if err != nil {
-		t.Fatalf("LockDir: %v", err)
+		t.Fatalf("lockDir: %v", err)
 	}
 	defer unlock()
 	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
 	start := time.Now()
 	if file, err := replace(t, path); file == nil || err != nil {
-		t.Errorf("Listen while another holds the lock: got %v, %v, want no error", file, err)
+		t.Errorf("Bind while another holds the lock: got %v, %v, want no error", file, err)
 	}
 	if took := time.Since(start); took < time.Second {
-		t.Errorf("Listen while another holds the lock took %v, want at least a second", took)
+		t.Errorf("Bind while another holds the lock took %v, want at least a second", took)
 	}
 	if file, err := replace(t, path); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("Listen at a live socket without the lock: got %v, %v, want EADDRINUSE", file, err)
+		t.Errorf("Bind at a live socket without the lock: got %v, %v, want EADDRINUSE", file, err)
 	}
 }
 
@@ -262,10 +265,10 @@ func TestChangesOfAReplacedFileFail(t *testing.T) {
 		t.Fatalf("Lstat: %v", err)
 	}
 	for _, path := range []string{path, path + "2"} { // replaced, and removed
-		if err := sys.Chmod(path, file.info, 0o777); !errors.Is(err, syscall.EADDRINUSE) {
+		if err := chmod(path, file.info, 0o777); !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("Chmod of the file that was at %s: got %v, want EADDRINUSE", path, err)
 		}
-		if err := sys.Chown(path, file.info, -1, -1); !errors.Is(err, syscall.EADDRINUSE) {
+		if err := chown(path, file.info, -1, -1); !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("Chown of the file that was at %s: got %v, want EADDRINUSE", path, err)
 		}
 	}
@@ -291,7 +294,7 @@ func TestChmodDoesNotFollowALink(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Stat: %v", err)
 	}
-	if err := sys.Chmod(link, info, 0o777); err == nil {
+	if err := chmod(link, info, 0o777); err == nil {
 		t.Error("Chmod of a link: got no error, want one")
 	}
 }
@@ -340,7 +343,7 @@ func TestAFileThatReplacedTheBoundOneStaysAsItIs(t *testing.T) {
 	}
 	mode := fs.FileMode(0o123)
 	withMode := Options{Mode: &mode}
-	if file, err := withMode.listen(fd, path, 4); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
+	if file, err := withMode.prepare(fd, path, listen(fd)); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("mode, no file: got %v, %v, want EADDRINUSE", file, err)
 	}
 	newListener(t, path)
@@ -348,22 +351,49 @@ func TestAFileThatReplacedTheBoundOneStaysAsItIs(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Lstat: %v", err)
 	}
-	if sys.IsBoundTo(fd, before) {
+	if isBoundTo(fd, before) {
 		t.Skip("the kernel does not report which file a socket is bound to")
 	}
 	for name, o := range map[string]Options{
 		"mode":  withMode,
 		"owner": {Owner: &Owner{UID: os.Getuid(), GID: os.Getgid()}},
 	} {
-		if file, err := o.listen(fd, path, 4); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
+		if file, err := o.prepare(fd, path, listen(fd)); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("%s: got %v, %v, want EADDRINUSE", name, file, err)
 		}
 	}
 	o := Options{}
-	if file, err := o.listen(fd, path, 4); file != nil || err != nil {
+	if file, err := o.prepare(fd, path, listen(fd)); file != nil || err != nil {
 		t.Errorf("no options: got %v, %v, want a listener without a file", file, err)
 	}
 	if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) || after.Mode() != before.Mode() {
 		t.Errorf("the other file: got %v, %v, want %v", after, err, before)
 	}
+}
+
+func TestUnlinkLeavesADirectory(t *testing.T) {
+	dir := newDir(t)
+	if err := unlink(dir); err == nil {
+		t.Error("unlink of a directory: got nil, want an error")
+	}
+	if _, err := os.Stat(dir); err != nil {
+		t.Errorf("Stat after unlink: %v", err)
+	}
+}
+
+func TestLockDirExcludesAnother(t *testing.T) {
+	dir := newDir(t)
+	unlock, err := lockDir(dir)
+	if err != nil {
+		t.Fatalf("lockDir: %v", err)
+	}
+	if _, err := lockDir(dir); err != sys.ErrWouldBlock {
+		t.Errorf("lockDir of a locked directory: got %v, want ErrWouldBlock", err)
+	}
+	unlock()
+	unlock, err = lockDir(dir)
+	if err != nil {
+		t.Fatalf("lockDir after unlock: %v", err)
+	}
+	unlock()
 }

@@ -2,22 +2,15 @@
 
 package sys
 
-import (
-	"errors"
-	"io/fs"
-)
-
-var EADDRINUSE, ErrReplaced = errors.ErrUnsupported, errors.ErrUnsupported
+import "errors"
 
 // Package unixsock calls only Socketpair: no path is valid here, and every constructor but
 // Pair fails before it makes a call. The others let the portable code compile.
 
 func Socket() (int, error)                          { return -1, errors.ErrUnsupported }
 func Socketpair() (int, int, error)                 { return -1, -1, errors.ErrUnsupported }
-func Bind(int, string) error                        { return errors.ErrUnsupported }
 func Listen(int, int) error                         { return errors.ErrUnsupported }
 func Connect(int, string) error                     { return errors.ErrUnsupported }
-func IsStale(string) (bool, error)                  { return false, errors.ErrUnsupported }
 func Accept(int) (int, string, error)               { return -1, "", errors.ErrUnsupported }
 func AdoptStream(int, bool) (string, string, error) { return "", "", errors.ErrUnsupported }
 func Duplicate(int) (int, error)                    { return -1, errors.ErrUnsupported }
@@ -33,9 +26,3 @@ func SetWriteBuffer(int, int) error                 { return errors.ErrUnsupport
 func SendRights(int, []byte, []int) (int, error)    { return 0, errors.ErrUnsupported }
 func ReceiveRights(int, []byte) (int, []int, error) { return 0, nil, errors.ErrUnsupported }
 func CloseAll([]int)                                {}
-func RestrictMode(int, fs.FileMode) error           { return errors.ErrUnsupported }
-func Chmod(string, fs.FileInfo, fs.FileMode) error  { return errors.ErrUnsupported }
-func Chown(string, fs.FileInfo, int, int) error     { return errors.ErrUnsupported }
-func IsBoundTo(int, fs.FileInfo) bool               { return true }
-func Unlink(string) error                           { return errors.ErrUnsupported }
-func LockDir(string) (unlock func(), err error)     { return nil, errors.ErrUnsupported }

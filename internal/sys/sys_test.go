@@ -229,81 +229,6 @@ func TestAcceptOutOfDescriptorsReportsEachDrop(t *testing.T) {
 	}
 }
 
-func TestIsStaleReportsThatItHasNoSocket(t *testing.T) {
-	if !sockettest.InChild(t, nil) {
-		return
-	}
-	_, path := listener(t, 4)
-	defer sockettest.ExhaustDescriptors(t)()
-	if stale, err := sys.IsStale(path); stale || !errors.Is(err, unix.EMFILE) {
-		t.Errorf("IsStale: got %t, %v, want false, EMFILE", stale, err)
-	}
-}
-
-func TestIsStale(t *testing.T) {
-	for _, test := range []struct {
-		desc  string
-		make  func(t *testing.T) (path string)
-		stale bool
-	}{
-		{"live stream listener", func(t *testing.T) string {
-			_, path := listener(t, 4)
-			return path
-		}, false},
-		{"full backlog", func(t *testing.T) string {
-			_, path := listener(t, 0)
-			sockettest.FillBacklog(t, path)
-			return path
-		}, false},
-		{"bound stream socket", func(t *testing.T) string {
-			if !sockettest.DistinguishesBoundFromDead(t) {
-				t.Skip("the kernel does not distinguish a bound socket from a dead one")
-			}
-			_, path := bound(t, unix.SOCK_STREAM)
-			return path
-		}, false},
-		{"dead stream socket", func(t *testing.T) string {
-			fd, path := listener(t, 4)
-			if err := unix.Close(fd); err != nil {
-				t.Fatalf("Close: %v", err)
-			}
-			return path
-		}, true},
-		{"live datagram socket", func(t *testing.T) string {
-			_, path := bound(t, unix.SOCK_DGRAM)
-			return path
-		}, false},
-		{"missing file", func(t *testing.T) string { return filepath.Join(sockettest.ShortDir(t), "s") }, false},
-	} {
-		t.Run(test.desc, func(t *testing.T) {
-			if stale, err := sys.IsStale(test.make(t)); stale != test.stale || err != nil {
-				t.Errorf("IsStale: got %t, %v, want %t, nil", stale, err, test.stale)
-			}
-		})
-	}
-}
-
-func TestIsStaleDoesNotConnectToAListener(t *testing.T) {
-	if !sockettest.DistinguishesBoundFromDead(t) {
-		t.Skip("the kernel's answer to a datagram socket is not decisive")
-	}
-	lfd, path := listener(t, 4)
-	if stale, err := sys.IsStale(path); stale || err != nil {
-		t.Fatalf("IsStale: got %t, %v, want false, nil", stale, err)
-	}
-	if sys.Readable(lfd) {
-		t.Error("IsStale: the listener has a connection pending, want none")
-	}
-}
-
-func TestIsStaleClosesItsSockets(t *testing.T) {
-	sockettest.CheckDescriptors(t)
-	_, path := listener(t, 4)
-	for range 3 {
-		sys.IsStale(path)
-	}
-}
-
 func TestReadReturnsEOFAtTheEnd(t *testing.T) {
 	fd, peer := pair(t)
 	if err := sys.ShutdownWrite(peer); err != nil {
@@ -502,38 +427,10 @@ func TestErrorsNameTheSystemCall(t *testing.T) {
 		"connect":  sys.Connect(socket(t, unix.SOCK_STREAM), missing),
 		"listen":   sys.Listen(fd, 1),
 		"shutdown": sys.ShutdownWrite(fd),
-		"unlink":   sys.Unlink(missing),
 	} {
 		var syscallErr *os.SyscallError
 		if !errors.As(err, &syscallErr) || syscallErr.Syscall != want {
 			t.Errorf("%s: got %v, want a SyscallError that names it", want, err)
 		}
 	}
-}
-
-func TestUnlinkLeavesADirectory(t *testing.T) {
-	dir := sockettest.ShortDir(t)
-	if err := sys.Unlink(dir); err == nil {
-		t.Error("Unlink of a directory: got nil, want an error")
-	}
-	if _, err := os.Stat(dir); err != nil {
-		t.Errorf("Stat after Unlink: %v", err)
-	}
-}
-
-func TestLockDirExcludesAnother(t *testing.T) {
-	dir := sockettest.ShortDir(t)
-	unlock, err := sys.LockDir(dir)
-	if err != nil {
-		t.Fatalf("LockDir: %v", err)
-	}
-	if _, err := sys.LockDir(dir); err != sys.ErrWouldBlock {
-		t.Errorf("LockDir of a locked directory: got %v, want ErrWouldBlock", err)
-	}
-	unlock()
-	unlock, err = sys.LockDir(dir)
-	if err != nil {
-		t.Fatalf("LockDir after unlock: %v", err)
-	}
-	unlock()
 }

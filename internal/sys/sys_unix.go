@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"syscall"
 	"unsafe"
@@ -18,13 +17,11 @@ import (
 // close-on-exec and non-blocking.
 const bornMarked = birthFlags != 0
 
-// EADDRINUSE is the error of [Bind] if the file exists.
-const EADDRINUSE = unix.EADDRINUSE
-
 // Socket returns a stream socket.
-func Socket() (fd int, err error) { return newSocket(unix.SOCK_STREAM) }
+func Socket() (fd int, err error) { return SocketOf(unix.SOCK_STREAM) }
 
-func newSocket(socketType int) (fd int, err error) {
+// SocketOf returns a socket of the given type.
+func SocketOf(socketType int) (fd int, err error) {
 	defer holdForks()()
 	fd, err = unix.Socket(unix.AF_UNIX, socketType|birthFlags, 0)
 	mark(err, fd)
@@ -88,34 +85,11 @@ func Listen(fd, backlog int) error {
 // Connect connects fd to name. It returns ErrWouldBlock if the listener's backlog is
 // full. On macOS and the BSDs that is ECONNREFUSED.
 func Connect(fd int, name string) error {
-	_, err := repeat("connect", func() (int, error) {
-		return 0, giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name)
-	})
+	err := Repeat("connect", func() error { return giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name) })
 	if errors.Is(err, unix.EISCONN) { // the interrupted call has succeeded
 		return nil
 	}
 	return err
-}
-
-// IsStale reports whether no socket is bound to the socket file called name: whether a
-// datagram and a stream socket both get ECONNREFUSED. Most kernels return it for the
-// datagram socket only if no socket is bound, and a bound one does not notice. gVisor
-// always returns it. There, the stream socket gives a listening one a connection that ends
-// at once. The stream socket alone is not enough: macOS and the BSDs return ECONNREFUSED
-// also if the backlog is full.
-func IsStale(name string) (bool, error) {
-	for _, socketType := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
-		fd, err := newSocket(socketType)
-		if err != nil {
-			return false, err
-		}
-		err = Connect(fd, name)
-		unix.Close(fd)
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			return false, nil
-		}
-	}
-	return true, nil
 }
 
 // Accept accepts a connection and returns its descriptor and the peer's name. It
@@ -222,6 +196,13 @@ func Write(fd int, b []byte) (int, error) {
 // Writev is Write for at most [MaxIovecs] buffers of at most [MaxIO] bytes in all.
 func Writev(fd int, v [][]byte) (int, error) {
 	return repeat("writev", func() (int, error) { return writev(fd, v) })
+}
+
+// Repeat makes a system call, again if a signal interrupts it. Its errors are those of the
+// package.
+func Repeat(name string, call func() error) error {
+	_, err := repeat(name, func() (int, error) { return 0, call() })
+	return err
 }
 
 // repeat makes a system call, again if a signal interrupts it. EAGAIN becomes
@@ -334,47 +315,4 @@ func CloseAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
-}
-
-// ErrReplaced is the error of Chmod and Chown if the socket file is not the expected one.
-var ErrReplaced = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined", os.NewSyscallError("bind", EADDRINUSE))
-
-// Chmod sets the permissions of the socket file called name if it is the file that want
-// describes. It does not follow a symbolic link.
-func Chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
-	return withFile(name, want, func(dir int, path string, flags int) error {
-		return os.NewSyscallError("chmod", unix.Fchmodat(dir, path, uint32(perm), flags))
-	})
-}
-
-// Chown is Chmod for the owner and the group. -1 leaves one unchanged.
-func Chown(name string, want fs.FileInfo, uid, gid int) error {
-	return withFile(name, want, func(dir int, path string, flags int) error {
-		return os.NewSyscallError("chown", unix.Fchownat(dir, path, uid, gid, flags))
-	})
-}
-
-// Unlink removes a file. os.Remove would also remove an empty directory.
-func Unlink(name string) error {
-	_, err := repeat("unlink", func() (int, error) { return 0, unix.Unlink(name) })
-	return err
-}
-
-// LockDir locks the directory dir against other callers of LockDir, in any
-// process, until the function that it returns is called; the kernel releases the
-// lock when the process dies. It returns ErrWouldBlock if the lock is held.
-func LockDir(dir string) (unlock func(), err error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("open", err)
-	}
-	_, err = repeat("flock", func() (int, error) { return 0, unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-	if err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return func() {
-		_ = unix.Flock(fd, unix.LOCK_UN) // a child being forked may have the descriptor, too
-		unix.Close(fd)
-	}, nil
 }

@@ -1,4 +1,4 @@
-package sys
+package sockfile
 
 import (
 	"encoding/binary"
@@ -20,10 +20,10 @@ const (
 	anything     = 1<<32 - 1
 )
 
-// IsBoundTo reports whether the file that info describes is the one that fd is bound to.
-// Where the kernel does not report that file, or may report it wrongly, IsBoundTo returns
+// isBoundTo reports whether the file that info describes is the one that fd is bound to.
+// Where the kernel does not report that file, or may report it wrongly, isBoundTo returns
 // true.
-func IsBoundTo(fd int, info fs.FileInfo) bool {
+func isBoundTo(fd int, info fs.FileInfo) bool {
 	// Before Linux 6, the number reported for a file on overlayfs may not be stat(2)'s.
 	var system unix.Utsname
 	var stat unix.Stat_t

@@ -1,0 +1,264 @@
+//go:build linux || darwin || dragonfly || freebsd || netbsd || openbsd
+
+package sockfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
+)
+
+// Bind binds fd to name, gives the socket file its mode and owner, and calls listen,
+// which makes fd a listening socket. It returns nil for an abstract name, which has no
+// file. If it fails, no file of its own is left.
+func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) {
+	if o.Mode != nil {
+		perm := *o.Mode
+		if o.Owner != nil {
+			// A connect that the first group's bits admit may succeed later: the kernel
+			// checks them before it looks whether the socket listens. The owner's bits
+			// stay, so that the next process can probe the file if this one is killed.
+			perm &= 0o700
+		}
+		if err := restrictMode(fd, perm); err != nil {
+			return nil, err
+		}
+	}
+	if !o.ReplaceStale || isAbstract(name) {
+		if err := sys.Bind(fd, name); err != nil {
+			return nil, err
+		}
+		return o.prepare(fd, name, listen)
+	}
+	// The lock is held until the socket listens: on some kernels a socket that is
+	// bound, but does not listen yet, looks stale.
+	unlock, locked := lockDirOf(name, time.Second+rand.N(time.Second))
+	defer unlock()
+	if err := bindOrReplace(fd, name, locked); err != nil {
+		return nil, err
+	}
+	file, err := o.prepare(fd, name, listen)
+	if err != nil {
+		return nil, err
+	}
+	// A process without the lock may remove the file, if it has probed before this
+	// bind, or before this listen. Then that process wins.
+	if !locked {
+		time.Sleep(unlockedPause)
+	}
+	if file == nil || !file.exists() {
+		return nil, errReplaced
+	}
+	return file, nil
+}
+
+// prepare gives the file at name, which the bind of fd has created, its owner and its
+// mode, and calls listen. If nothing has to be set, there need not be a file.
+func (o *Options) prepare(fd int, name string, listen func() error) (*File, error) {
+	file := FileOf(fd, name)
+	if file == nil && (o.Mode != nil || o.Owner != nil) {
+		return nil, errReplaced
+	}
+	var err error
+	if o.Owner != nil {
+		err = chown(name, file.info, o.Owner.UID, o.Owner.GID)
+		if err != nil {
+			err = fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
+		}
+	}
+	if err == nil && o.Mode != nil && file.info.Mode().Perm() != *o.Mode {
+		err = chmod(name, file.info, *o.Mode)
+	}
+	if err == nil {
+		err = listen()
+	}
+	if err != nil {
+		file.unlink()
+		return nil, err
+	}
+	return file, nil
+}
+
+// unlockedPause is much longer than a process takes to probe, remove and bind, or
+// to bind and listen.
+const unlockedPause = 50 * time.Millisecond
+
+// bindOrReplace binds fd to name, and replaces the file of a stale socket.
+func bindOrReplace(fd int, name string, locked bool) error {
+	inUse := sys.Bind(fd, name)
+	if !errors.Is(inUse, unix.EADDRINUSE) {
+		return inUse
+	}
+	info, err := os.Lstat(name)
+	switch {
+	case err != nil:
+		return sys.Bind(fd, name) // removed in the meantime, or it fails again
+	case info.Mode().Type() == fs.ModeSymlink:
+		return fmt.Errorf("%w: existing file is a symbolic link", inUse)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%w: existing file is not a socket", inUse)
+	}
+	stale, err := isStale(name)
+	if stale && !locked {
+		// Without the lock it may be the socket of a process that is between bind
+		// and listen.
+		time.Sleep(unlockedPause)
+		stale, err = isStale(name)
+	}
+	if err != nil {
+		return err
+	}
+	if !stale || !unchanged(name, info) {
+		return fmt.Errorf("%w: existing socket may be in use", inUse)
+	}
+	if err := unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return sys.Bind(fd, name)
+}
+
+// unchanged reports whether the file called name is still the one that info
+// describes. The time distinguishes a new file from one whose inode it reuses.
+func unchanged(name string, info fs.FileInfo) bool {
+	now, err := os.Lstat(name)
+	return err == nil && os.SameFile(info, now) && info.ModTime().Equal(now.ModTime())
+}
+
+// A File is a socket file. The socket that is bound to it keeps its inode from
+// being reused. The methods of a nil File do nothing.
+type File struct {
+	path string
+	info fs.FileInfo
+}
+
+// FileOf returns the file that fd is bound to at path. It returns nil if path is relative or
+// an abstract name, or if the file was removed or replaced, or cannot be examined. Only
+// Linux 6 and later is asked which file fd is bound to. Elsewhere, any socket file passes.
+func FileOf(fd int, path string) *File {
+	if !strings.HasPrefix(path, "/") {
+		return nil // a chdir may have changed its meaning
+	}
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Type() != fs.ModeSocket || !isBoundTo(fd, info) {
+		return nil
+	}
+	return &File{path, info}
+}
+
+// Remove removes the file if it is still there, and no other file at its path. It
+// waits at most a second for another process that is replacing the file.
+func (f *File) Remove() error {
+	if f == nil {
+		return nil
+	}
+	unlock, _ := lockDirOf(f.path, time.Second)
+	defer unlock()
+	return f.unlink()
+}
+
+// unlink removes the file if it is still there.
+func (f *File) unlink() error {
+	if f == nil || !f.exists() {
+		return nil
+	}
+	if err := unlink(f.path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (f *File) exists() bool {
+	info, err := os.Lstat(f.path)
+	return err == nil && os.SameFile(f.info, info)
+}
+
+// lockDirOf locks the directory of an absolute path against other processes that
+// replace or remove socket files there. It gives up after timeout: any user who can
+// read the directory can hold the lock.
+func lockDirOf(path string, timeout time.Duration) (unlock func(), locked bool) {
+	// filepath.Dir would resolve dot-dot lexically, which is another directory behind a
+	// symbolic link.
+	dir := path[:strings.LastIndexByte(path, '/')+1]
+	giveUp := time.Now().Add(timeout)
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+		unlock, err := lockDir(dir)
+		if err == nil {
+			return unlock, true
+		}
+		if err != sys.ErrWouldBlock || time.Now().After(giveUp) {
+			return func() {}, false
+		}
+		time.Sleep(rand.N(pause))
+	}
+}
+
+// isStale reports whether no socket is bound to the socket file called name: whether a
+// datagram and a stream socket both get ECONNREFUSED. Most kernels return it for the
+// datagram socket only if no socket is bound, and a bound one does not notice. gVisor
+// always returns it. There, the stream socket gives a listening one a connection that ends
+// at once. The stream socket alone is not enough: macOS and the BSDs return ECONNREFUSED
+// also if the backlog is full.
+func isStale(name string) (bool, error) {
+	for _, socketType := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
+		fd, err := sys.SocketOf(socketType)
+		if err != nil {
+			return false, err
+		}
+		err = sys.Connect(fd, name)
+		sys.Close(fd)
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// errReplaced is the error of chmod and chown if the socket file is not the expected one.
+var errReplaced = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined",
+	os.NewSyscallError("bind", unix.EADDRINUSE))
+
+// chmod sets the permissions of the socket file called name if it is the file that want
+// describes. It does not follow a symbolic link.
+func chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
+	return withFile(name, want, func(dir int, path string, flags int) error {
+		return os.NewSyscallError("chmod", unix.Fchmodat(dir, path, uint32(perm), flags))
+	})
+}
+
+// chown is chmod for the owner and the group. -1 leaves one unchanged.
+func chown(name string, want fs.FileInfo, uid, gid int) error {
+	return withFile(name, want, func(dir int, path string, flags int) error {
+		return os.NewSyscallError("chown", unix.Fchownat(dir, path, uid, gid, flags))
+	})
+}
+
+// unlink removes a file. os.Remove would also remove an empty directory.
+func unlink(name string) error {
+	return sys.Repeat("unlink", func() error { return unix.Unlink(name) })
+}
+
+// lockDir locks the directory dir against other callers of lockDir, in any process, until
+// the function that it returns is called; the kernel releases the lock when the process
+// dies. It returns ErrWouldBlock if the lock is held.
+func lockDir(dir string) (unlock func(), err error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open", err)
+	}
+	if err := sys.Repeat("flock", func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return func() {
+		_ = unix.Flock(fd, unix.LOCK_UN) // a child being forked may have the descriptor, too
+		unix.Close(fd)
+	}, nil
+}
