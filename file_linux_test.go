@@ -192,6 +192,27 @@ func TestReplaceStaleWithoutPermissionLeavesTheFile(t *testing.T) {
 	sockettest.CheckExchange(t, path, l)
 }
 
+// TestReplaceStaleSaysWhyItCannotProbe leaves a stale file that its owner may not write,
+// and tries to replace it without root's privileges.
+func TestReplaceStaleSaysWhyItCannotProbe(t *testing.T) {
+	var setup func(*exec.Cmd)
+	if os.Getuid() == 0 {
+		setup = asNobody(t)
+	}
+	if !sockettest.InChild(t, setup) {
+		return
+	}
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	sockettest.ListenAt(t, path, unixsock.Mode(0o444)).Close()
+	_, err := unixsock.Listen(path, unixsock.ReplaceStale())
+	if !errors.Is(err, syscall.EADDRINUSE) || !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("Listen with ReplaceStale at a stale file with 0444: got %v, want EADDRINUSE and fs.ErrPermission", err)
+	}
+	if want := "cannot probe the existing socket"; !strings.Contains(fmt.Sprint(err), want) {
+		t.Errorf("Listen with ReplaceStale at a stale file with 0444: got %v, want an error with %q", err, want)
+	}
+}
+
 // TestALockOfAnotherUserDoesNotStopListen checks the time limit of the wait for the
 // directory's lock. Another user holds the lock.
 func TestALockOfAnotherUserDoesNotStopListen(t *testing.T) {

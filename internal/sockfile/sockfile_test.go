@@ -162,11 +162,81 @@ func TestReplaceStaleReplacesADeadSocket(t *testing.T) {
 	}
 }
 
+// TestReplaceStaleWaitsForASocketThatIsBeingClosed closes a socket 10 ms after Bind began,
+// as a child process does that has inherited it and calls exec.
+func TestReplaceStaleWaitsForASocketThatIsBeingClosed(t *testing.T) {
+	path := filepath.Join(newDir(t), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatalf("Socket: %v", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		t.Fatalf("Bind: %v", err)
+	}
+	time.AfterFunc(10*time.Millisecond, func() { unix.Close(fd) })
+	if file, err := replace(t, path); file == nil || err != nil {
+		t.Errorf("Bind at a socket that is closed after 10 ms: got %v, %v, want no error", file, err)
+	}
+}
+
+// TestReplaceStaleTakesAFileThatIsRemovedMeanwhile removes the file of a bound socket 10 ms
+// after Bind began.
+func TestReplaceStaleTakesAFileThatIsRemovedMeanwhile(t *testing.T) {
+	path := filepath.Join(newDir(t), "s")
+	newSocket(t, unix.SOCK_STREAM, path)
+	time.AfterFunc(10*time.Millisecond, func() { os.Remove(path) })
+	if file, err := replace(t, path); file == nil || err != nil {
+		t.Errorf("Bind at a file that is removed after 10 ms: got %v, %v, want no error", file, err)
+	}
+}
+
+// TestReplaceStaleWaitsWithoutTheLock takes the directory's lock while Bind waits for a
+// socket that stays open.
+func TestReplaceStaleWaitsWithoutTheLock(t *testing.T) {
+	dir := newDir(t)
+	path := filepath.Join(dir, "s")
+	newListener(t, path)
+	if probeDatagram(path) == nil {
+		t.Skip("the kernel does not say whether a socket is bound, and Bind does not wait")
+	}
+	result := make(chan error, 1)
+	go func() {
+		_, err := replace(t, path)
+		result <- err
+	}()
+	longest, last := time.Duration(0), time.Now()
+	for {
+		if unlock, err := lockDir(dir); err == nil {
+			longest, last = max(longest, time.Since(last)), time.Now()
+			unlock()
+		}
+		select {
+		case err := <-result:
+			if !errors.Is(err, errBound) {
+				t.Errorf("Bind at a live socket: got %v, want %v", err, errBound)
+			}
+			if longest = max(longest, time.Since(last)); longest >= closing {
+				t.Errorf("lock of the directory while Bind waits: not free for %v, want less than %v", longest, closing)
+			}
+			return
+		default:
+		}
+	}
+}
+
 func TestReplaceStaleHasOneWinner(t *testing.T) {
 	rounds := 200
 	if testing.Short() {
 		rounds = 20
 	}
+	start := time.Now()
+	defer func() {
+		took := time.Since(start) / time.Duration(rounds)
+		t.Logf("20 racers for a stale file: a round took %v", took)
+		if took > 500*time.Millisecond {
+			t.Errorf("20 racers for a stale file: a round took %v, want about 50 ms", took)
+		}
+	}()
 	path := filepath.Join(newDir(t), "s")
 	for range rounds {
 		leaveStale(t, path)

@@ -24,40 +24,21 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 		perm := *o.Mode
 		if o.Owner != nil {
 			// A connect that the first group's bits admit may succeed later: the kernel
-			// checks them before it looks whether the socket listens. The owner's bits
-			// stay, so that the next process can probe the file if this one is killed.
+			// checks them before it looks whether the socket listens. If this process is
+			// killed now, the owner can still probe the file, if perm lets it write.
 			perm &= 0o700
 		}
 		if err := restrictMode(fd, perm); err != nil {
 			return nil, err
 		}
 	}
-	if !o.ReplaceStale || isAbstract(name) {
-		if err := sys.Bind(fd, name); err != nil {
-			return nil, err
-		}
-		return o.prepare(fd, name, listen)
+	if o.ReplaceStale && !isAbstract(name) {
+		return o.replace(fd, name, listen)
 	}
-	// The lock is held until the socket listens: on some kernels a socket that is
-	// bound, but does not listen yet, looks stale.
-	unlock, locked := lockDirOf(name, time.Second+rand.N(time.Second))
-	defer unlock()
-	if err := bindOrReplace(fd, name, locked); err != nil {
+	if err := sys.Bind(fd, name); err != nil {
 		return nil, err
 	}
-	file, err := o.prepare(fd, name, listen)
-	if err != nil {
-		return nil, err
-	}
-	// A process without the lock may remove the file, if it has probed before this
-	// bind, or before this listen. Then that process wins.
-	if !locked {
-		time.Sleep(unlockedPause)
-	}
-	if file == nil || !file.exists() {
-		return nil, errReplaced
-	}
-	return file, nil
+	return o.prepare(fd, name, listen)
 }
 
 // prepare gives the file at name, which the bind of fd has created, its owner and its
@@ -87,42 +68,149 @@ func (o *Options) prepare(fd int, name string, listen func() error) (*File, erro
 	return file, nil
 }
 
+// closing is how long replace waits for a socket that is being closed: a child process
+// between fork and exec holds the sockets of its parent.
+const closing = 50 * time.Millisecond
+
+// replace is Bind for a name that may have a stale file. It waits without the directory's
+// lock, which other processes need.
+func (o *Options) replace(fd int, name string, listen func() error) (*File, error) {
+	giveUp := time.Now().Add(time.Second + rand.N(time.Second))
+	for limit := (time.Time{}); ; {
+		file, err := o.replaceNow(fd, name, listen, giveUp)
+		if !errors.Is(err, errBound) {
+			return file, err
+		}
+		if limit.IsZero() {
+			limit = time.Now().Add(closing)
+		}
+		if !closes(name, limit) {
+			return nil, err
+		}
+	}
+}
+
+// closes waits until limit for the socket that is bound to name to be closed.
+func closes(name string, limit time.Time) bool {
+	for time.Now().Before(limit) {
+		time.Sleep(time.Millisecond)
+		if err := probeDatagram(name); err != errBound {
+			return err == nil || errors.Is(err, fs.ErrNotExist)
+		}
+	}
+	return false
+}
+
 // unlockedPause is much longer than a process takes to probe, remove and bind, or
 // to bind and listen.
 const unlockedPause = 50 * time.Millisecond
 
-// bindOrReplace binds fd to name, and replaces the file of a stale socket.
-func bindOrReplace(fd int, name string, locked bool) error {
-	inUse := sys.Bind(fd, name)
-	if !errors.Is(inUse, unix.EADDRINUSE) {
-		return inUse
+// replaceNow is replace without a wait for a socket that is being closed. Until giveUp it
+// waits for the directory's lock, and holds it until the socket listens: on some kernels a
+// socket that is bound, but does not listen yet, looks stale.
+func (o *Options) replaceNow(fd int, name string, listen func() error, giveUp time.Time) (*File, error) {
+	unlock, locked := lockDirOf(name, giveUp)
+	defer unlock()
+	if err := removeStale(name, locked); err != nil {
+		return nil, fmt.Errorf("%w: %w", errInUse, err)
 	}
+	if err := sys.Bind(fd, name); err != nil {
+		return nil, err
+	}
+	file, err := o.prepare(fd, name, listen)
+	if err != nil {
+		return nil, err
+	}
+	// A process without the lock may remove the file, if it has probed before this
+	// bind, or before this listen. Then that process wins.
+	if !locked {
+		time.Sleep(unlockedPause)
+	}
+	if file == nil || !file.exists() {
+		return nil, errReplaced
+	}
+	return file, nil
+}
+
+// removeStale removes the file called name if it is that of a closed socket. It returns an
+// error if the file stays. A file that does not exist, or cannot be examined, is left to
+// bind(2).
+func removeStale(name string, locked bool) error {
 	info, err := os.Lstat(name)
 	switch {
 	case err != nil:
-		return sys.Bind(fd, name) // removed in the meantime, or it fails again
+		return nil
 	case info.Mode().Type() == fs.ModeSymlink:
-		return fmt.Errorf("%w: existing file is a symbolic link", inUse)
+		return errors.New("existing file is a symbolic link")
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%w: existing file is not a socket", inUse)
+		return errors.New("existing file is not a socket")
 	}
-	stale, err := isStale(name)
-	if stale && !locked {
-		// Without the lock it may be the socket of a process that is between bind
-		// and listen.
+	err = probe(name)
+	if err == nil && !locked {
+		// It may be the socket of a process that is between bind and listen.
 		time.Sleep(unlockedPause)
-		stale, err = isStale(name)
+		err = probe(name)
+	}
+	if err == nil && !unchanged(name, info) {
+		err = errors.New("another process has replaced the socket file")
 	}
 	if err != nil {
 		return err
 	}
-	if !stale || !unchanged(name, info) {
-		return fmt.Errorf("%w: existing socket may be in use", inUse)
-	}
-	if err := unlink(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := unlink(name); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return sys.Bind(fd, name)
+	return nil
+}
+
+var (
+	errInUse     = os.NewSyscallError("bind", unix.EADDRINUSE)
+	errBound     = errors.New("a process has the socket open")
+	errListening = errors.New("a server is listening on the socket")
+)
+
+// probe returns nil if no socket is bound to the socket file called name: if a datagram
+// and a stream socket both get ECONNREFUSED. Most kernels return it for the datagram
+// socket only if no socket is bound. gVisor always returns it. There, the stream socket
+// gives a listening one a connection that ends at once, so it is not used repeatedly. The
+// stream socket alone is not enough: macOS and the BSDs return ECONNREFUSED also if the
+// backlog is full.
+func probe(name string) error {
+	if err := probeDatagram(name); err != nil {
+		return err
+	}
+	err := connect(unix.SOCK_STREAM, name)
+	if err == nil || err == sys.ErrWouldBlock {
+		return errListening
+	}
+	return probeError(err)
+}
+
+// probeDatagram is the part of probe that a bound stream socket does not notice. It returns
+// errBound if there is one.
+func probeDatagram(name string) error {
+	err := connect(unix.SOCK_DGRAM, name)
+	if err == nil || errors.Is(err, unix.EPROTOTYPE) {
+		return errBound
+	}
+	return probeError(err)
+}
+
+func probeError(err error) error {
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return nil
+	}
+	return fmt.Errorf("cannot probe the existing socket: %w", err)
+}
+
+// connect connects a new socket of the given type to name, and closes it.
+func connect(socketType int, name string) error {
+	fd, err := sys.SocketOf(socketType)
+	if err != nil {
+		return err
+	}
+	defer sys.Close(fd)
+	return sys.Connect(fd, name)
 }
 
 // unchanged reports whether the file called name is still the one that info
@@ -159,7 +247,7 @@ func (f *File) Remove() error {
 	if f == nil {
 		return nil
 	}
-	unlock, _ := lockDirOf(f.path, time.Second)
+	unlock, _ := lockDirOf(f.path, time.Now().Add(time.Second))
 	defer unlock()
 	return f.unlink()
 }
@@ -181,13 +269,12 @@ func (f *File) exists() bool {
 }
 
 // lockDirOf locks the directory of an absolute path against other processes that
-// replace or remove socket files there. It gives up after timeout: any user who can
+// replace or remove socket files there. It waits until giveUp only: any user who can
 // read the directory can hold the lock.
-func lockDirOf(path string, timeout time.Duration) (unlock func(), locked bool) {
+func lockDirOf(path string, giveUp time.Time) (unlock func(), locked bool) {
 	// filepath.Dir would resolve dot-dot lexically, which is another directory behind a
 	// symbolic link.
 	dir := path[:strings.LastIndexByte(path, '/')+1]
-	giveUp := time.Now().Add(timeout)
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		unlock, err := lockDir(dir)
 		if err == nil {
@@ -200,30 +287,8 @@ func lockDirOf(path string, timeout time.Duration) (unlock func(), locked bool) 
 	}
 }
 
-// isStale reports whether no socket is bound to the socket file called name: whether a
-// datagram and a stream socket both get ECONNREFUSED. Most kernels return it for the
-// datagram socket only if no socket is bound, and a bound one does not notice. gVisor
-// always returns it. There, the stream socket gives a listening one a connection that ends
-// at once. The stream socket alone is not enough: macOS and the BSDs return ECONNREFUSED
-// also if the backlog is full.
-func isStale(name string) (bool, error) {
-	for _, socketType := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
-		fd, err := sys.SocketOf(socketType)
-		if err != nil {
-			return false, err
-		}
-		err = sys.Connect(fd, name)
-		sys.Close(fd)
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
 // errReplaced is the error of chmod and chown if the socket file is not the expected one.
-var errReplaced = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined",
-	os.NewSyscallError("bind", unix.EADDRINUSE))
+var errReplaced = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined", errInUse)
 
 // chmod sets the permissions of the socket file called name if it is the file that want
 // describes. It does not follow a symbolic link.
