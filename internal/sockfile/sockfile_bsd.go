@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,4 +30,17 @@ func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags
 		return err
 	}
 	return do(unix.AT_FDCWD, name, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// sharedFileSystem returns the name of the file system that holds a file if a socket of
+// another kernel, or of another file system, can be seen and not be reached through it, and
+// otherwise "".
+func sharedFileSystem(name string) string {
+	kind := fileSystem(name)
+	kind = kind[:strings.IndexAny(kind+".", ".|")] // fusefs.sshfs on FreeBSD, puffs|sshfs on NetBSD
+	switch kind {
+	case "fuse", "fusefs", "macfuse", "osxfuse", "puffs", "virtiofs", "nfs", "smbfs", "p9fs", "afs", "coda":
+		return kind
+	}
+	return ""
 }

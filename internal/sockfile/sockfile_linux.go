@@ -38,3 +38,38 @@ func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags
 	}
 	return err
 }
+
+// shared holds the names of file systems through which a socket of another kernel, or of
+// another file system, can be seen and not be reached: connect(2) answers as if it were
+// closed. The magic numbers without a name in x/sys/unix are from the kernel's sources.
+var shared = map[uint32]string{
+	unix.FUSE_SUPER_MAGIC:  "fuse", // and virtiofs
+	unix.NFS_SUPER_MAGIC:   "nfs",
+	unix.SMB_SUPER_MAGIC:   "smb",
+	unix.SMB2_SUPER_MAGIC:  "smb",
+	unix.CIFS_SUPER_MAGIC:  "cifs",
+	unix.V9FS_MAGIC:        "9p",
+	unix.CEPH_SUPER_MAGIC:  "ceph",
+	unix.AFS_SUPER_MAGIC:   "afs",
+	unix.AFS_FS_MAGIC:      "afs",
+	unix.CODA_SUPER_MAGIC:  "coda",
+	unix.OCFS2_SUPER_MAGIC: "ocfs2",
+	0x01161970:             "gfs2",
+	0x0bd00bd0:             "lustre",
+	0x786f4256:             "vboxsf",
+}
+
+// sharedFileSystem returns the name of the file system that holds a file if it is one of
+// shared, and otherwise "".
+func sharedFileSystem(name string) string {
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	var stat unix.Statfs_t
+	if err := unix.Fstatfs(fd, &stat); err != nil {
+		return "" // a system call filter refuses it
+	}
+	return shared[uint32(stat.Type)]
+}

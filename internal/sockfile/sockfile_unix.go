@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -151,11 +152,13 @@ func removeStale(name string, locked bool) error {
 		time.Sleep(unlockedPause)
 		err = probe(name)
 	}
-	if err == nil && !unchanged(name, info) {
-		err = errors.New("another process has replaced the socket file")
-	}
-	if err != nil {
+	switch kind := sharedFileSystem(name); {
+	case err != nil:
 		return err
+	case kind != "" && !onRootDevice(info):
+		return fmt.Errorf("cannot tell on %s whether a server is listening; remove the file if none is", kind)
+	case !unchanged(name, info):
+		return errors.New("another process has replaced the socket file")
 	}
 	if err := unlink(name); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -211,6 +214,13 @@ func connect(socketType int, name string) error {
 	}
 	defer sys.Close(fd)
 	return sys.Connect(fd, name)
+}
+
+// onRootDevice reports whether a file is on the device of "/". What serves the root of a
+// container serves it alone.
+func onRootDevice(info fs.FileInfo) bool {
+	root, err := os.Stat("/")
+	return err == nil && root.Sys().(*syscall.Stat_t).Dev == info.Sys().(*syscall.Stat_t).Dev
 }
 
 // unchanged reports whether the file called name is still the one that info
