@@ -27,7 +27,10 @@ const nobody = 65534
 
 // asNobody returns a function that prepares a child process to run as user nobody.
 // It skips the test unless root runs it.
-func asNobody(t testing.TB) func(*exec.Cmd) {
+func asNobody(t testing.TB) func(*exec.Cmd) { return asUser(t, nobody) }
+
+// asUser is asNobody for the user and the group with the given ID.
+func asUser(t testing.TB, id uint32) func(*exec.Cmd) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("only root can run a process as another user")
@@ -43,7 +46,7 @@ func asNobody(t testing.TB) func(*exec.Cmd) {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, exe)
 		cmd.Path = fmt.Sprint("/proc/self/fd/", 2+len(cmd.ExtraFiles))
 		cmd.Dir = "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
 	}
 }
 
@@ -97,15 +100,17 @@ func TestModeIsNeverWider(t *testing.T) {
 	}
 }
 
-func TestModeIsExactWithADefaultACL(t *testing.T) {
-	dir := sockettest.ShortDir(t)
+// setDefaultACL gives dir a default ACL that admits user nobody, and refuses the group and
+// the others. It skips the test if the file system has no ACLs.
+func setDefaultACL(t *testing.T, dir string) {
+	t.Helper()
 	// The attribute holds version 2, and then the tag, the permissions and the ID
-	// of the owner, user 65534, the group, the mask and the others.
+	// of the owner, user nobody, the group, the mask and the others.
 	acl := binary.LittleEndian.AppendUint32(nil, 2)
 	for _, e := range []struct {
 		tag, perm uint16
 		id        uint32
-	}{{0x01, 7, ^uint32(0)}, {0x02, 7, nobody}, {0x04, 7, ^uint32(0)}, {0x10, 7, ^uint32(0)}, {0x20, 7, ^uint32(0)}} {
+	}{{0x01, 7, ^uint32(0)}, {0x02, 7, nobody}, {0x04, 0, ^uint32(0)}, {0x10, 7, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
 		acl = binary.LittleEndian.AppendUint16(acl, e.tag)
 		acl = binary.LittleEndian.AppendUint16(acl, e.perm)
 		acl = binary.LittleEndian.AppendUint32(acl, e.id)
@@ -113,11 +118,47 @@ func TestModeIsExactWithADefaultACL(t *testing.T) {
 	if err := unix.Setxattr(dir, "system.posix_acl_default", acl, 0); err != nil {
 		t.Skip("the file system has no access control lists: ", err)
 	}
+}
+
+func TestModeIsExactWithADefaultACL(t *testing.T) {
+	dir := sockettest.ShortDir(t)
+	setDefaultACL(t, dir)
 	for i, perm := range []fs.FileMode{0, 0o600, 0o640, 0o666, 0o777} {
 		l := sockettest.ListenAt(t, filepath.Join(dir, fmt.Sprint(i)), unixsock.Mode(perm))
 		if got := lstat(t, l.Addr().String()).Mode().Perm(); got != perm {
 			t.Errorf("Listen with Mode(%#o) under a default ACL: got a file with %#o, want %#o", perm, got, perm)
 		}
+	}
+}
+
+// TestModeDecidesUnderADefaultACL lets the user that the ACL admits and another one connect
+// all the time. Only a member of the group may.
+func TestModeDecidesUnderADefaultACL(t *testing.T) {
+	const group, another = 4321, 1234
+	dir := publicDir(t)
+	path := filepath.Join(dir, "s")
+	var watchers []*sockettest.Helper
+	for _, id := range []uint32{nobody, another} {
+		w := sockettest.StartHelper(t, asUser(t, id), "watch owner", path)
+		w.Expect("watching")
+		watchers = append(watchers, w)
+	}
+	member := sockettest.StartHelper(t, asUser(t, group), "connect")
+	setDefaultACL(t, dir)
+	for range 200 {
+		l, err := unixsock.Listen(path, unixsock.Mode(0o660), unixsock.Owner(-1, group), unixsock.UnlinkOnClose())
+		if err != nil {
+			t.Fatalf("Listen with Mode(0660) under a default ACL: %v", err)
+		}
+		member.Send(path)
+		if got := member.Next(); got != "connected" {
+			t.Fatalf("connect of a member of the group with Mode(0660) under a default ACL: got %q, want %q", got, "connected")
+		}
+		l.Close()
+	}
+	for _, w := range watchers {
+		w.Send("stop")
+		w.Expect("never connected")
 	}
 }
 

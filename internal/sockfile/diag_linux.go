@@ -20,19 +20,18 @@ const (
 	anything     = 1<<32 - 1
 )
 
-// isBoundTo reports whether the file that info describes is the one that fd is bound to.
-// Where the kernel does not report that file, or may report it wrongly, isBoundTo returns
-// true.
-func isBoundTo(fd int, info fs.FileInfo) bool {
-	// Before Linux 6, the number reported for a file on overlayfs may not be stat(2)'s.
+// isBoundTo reports whether the file that info describes is the one that fd is bound to. On
+// Linux 6 and later the answer is always known: without a reply, the file is another one.
+// Earlier kernels may report another number than stat(2) for a file on overlayfs.
+func isBoundTo(fd int, info fs.FileInfo) (bound, known bool) {
 	var system unix.Utsname
 	var stat unix.Stat_t
-	if unix.Uname(&system) != nil || unix.Fstat(fd, &stat) != nil || system.Release[1] == '.' && system.Release[0] < '6' {
-		return true
+	if unix.Uname(&system) != nil || system.Release[1] == '.' && system.Release[0] < '6' {
+		return false, false
 	}
 	diag, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return true
+	if err != nil || unix.Fstat(fd, &stat) != nil {
+		return false, true
 	}
 	defer unix.Close(diag)
 	native := binary.NativeEndian
@@ -50,10 +49,10 @@ func isBoundTo(fd int, info fs.FileInfo) bool {
 	_ = unix.Sendto(diag, b[:diagRequestSize], 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	n, _, err := unix.Recvfrom(diag, b, unix.MSG_DONTWAIT)
 	if err != nil || n < diagReplySize || native.Uint16(b[4:]) != unix.SOCK_DIAG_BY_FAMILY || native.Uint16(b[34:]) != attributeVFS {
-		return true
+		return false, true
 	}
-	// The kernel reports its own inode number in 32 bits. On 32-bit kernels, some file systems
-	// fold the number that stat(2) returns.
-	inode, want := native.Uint32(b[36:]), info.Sys().(*syscall.Stat_t).Ino
-	return inode == uint32(want) || inode == uint32(want^want>>32)
+	// The kernel reports the inode number in 32 bits, and the device in its own encoding.
+	file := info.Sys().(*syscall.Stat_t)
+	device := unix.Major(uint64(file.Dev))<<20 | unix.Minor(uint64(file.Dev))
+	return native.Uint32(b[36:]) == uint32(file.Ino) && native.Uint32(b[40:]) == device, true
 }

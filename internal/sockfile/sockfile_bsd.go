@@ -3,9 +3,7 @@
 package sockfile
 
 import (
-	"errors"
 	"io/fs"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,21 +13,20 @@ import (
 // listen(2) no process can connect.
 func restrictMode(int, fs.FileMode) error { return nil }
 
-// isBoundTo returns true: these kernels do not report which file a socket is bound to.
-func isBoundTo(int, fs.FileInfo) bool { return true }
+// removeACL does nothing: ACLs are not asked when a process connects.
+func removeACL(string, string) error { return nil }
 
-// withFile calls do with arguments that denote the file called name, not the target of a
-// symbolic link. It returns errReplaced if that is not the file that want describes. These
-// kernels have no descriptor of a socket file, so it may be replaced after the check.
-func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags int) error) error {
-	info, err := os.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, want) {
+// isBoundTo does not know: these kernels do not report which file a socket is bound to.
+func isBoundTo(int, fs.FileInfo) (bound, known bool) { return false, false }
+
+// with calls do with arguments that denote the file, not the target of a symbolic link. It
+// returns errReplaced if another file has its path. These kernels have no descriptor of a
+// socket file, so it may be replaced after the check.
+func (f *File) with(do func(dir int, path string, flags int) error) error {
+	if !f.isOwn() {
 		return errReplaced
 	}
-	if err != nil {
-		return err
-	}
-	return do(unix.AT_FDCWD, name, unix.AT_SYMLINK_NOFOLLOW)
+	return do(unix.AT_FDCWD, f.path, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // sharedFileSystem returns the name of the file system that holds a file if a socket of

@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // restrictMode makes the file that a bind of fd creates no wider than perm: the
@@ -15,21 +17,21 @@ func restrictMode(fd int, perm fs.FileMode) error {
 	return os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(perm)))
 }
 
-// withFile calls do with arguments that denote the file called name, not the target of a
-// symbolic link. It returns errReplaced if that is not the file that want describes, which
-// cannot be replaced after the check. do gets a descriptor only without access to /proc:
-// then Fchmodat calls fchmodat2, and the system call filters of many containers are older.
-func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags int) error) error {
-	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// with calls do with arguments that denote the file, not the target of a symbolic link. It
+// returns errReplaced if another file has its path. The file cannot be replaced after the
+// check. do gets a descriptor only without access to /proc: then Fchmodat calls fchmodat2,
+// and the system call filters of many containers are older.
+func (f *File) with(do func(dir int, path string, flags int) error) error {
+	fd, err := open(f.path, unix.O_PATH|unix.O_NOFOLLOW)
 	switch {
-	case err == unix.ENOENT:
+	case errors.Is(err, unix.ENOENT):
 		return errReplaced
 	case err != nil:
-		return os.NewSyscallError("open", err)
+		return err
 	}
-	file := os.NewFile(uintptr(fd), name)
+	file := os.NewFile(uintptr(fd), f.path)
 	defer file.Close()
-	if info, err := file.Stat(); err != nil || !os.SameFile(info, want) {
+	if info, err := file.Stat(); err != nil || !os.SameFile(info, f.info) {
 		return errReplaced
 	}
 	err = do(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), 0)
@@ -37,6 +39,18 @@ func withFile(name string, want fs.FileInfo, do func(dir int, path string, flags
 		err = do(fd, "", unix.AT_EMPTY_PATH)
 	}
 	return err
+}
+
+// removeACL removes the access ACL that a default ACL of the directory has given to the file
+// called name: with one, the permission bits of the group are only a mask. link denotes the
+// file that the caller has opened. Without access to /proc, the removal fails.
+func removeACL(name, link string) error {
+	const acl = "system.posix_acl_access"
+	switch _, err := unix.Lgetxattr(name, acl, nil); err {
+	case unix.ENODATA, unix.EOPNOTSUPP, unix.ENOSYS:
+		return nil // there is none
+	}
+	return sys.Repeat("removexattr", func() error { return unix.Removexattr(link, acl) })
 }
 
 // shared holds the names of file systems through which a socket of another kernel, or of
@@ -62,13 +76,13 @@ var shared = map[uint32]string{
 // sharedFileSystem returns the name of the file system that holds a file if it is one of
 // shared, and otherwise "".
 func sharedFileSystem(name string) string {
-	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := open(name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return ""
 	}
-	defer unix.Close(fd)
+	defer sys.Close(fd)
 	var stat unix.Statfs_t
-	if err := unix.Fstatfs(fd, &stat); err != nil {
+	if err := sys.Repeat("fstatfs", func() error { return unix.Fstatfs(fd, &stat) }); err != nil {
 		return "" // a system call filter refuses it
 	}
 	return shared[uint32(stat.Type)]

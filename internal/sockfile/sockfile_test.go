@@ -262,7 +262,7 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 		if n := len(winners); n != 1 {
 			t.Fatalf("20 racers for a stale file: %d winners, want 1", n)
 		}
-		if winner := <-winners; !winner.exists() {
+		if winner := <-winners; !winner.isOwn() {
 			t.Fatal("the winner's file is gone")
 		}
 		if err := os.Remove(path); err != nil {
@@ -325,7 +325,7 @@ func TestChangesOfAReplacedFileFail(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Lstat: %v", err)
 	}
-	file := &File{path, info}
+	file := &File{path, info, -1}
 	newSocket(t, unix.SOCK_STREAM, path+"2")
 	if err := os.Rename(path+"2", path); err != nil {
 		t.Fatalf("Rename: %v", err)
@@ -334,12 +334,12 @@ func TestChangesOfAReplacedFileFail(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Lstat: %v", err)
 	}
+	mode := fs.FileMode(0o777)
 	for _, path := range []string{path, path + "2"} { // replaced, and removed
-		if err := chmod(path, file.info, 0o777); !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("Chmod of the file that was at %s: got %v, want EADDRINUSE", path, err)
-		}
-		if err := chown(path, file.info, -1, -1); !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("Chown of the file that was at %s: got %v, want EADDRINUSE", path, err)
+		for name, o := range map[string]Options{"mode": {Mode: &mode}, "owner": {Owner: &Owner{1, 1}}} {
+			if err := o.apply(&File{path, info, -1}); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("%s of the file that was at %s: got %v, want EADDRINUSE", name, path, err)
+			}
 		}
 	}
 	if after, err := os.Lstat(path); err != nil || after.Mode() != before.Mode() {
@@ -353,7 +353,7 @@ func TestChangesOfAReplacedFileFail(t *testing.T) {
 	}
 }
 
-func TestChmodDoesNotFollowALink(t *testing.T) {
+func TestModeDoesNotFollowALink(t *testing.T) {
 	dir := newDir(t)
 	path, link := filepath.Join(dir, "s"), filepath.Join(dir, "link")
 	leaveStale(t, path)
@@ -364,8 +364,10 @@ func TestChmodDoesNotFollowALink(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Stat: %v", err)
 	}
-	if err := chmod(link, info, 0o777); err == nil {
-		t.Error("Chmod of a link: got no error, want one")
+	mode := fs.FileMode(0o777)
+	o := Options{Mode: &mode}
+	if err := o.apply(&File{link, info, -1}); err == nil {
+		t.Error("mode of a link: got no error, want one")
 	}
 }
 
@@ -403,9 +405,8 @@ func TestNilFileDoesNothing(t *testing.T) {
 	}
 }
 
-// TestAFileThatReplacedTheBoundOneStaysAsItIs replaces the file between bind(2) and the
-// change of its mode, as a process does that removes the file and binds its own.
-func TestAFileThatReplacedTheBoundOneStaysAsItIs(t *testing.T) {
+// TestModeWithoutTheFileFails removes the file between bind(2) and the change of its mode.
+func TestModeWithoutTheFileFails(t *testing.T) {
 	path := filepath.Join(newDir(t), "s")
 	fd := newSocket(t, unix.SOCK_STREAM, path)
 	if err := os.Remove(path); err != nil {
@@ -413,31 +414,12 @@ func TestAFileThatReplacedTheBoundOneStaysAsItIs(t *testing.T) {
 	}
 	mode := fs.FileMode(0o123)
 	withMode := Options{Mode: &mode}
-	if file, err := withMode.prepare(fd, path, listen(fd)); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
+	if file, err := withMode.prepare(path, listen(fd)); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("mode, no file: got %v, %v, want EADDRINUSE", file, err)
 	}
-	newListener(t, path)
-	before, err := os.Lstat(path)
-	if err != nil {
-		t.Fatalf("Lstat: %v", err)
-	}
-	if isBoundTo(fd, before) {
-		t.Skip("the kernel does not report which file a socket is bound to")
-	}
-	for name, o := range map[string]Options{
-		"mode":  withMode,
-		"owner": {Owner: &Owner{UID: os.Getuid(), GID: os.Getgid()}},
-	} {
-		if file, err := o.prepare(fd, path, listen(fd)); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("%s: got %v, %v, want EADDRINUSE", name, file, err)
-		}
-	}
 	o := Options{}
-	if file, err := o.prepare(fd, path, listen(fd)); file != nil || err != nil {
-		t.Errorf("no options: got %v, %v, want a listener without a file", file, err)
-	}
-	if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) || after.Mode() != before.Mode() {
-		t.Errorf("the other file: got %v, %v, want %v", after, err, before)
+	if file, err := o.prepare(path, listen(fd)); file != nil || err != nil {
+		t.Errorf("no options, no file: got %v, %v, want a listener without a file", file, err)
 	}
 }
 

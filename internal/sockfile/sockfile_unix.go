@@ -22,14 +22,11 @@ import (
 // file. If it fails, no file of its own is left.
 func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) {
 	if o.Mode != nil {
-		perm := *o.Mode
-		if o.Owner != nil {
-			// A connect that the first group's bits admit may succeed later: the kernel
-			// checks them before it looks whether the socket listens. If this process is
-			// killed now, the owner can still probe the file, if perm lets it write.
-			perm &= 0o700
-		}
-		if err := restrictMode(fd, perm); err != nil {
+		// Until the file has its owner and its mode, it admits its first owner only: a
+		// connect that other bits admit may succeed later, because the kernel checks them
+		// before it looks whether the socket listens. If this process is killed meanwhile,
+		// the owner can still probe the file, if Mode lets it write.
+		if err := restrictMode(fd, *o.Mode&0o700); err != nil {
 			return nil, err
 		}
 	}
@@ -39,26 +36,14 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 	if err := sys.Bind(fd, name); err != nil {
 		return nil, err
 	}
-	return o.prepare(fd, name, listen)
+	return o.prepare(name, listen)
 }
 
-// prepare gives the file at name, which the bind of fd has created, its owner and its
-// mode, and calls listen. If nothing has to be set, there need not be a file.
-func (o *Options) prepare(fd int, name string, listen func() error) (*File, error) {
-	file := FileOf(fd, name)
-	if file == nil && (o.Mode != nil || o.Owner != nil) {
-		return nil, errReplaced
-	}
-	var err error
-	if o.Owner != nil {
-		err = chown(name, file.info, o.Owner.UID, o.Owner.GID)
-		if err != nil {
-			err = fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
-		}
-	}
-	if err == nil && o.Mode != nil && file.info.Mode().Perm() != *o.Mode {
-		err = chmod(name, file.info, *o.Mode)
-	}
+// prepare gives the file at name, which bind(2) has just created, its owner and its mode,
+// and calls listen.
+func (o *Options) prepare(name string, listen func() error) (*File, error) {
+	file := fileAt(name)
+	err := o.apply(file)
 	if err == nil {
 		err = listen()
 	}
@@ -67,6 +52,41 @@ func (o *Options) prepare(fd int, name string, listen func() error) (*File, erro
 		return nil, err
 	}
 	return file, nil
+}
+
+// apply gives the file its owner and its mode. If nothing has to be set, there need not be
+// a file. The order matters: see Bind.
+func (o *Options) apply(f *File) error {
+	switch {
+	case o.Mode == nil && o.Owner == nil:
+		return nil
+	case f == nil:
+		return errReplaced
+	}
+	return f.with(func(dir int, path string, flags int) error {
+		if o.Mode != nil {
+			if err := removeACL(f.path, path); err != nil {
+				return err
+			}
+		}
+		if o.changesOwner(f.info) {
+			err := sys.Repeat("chown", func() error { return unix.Fchownat(dir, path, o.Owner.UID, o.Owner.GID, flags) })
+			if err != nil {
+				return fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
+			}
+		}
+		if o.Mode == nil || f.info.Mode().Perm() == *o.Mode {
+			return nil
+		}
+		return sys.Repeat("chmod", func() error { return unix.Fchmodat(dir, path, uint32(*o.Mode), flags) })
+	})
+}
+
+// changesOwner reports whether Owner differs from that of the file.
+func (o *Options) changesOwner(info fs.FileInfo) bool {
+	stat := info.Sys().(*syscall.Stat_t)
+	return o.Owner != nil && (o.Owner.UID != -1 && uint32(o.Owner.UID) != stat.Uid ||
+		o.Owner.GID != -1 && uint32(o.Owner.GID) != stat.Gid)
 }
 
 // closing is how long replace waits for a socket that is being closed: a child process
@@ -118,7 +138,7 @@ func (o *Options) replaceNow(fd int, name string, listen func() error, giveUp ti
 	if err := sys.Bind(fd, name); err != nil {
 		return nil, err
 	}
-	file, err := o.prepare(fd, name, listen)
+	file, err := o.prepare(name, listen)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +147,7 @@ func (o *Options) replaceNow(fd int, name string, listen func() error, giveUp ti
 	if !locked {
 		time.Sleep(unlockedPause)
 	}
-	if file == nil || !file.exists() {
+	if file == nil || !file.isOwn() {
 		return nil, errReplaced
 	}
 	return file, nil
@@ -170,6 +190,7 @@ var (
 	errInUse     = os.NewSyscallError("bind", unix.EADDRINUSE)
 	errBound     = errors.New("a process has the socket open")
 	errListening = errors.New("a server is listening on the socket")
+	errReplaced  = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined", errInUse)
 )
 
 // probe returns nil if no socket is bound to the socket file called name: if a datagram
@@ -235,20 +256,44 @@ func unchanged(name string, info fs.FileInfo) bool {
 type File struct {
 	path string
 	info fs.FileInfo
+	fd   int // of an adopted socket, which may not be bound to the file; otherwise -1
 }
 
-// FileOf returns the file that fd is bound to at path. It returns nil if path is relative or
-// an abstract name, or if the file was removed or replaced, or cannot be examined. Only
-// Linux 6 and later is asked which file fd is bound to. Elsewhere, any socket file passes.
-func FileOf(fd int, path string) *File {
+// fileAt returns the socket file at path, nil if there is none or path is an abstract name.
+func fileAt(path string) *File {
 	if !strings.HasPrefix(path, "/") {
-		return nil // a chdir may have changed its meaning
+		return nil // relative to a directory that may have changed, if it is a path
 	}
 	info, err := os.Lstat(path)
-	if err != nil || info.Mode().Type() != fs.ModeSocket || !isBoundTo(fd, info) {
+	if err != nil || info.Mode().Type() != fs.ModeSocket {
 		return nil
 	}
-	return &File{path, info}
+	return &File{path, info, -1}
+}
+
+// Adopt returns the socket file at path, the name of fd, a socket of another process. nil
+// stands for none. The methods ask the kernel whether fd is bound to that file.
+func Adopt(fd int, path string) *File {
+	f := fileAt(path)
+	if f != nil {
+		f.fd = fd
+	}
+	return f
+}
+
+// isOwn reports whether the file that is at the path now is the one that the socket is bound
+// to. A kernel that cannot tell is taken to have said so when the socket was adopted.
+func (f *File) isOwn() bool {
+	info, err := os.Lstat(f.path)
+	if err != nil {
+		return false
+	}
+	if f.fd >= 0 {
+		if bound, known := isBoundTo(f.fd, info); known {
+			return bound
+		}
+	}
+	return os.SameFile(f.info, info)
 }
 
 // Remove removes the file if it is still there, and no other file at its path. It
@@ -264,18 +309,13 @@ func (f *File) Remove() error {
 
 // unlink removes the file if it is still there.
 func (f *File) unlink() error {
-	if f == nil || !f.exists() {
+	if f == nil || !f.isOwn() {
 		return nil
 	}
 	if err := unlink(f.path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
-}
-
-func (f *File) exists() bool {
-	info, err := os.Lstat(f.path)
-	return err == nil && os.SameFile(f.info, info)
 }
 
 // lockDirOf locks the directory of an absolute path against other processes that
@@ -297,24 +337,6 @@ func lockDirOf(path string, giveUp time.Time) (unlock func(), locked bool) {
 	}
 }
 
-// errReplaced is the error of chmod and chown if the socket file is not the expected one.
-var errReplaced = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined", errInUse)
-
-// chmod sets the permissions of the socket file called name if it is the file that want
-// describes. It does not follow a symbolic link.
-func chmod(name string, want fs.FileInfo, perm fs.FileMode) error {
-	return withFile(name, want, func(dir int, path string, flags int) error {
-		return os.NewSyscallError("chmod", unix.Fchmodat(dir, path, uint32(perm), flags))
-	})
-}
-
-// chown is chmod for the owner and the group. -1 leaves one unchanged.
-func chown(name string, want fs.FileInfo, uid, gid int) error {
-	return withFile(name, want, func(dir int, path string, flags int) error {
-		return os.NewSyscallError("chown", unix.Fchownat(dir, path, uid, gid, flags))
-	})
-}
-
 // unlink removes a file. os.Remove would also remove an empty directory.
 func unlink(name string) error {
 	return sys.Repeat("unlink", func() error { return unix.Unlink(name) })
@@ -324,9 +346,9 @@ func unlink(name string) error {
 // the function that it returns is called; the kernel releases the lock when the process
 // dies. It returns ErrWouldBlock if the lock is held.
 func lockDir(dir string) (unlock func(), err error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return nil, os.NewSyscallError("open", err)
+		return nil, err
 	}
 	if err := sys.Repeat("flock", func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
 		unix.Close(fd)
@@ -336,4 +358,13 @@ func lockDir(dir string) (unlock func(), err error) {
 		_ = unix.Flock(fd, unix.LOCK_UN) // a child being forked may have the descriptor, too
 		unix.Close(fd)
 	}, nil
+}
+
+// open is open(2) of an existing file.
+func open(name string, flags int) (fd int, err error) {
+	err = sys.Repeat("open", func() (err error) {
+		fd, err = unix.Open(name, flags|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return fd, err
 }

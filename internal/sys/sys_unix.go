@@ -60,7 +60,7 @@ func mark(err error, fds ...int) {
 
 // Bind binds fd to name.
 func Bind(fd int, name string) error {
-	return os.NewSyscallError("bind", giveAddress(unix.SYS_BIND, unix.Bind, fd, name))
+	return Repeat("bind", func() error { return giveAddress(unix.SYS_BIND, unix.Bind, fd, name) })
 }
 
 // giveAddress calls bind(2) or connect(2): for a name of up to maxWrapped bytes by the

@@ -1,0 +1,229 @@
+package sockfile_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
+)
+
+// Answers of a system call filter.
+const (
+	allow = unix.SECCOMP_RET_ALLOW
+	kill  = unix.SECCOMP_RET_KILL_PROCESS
+)
+
+func refuse(errno syscall.Errno) uint32 { return unix.SECCOMP_RET_ERRNO | uint32(errno) }
+
+// A filter answers the system calls of a thread. socket(2) for another family than AF_UNIX
+// gets the answer otherSocket.
+type filter struct {
+	calls       map[uint32]uint32
+	otherSocket uint32
+	others      uint32
+}
+
+// install installs the filter for the calling goroutine, which keeps its thread.
+func (f filter) install(t *testing.T) {
+	t.Helper()
+	const loadNumber, loadDomain = 0, 16 // offsets in struct seccomp_data, of little-endian fields
+	if runtime.GOARCH != "amd64" && runtime.GOARCH != "arm64" {
+		t.Skip("the filter is written for amd64 and arm64")
+	}
+	load := func(offset uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+	}
+	answer := func(k uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET, K: k} }
+	unless := func(k uint32, skip uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ, Jf: skip, K: k}
+	}
+	program := []unix.SockFilter{
+		load(loadNumber), unless(unix.SYS_SOCKET, 4),
+		load(loadDomain), unless(unix.AF_UNIX, 1), answer(allow), answer(f.otherSocket),
+	}
+	for number, k := range f.calls {
+		program = append(program, unless(number, 1), answer(k))
+	}
+	program = append(program, answer(f.others))
+	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		t.Skipf("prctl(2): %v", err)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+		t.Skipf("seccomp(2): %v", errno)
+	}
+}
+
+// TestPlainListenMakesOnlyTheseCalls refuses all other system calls, and kills the process
+// if it opens a socket that is not a Unix socket.
+func TestPlainListenMakesOnlyTheseCalls(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	dir := sockettest.ShortDir(t)
+	first := sockettest.ListenAt(t, filepath.Join(dir, "first")) // starts the poller
+	defer first.Close()
+	f := filter{calls: map[uint32]uint32{}, otherSocket: kill, others: refuse(unix.EPERM)}
+	for _, number := range []uint32{
+		unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_NEWFSTATAT, unix.SYS_FCNTL, unix.SYS_EPOLL_CTL,
+		// Listen does not ask for the kernel's version. If it did, a socket would follow.
+		unix.SYS_UNAME, unix.SYS_FSTAT,
+		// Of the runtime, and of the report of the test's result.
+		unix.SYS_CLONE, unix.SYS_CLONE3, unix.SYS_CLOSE, unix.SYS_EPOLL_PWAIT, unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
+		unix.SYS_FUTEX, unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_MADVISE, unix.SYS_MMAP, unix.SYS_MPROTECT,
+		unix.SYS_MUNMAP, unix.SYS_NANOSLEEP, unix.SYS_READ, unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK,
+		unix.SYS_RT_SIGRETURN, unix.SYS_SCHED_YIELD, unix.SYS_SIGALTSTACK, unix.SYS_TGKILL, unix.SYS_WRITE,
+	} {
+		f.calls[number] = allow
+	}
+	f.install(t)
+	if _, err := unixsock.Listen(filepath.Join(dir, "s")); err != nil {
+		t.Errorf("Listen under a filter of system calls: got %v, want a listener", err)
+	}
+	if _, err := unixsock.Listen(unixsock.Abstract(t.Name())); err != nil {
+		t.Errorf("Listen at an abstract name under a filter of system calls: got %v, want a listener", err)
+	}
+}
+
+func TestOwnerThatChangesNothingIsNotSet(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	filter{calls: map[uint32]uint32{
+		unix.SYS_FCHOWNAT: refuse(unix.EPERM), unix.SYS_FCHOWN: refuse(unix.EPERM),
+	}, otherSocket: allow, others: allow}.install(t)
+	if _, err := unixsock.Listen(path, unixsock.Owner(os.Getuid()+1, -1)); !errors.Is(err, unix.EPERM) {
+		t.Fatalf("Listen with another Owner where chown(2) is refused: got %v, want EPERM", err)
+	}
+	for _, owner := range [][2]int{{-1, -1}, {os.Getuid(), -1}, {-1, os.Getgid()}, {os.Getuid(), os.Getgid()}} {
+		l, err := unixsock.Listen(path, unixsock.Owner(owner[0], owner[1]), unixsock.Mode(0o660), unixsock.UnlinkOnClose())
+		if err != nil {
+			t.Errorf("Listen with Owner%v where chown(2) is refused: got %v, want a listener", owner, err)
+			continue
+		}
+		l.Close()
+	}
+}
+
+// adoptAndUnlink closes a copy of l that is to remove its file. It fails the test unless
+// other, which has taken over l's path, can still be reached.
+func adoptAndUnlink(t *testing.T, l, other *unixsock.Listener) {
+	t.Helper()
+	f, err := l.File()
+	if err != nil {
+		t.Fatalf("File: %v", err)
+	}
+	adopted, err := unixsock.FileListener(f)
+	f.Close()
+	if err != nil {
+		t.Fatalf("FileListener: %v", err)
+	}
+	adopted.SetUnlinkOnClose(true)
+	if err := adopted.Close(); err != nil {
+		t.Errorf("Close of an adopted listener: got %v, want no error", err)
+	}
+	sockettest.CheckExchange(t, other.Addr().String(), other)
+}
+
+// takeOver returns a listener, and another one that has taken over its path.
+func takeOver(t *testing.T) (l, other *unixsock.Listener) {
+	t.Helper()
+	if !sockettest.ReportsBoundFile(t) {
+		t.Skip("the kernel does not report which file a socket is bound to")
+	}
+	l = sockettest.Listen(t)
+	path := l.Addr().String()
+	if err := os.Remove(path); err != nil {
+		t.Fatalf("Remove: %v", err)
+	}
+	return l, sockettest.ListenAt(t, path)
+}
+
+func TestAdoptedListenerOfAnotherNetworkNamespaceLeavesTheFile(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	l, other := takeOver(t)
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skipf("cannot make a network namespace: %v", err)
+	}
+	adoptAndUnlink(t, l, other)
+}
+
+func TestAdoptedListenerWithoutNetlinkLeavesTheFile(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	l, other := takeOver(t)
+	filter{otherSocket: refuse(unix.EAFNOSUPPORT), others: allow}.install(t)
+	adoptAndUnlink(t, l, other)
+}
+
+// TestAdoptedListenerLeavesAFileWithTheSameInodeNumber mounts a file system over the one
+// with the listener's file. The first file of each has the same number.
+func TestAdoptedListenerLeavesAFileWithTheSameInodeNumber(t *testing.T) {
+	if !inMountNamespace(t) {
+		return
+	}
+	dir := sockettest.ShortDir(t)
+	path := filepath.Join(dir, "s")
+	var listeners []*unixsock.Listener
+	var inodes []uint64
+	for range 2 {
+		mountTmpfs(t, dir)
+		listeners = append(listeners, sockettest.ListenAt(t, path))
+		var stat unix.Stat_t
+		if err := unix.Lstat(path, &stat); err != nil {
+			t.Fatalf("lstat(2): %v", err)
+		}
+		inodes = append(inodes, stat.Ino)
+	}
+	if inodes[0] != inodes[1] {
+		t.Skipf("the first files of two file systems have the inode numbers %d", inodes)
+	}
+	adoptAndUnlink(t, listeners[0], listeners[1])
+}
+
+// inMountNamespace runs the calling test in a child process with a mount namespace of its
+// own. It returns true in the child.
+func inMountNamespace(t *testing.T) bool {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mount needs root")
+	}
+	setup := func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS} }
+	probe := exec.Command("/proc/self/exe", "-test.run=^$")
+	sockettest.ChildEnv(probe)
+	setup(probe)
+	if err := probe.Run(); err != nil {
+		t.Skipf("cannot make a mount namespace: %v", err)
+	}
+	if !sockettest.InChild(t, setup) {
+		return false
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Skipf("cannot make a mount namespace: %v", err)
+	}
+	return true
+}
+
+// mountTmpfs mounts a new file system at dir until the end of the test.
+func mountTmpfs(t *testing.T, dir string) {
+	t.Helper()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("cannot mount tmpfs: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
