@@ -58,15 +58,9 @@ var startPoller sync.Once
 // NewFile registers fd with the runtime's poller. The file owns fd from then on. If the
 // poller refuses fd (ENOSPC, ENOMEM), NewFile closes it and returns an error.
 func NewFile(fd int) (*os.File, error) {
-	// Move fd if it is 1 or 2, because the process has closed its standard output or error:
-	// os.File ends the process if a write to 1 or 2 fails with EPIPE.
-	if fd == 1 || fd == 2 {
-		moved, err := sys.Duplicate(fd)
-		sys.Close(fd)
-		if err != nil {
-			return nil, err
-		}
-		fd = moved
+	fd, err := sys.AboveStandard(fd)
+	if err != nil {
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), "unix socket")
 	if err := f.SetDeadline(time.Time{}); err != nil { // os.NewFile does not report it

@@ -14,6 +14,7 @@ func Connect(int, string) error                     { return errors.ErrUnsupport
 func Accept(int) (int, string, error)               { return -1, "", errors.ErrUnsupported }
 func AdoptStream(int, bool) (string, string, error) { return "", "", errors.ErrUnsupported }
 func Duplicate(int) (int, error)                    { return -1, errors.ErrUnsupported }
+func AboveStandard(int) (int, error)                { return -1, errors.ErrUnsupported }
 func Close(int) error                               { return errors.ErrUnsupported }
 func Read(int, []byte) (int, error)                 { return 0, errors.ErrUnsupported }
 func Write(int, []byte) (int, error)                { return 0, errors.ErrUnsupported }

@@ -168,6 +168,17 @@ func Duplicate(fd int) (int, error) {
 	return nfd, os.NewSyscallError("fcntl", err)
 }
 
+// AboveStandard returns fd, or moves it above the standard descriptors 0 to 2 if it is one
+// of them, because the process has closed its own. os.File ends the process if a write to 1
+// or 2 fails with EPIPE. If it fails, fd is closed.
+func AboveStandard(fd int) (int, error) {
+	if fd > 2 {
+		return fd, nil
+	}
+	defer unix.Close(fd)
+	return Duplicate(fd)
+}
+
 // Close closes fd.
 func Close(fd int) error {
 	return os.NewSyscallError("close", unix.Close(fd))
