@@ -284,11 +284,10 @@ func SendRights(fd int, b []byte, fds []int) (int, error) {
 	})
 }
 
-// maxControl is room for every control message that a kernel delivers with one
-// read. Linux sends at most 253 descriptors in one, macOS and the BSDs at most
-// 2048 bytes. Messages of other kinds may come first, if the user has enabled
-// them. With less room macOS cuts the message off and leaves the descriptors in
-// the rest of it open.
+// maxControl is room for every control message that a kernel delivers with one read. Linux
+// sends at most 253 descriptors in one, macOS and the BSDs at most 2048 bytes. Messages of
+// other kinds may come first, if the user has enabled them. So no message is cut off: macOS
+// leaves the descriptors in the rest of one open.
 const maxControl = 4096
 
 // ReceiveRights reads available bytes into b, and returns the descriptors that
@@ -308,9 +307,35 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 		return n, err
 	})
 	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		err = errors.New("could not receive all descriptors: the process or the system has too many open files")
+		err = errors.New("could not receive all descriptors: too many open files, or refused by a security module")
+	}
+	for i := 0; i < len(fds) && err == nil; i++ {
+		fds[i], err = AboveStandard(fds[i])
 	}
 	return n, fds, err
+}
+
+// scmPidfd is Linux's SCM_PIDFD. The kernel adds a descriptor of this kind to messages if
+// the user has set SO_PASSPIDFD on the socket.
+const scmPidfd = 4
+
+// rights returns the descriptors in received control messages. It closes those of
+// SCM_PIDFD, for which the package has no use.
+func rights(control []byte) (fds []int) {
+	messages, _ := unix.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		pidfd := AbstractNames && m.Header.Level == unix.SOL_SOCKET && m.Header.Type == scmPidfd
+		if pidfd {
+			m.Header.Type = unix.SCM_RIGHTS
+		}
+		received, _ := unix.ParseUnixRights(&m)
+		if pidfd {
+			CloseAll(received)
+		} else {
+			fds = append(fds, received...)
+		}
+	}
+	return fds
 }
 
 func toInts(ids []uint32) []int {
