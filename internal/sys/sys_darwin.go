@@ -11,18 +11,7 @@ const (
 	receiveFlags = 0
 )
 
-// acceptSocket is accept(2) if a descriptor is free: XNU removes a connection from the
-// queue before it allocates the descriptor, and drops it if that fails. If another
-// goroutine takes the last descriptor in between, the connection is lost.
-func acceptSocket(fd int) (int, syscall.Sockaddr, error) {
-	if !Readable(fd) {
-		return -1, nil, unix.EAGAIN
-	}
-	if err := freeDescriptor(fd); err != nil {
-		return -1, nil, err
-	}
-	return syscall.Accept(fd)
-}
+func acceptSocket(fd int) (int, syscall.Sockaddr, error) { return syscall.Accept(fd) }
 
 func writev(fd int, v [][]byte) (int, error) { return unix.Writev(fd, v) }
 

@@ -95,7 +95,6 @@ func Connect(fd int, name string) error {
 // Accept accepts a connection and returns its descriptor and the peer's name. It
 // returns ErrWouldBlock if no connection is pending.
 func Accept(fd int) (nfd int, peer string, err error) {
-	none := ErrWouldBlock // the error if no connection is pending
 	for {
 		nfd, peer, err = accept(fd)
 		switch err {
@@ -104,32 +103,16 @@ func Accept(fd int) (nfd int, peer string, err error) {
 		case unix.EINTR, unix.ECONNABORTED:
 			continue
 		case unix.EAGAIN:
-			return -1, "", none
+			return -1, "", ErrWouldBlock
 		case unix.EMFILE, unix.ENFILE:
 			// Linux allocates the descriptor before it checks the queue, so there need not
-			// have been a connection. gVisor checks the queue first, and has dropped one.
-			// A second call distinguishes them: on Linux it fails in the same way, unless
-			// a descriptor has become free. On gVisor nothing is left to accept.
+			// be a connection.
 			if !Readable(fd) {
-				if none != ErrWouldBlock {
-					return -1, "", ErrWouldBlock
-				}
-				none = os.NewSyscallError("accept", err)
-				continue
+				return -1, "", ErrWouldBlock
 			}
 		}
 		return -1, "", os.NewSyscallError("accept", err)
 	}
-}
-
-// freeDescriptor returns an error if the process cannot open another descriptor. fd is any
-// open one. Only macOS needs it; the tests run it everywhere.
-func freeDescriptor(fd int) error {
-	spare, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err == nil {
-		unix.Close(spare)
-	}
-	return err
 }
 
 // AdoptStream returns the names of fd and makes it non-blocking if it is a Unix stream
