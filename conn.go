@@ -336,6 +336,25 @@ func (c *Conn) PeerCred() (cred Cred, err error) {
 	return cred, c.opError("peercred", err)
 }
 
+// PeerPIDFD returns a pidfd of the peer's process: SO_PEERPIDFD of Linux 6.5. Unlike a PID,
+// it denotes that process for ever. It becomes readable when the process ends. The caller
+// closes it. For a Conn of [Connect], the peer is the process that called listen. On other
+// kernels the error is [errors.ErrUnsupported].
+//
+// Never authorize a peer by the name, the executable or the arguments of its process: exec
+// changes them, and the pidfd stays the same.
+func (c *Conn) PeerPIDFD() (*os.File, error) {
+	var pidfd int
+	err := c.netfd().Control(func(fd int) (err error) {
+		pidfd, err = sys.PeerPIDFD(fd)
+		return err
+	})
+	if err != nil {
+		return nil, c.opError("peerpidfd", err)
+	}
+	return os.NewFile(uintptr(pidfd), "pidfd"), nil
+}
+
 // PeerGroups returns the IDs of the peer's supplementary groups, as recorded by the
 // kernel together with [Cred]: SO_PEERGROUPS on Linux, LOCAL_PEERCRED, which has at
 // most 15, on macOS and FreeBSD. A server that authorizes by group must also compare

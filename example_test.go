@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/go-unixsock/unixsock"
+	"golang.org/x/sys/unix"
 )
 
 // newPath returns a path for a socket in a new directory, which remove removes.
@@ -352,6 +353,49 @@ func ExampleConn_PeerCred() {
 
 	// Output:
 	// the peer is this user: true
+}
+
+// A server reads the cgroup of a client between two looks at its pidfd. If the client still
+// runs at the second one, its PID was its own all the time. The server closes the connection
+// when the client's process ends, even if another process has a copy of its descriptor.
+func ExampleConn_PeerPIDFD() {
+	listener, err := unixsock.Listen("/run/app/app.sock", unixsock.ReplaceStale())
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn, err := listener.AcceptContext(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	pidfd, err := conn.PeerPIDFD()
+	if err != nil {
+		log.Fatal(err) // errors.ErrUnsupported before Linux 6.5
+	}
+	// wait waits for the end of the process, for ever if the timeout is -1.
+	wait := func(timeout int) (ended bool) {
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, timeout)
+			if err != unix.EINTR {
+				return err != nil || n > 0
+			}
+		}
+	}
+
+	cred, err := conn.PeerCred()
+	if err != nil || wait(0) {
+		log.Fatal("the client has ended: ", err)
+	}
+	cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cred.PID))
+	if err != nil || wait(0) {
+		log.Fatal("the client has ended: ", err)
+	}
+	fmt.Printf("a client of the cgroup %s", cgroup)
+
+	go func() {
+		wait(-1)
+		pidfd.Close()
+		conn.Close()
+	}()
 }
 
 // One process passes an open file to another.

@@ -430,6 +430,84 @@ func TestPeerCredOfAServerOfAnotherUser(t *testing.T) {
 	}
 }
 
+// pidfdOf returns PeerPIDFD of c. It skips the test if the kernel has none.
+func pidfdOf(t *testing.T, c *unixsock.Conn) *os.File {
+	t.Helper()
+	pidfd, err := c.PeerPIDFD()
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatalf("PeerPIDFD: %v", err)
+	}
+	t.Cleanup(func() { pidfd.Close() })
+	return pidfd
+}
+
+// hasEnded reports whether the process of a pidfd ends within a time.
+func hasEnded(t *testing.T, pidfd *os.File, within time.Duration) bool {
+	t.Helper()
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, int(within.Milliseconds()))
+		if err != unix.EINTR {
+			if err != nil {
+				t.Fatalf("poll(2) of a pidfd: %v", err)
+			}
+			return n > 0
+		}
+	}
+}
+
+func TestPeerPIDFDIsThePeersProcess(t *testing.T) {
+	l := sockettest.Listen(t)
+	client := sockettest.StartHelper(t, nil, "connect")
+	client.Send(l.Addr().String())
+	client.Expect("connected")
+	server := sockettest.StartHelper(t, nil, "serve", l.Addr().String()+"2")
+	server.Expect("serving")
+	for what, test := range map[string]struct {
+		c    *unixsock.Conn
+		peer *sockettest.Helper
+	}{
+		"a client": {sockettest.Accept(t, l), client},
+		"a server": {sockettest.Connect(t, l.Addr().String()+"2"), server},
+	} {
+		pidfd := pidfdOf(t, test.c)
+		info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd()))
+		if want := fmt.Sprintf("\nPid:\t%d\n", test.peer.Cmd.Process.Pid); err != nil || !strings.Contains(string(info), want) {
+			t.Errorf("PeerPIDFD of %s: got %q, %v; want a pidfd with %q", what, info, err, want)
+		}
+		if flags, err := unix.FcntlInt(pidfd.Fd(), unix.F_GETFD, 0); flags&unix.FD_CLOEXEC == 0 || err != nil {
+			t.Errorf("PeerPIDFD of %s: got the flags %#x, %v; want FD_CLOEXEC", what, flags, err)
+		}
+		if hasEnded(t, pidfd, 0) {
+			t.Errorf("PeerPIDFD of %s: got the end of a process that runs", what)
+		}
+		test.peer.Kill()
+		if !hasEnded(t, pidfd, sockettest.Timeout) {
+			t.Errorf("PeerPIDFD of %s that was killed: got no end of the process", what)
+		}
+		test.c.Close()
+		if _, err := test.c.PeerPIDFD(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("PeerPIDFD of a closed Conn: got %v, want net.ErrClosed", err)
+		}
+	}
+}
+
+// TestPeerPIDFDIsNoStandardDescriptor closes the standard input, whose number the kernel
+// gives to the next descriptor.
+func TestPeerPIDFDIsNoStandardDescriptor(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
+	c, _ := newPairT(t)
+	pidfdOf(t, c)
+	os.Stdin.Close()
+	if pidfd := pidfdOf(t, c); pidfd.Fd() <= 2 {
+		t.Errorf("PeerPIDFD without a standard input: got descriptor %d, want one above 2", pidfd.Fd())
+	}
+}
+
 func TestAdoptedNamesAreComplete(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	for _, name := range []string{

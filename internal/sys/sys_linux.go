@@ -52,6 +52,18 @@ func PeerCred(fd int) (pid, uid, gid int, err error) {
 	return int(u.Pid), int(u.Uid), int(u.Gid), nil
 }
 
+// PeerPIDFD returns a pidfd of the peer's process, which is close-on-exec.
+func PeerPIDFD(fd int) (int, error) {
+	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	switch err {
+	case nil:
+		return AboveStandard(pidfd)
+	case unix.ENOPROTOOPT: // older than Linux 6.5
+		return -1, errors.ErrUnsupported
+	}
+	return -1, os.NewSyscallError("getsockopt", err)
+}
+
 // PeerGroups returns the peer's supplementary groups.
 func PeerGroups(fd int) ([]int, error) {
 	const maxGroups = 65536 // Linux's NGROUPS_MAX
