@@ -6,10 +6,14 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
 	"github.com/go-unixsock/unixsock/internal/sys"
@@ -45,8 +49,11 @@ type Conn struct {
 	mu        sync.Mutex // guards changes of closed and of deadlines, and custodian
 	custodian *custodian // set by CloseOn and AcceptEvt
 
-	fd            *netfd.FD // keeps the descriptor open while it is in use
-	local, remote string    // socket names as the kernel reports them
+	fd     *netfd.FD     // keeps the descriptor open while it is in use
+	local  *net.UnixAddr // shared with other connections
+	remote string        // the name of the other end
+
+	remoteAddr atomic.Pointer[net.UnixAddr] // of remote; set once it is asked for
 }
 
 var (
@@ -57,7 +64,7 @@ var (
 )
 
 // newConn returns a Conn for fd, which it owns from then on.
-func newConn(fd int, local, remote string) *Conn {
+func newConn(fd int, local *net.UnixAddr, remote string) *Conn {
 	return &Conn{fd: netfd.New(fd), local: local, remote: remote}
 }
 
@@ -189,20 +196,48 @@ func (c *Conn) LocalAddr() net.Addr {
 	if c.netfd() == nil {
 		return nil
 	}
-	return unixAddr(c.local)
+	return c.local
 }
 
 // RemoteAddr returns the *[net.UnixAddr] of the other end, with a Name as in
 // LocalAddr. For a Conn made by Connect it is the address that was connected to.
 func (c *Conn) RemoteAddr() net.Addr {
-	if c.netfd() == nil {
+	switch {
+	case c.netfd() == nil:
 		return nil
+	case c.remote == "":
+		return unnamed
 	}
-	return unixAddr(c.remote)
+	addr := c.remoteAddr.Load()
+	if addr == nil {
+		addr = unixAddr(c.remote)
+		c.remoteAddr.Store(addr)
+	}
+	return addr
 }
+
+// unnamed is the address of all sockets without a name.
+var unnamed = unixAddr("")
 
 func unixAddr(name string) *net.UnixAddr {
 	return &net.UnixAddr{Name: name, Net: "unix"}
+}
+
+// String returns "unix ", and the names of this end and of the other one with "->" between
+// them. A name with a control character is quoted: the peer chooses its own name.
+func (c *Conn) String() string {
+	if c == nil {
+		return "<nil>"
+	}
+	return "unix " + printable(cmp.Or(c.local, unnamed).Name) + "->" + printable(c.remote)
+}
+
+// printable returns a name as it is, or quoted if it has bytes that a terminal may obey.
+func printable(name string) string {
+	if strings.ContainsFunc(name, unicode.IsControl) || !utf8.ValidString(name) {
+		return strconv.Quote(name)
+	}
+	return name
 }
 
 // SetDeadline sets the deadline of the halves that are open: a Read or Write that waits
@@ -299,6 +334,9 @@ func (c *Conn) Ports() (*InputPort, *OutputPort) {
 	return (*InputPort)(c), (*OutputPort)(c)
 }
 
+// String is [Conn.String].
+func (p *InputPort) String() string { return (*Conn)(p).String() }
+
 // Read is [Conn.Read].
 func (p *InputPort) Read(b []byte) (int, error) { return (*Conn)(p).Read(b) }
 
@@ -307,6 +345,9 @@ func (p *InputPort) Close() error { return (*Conn)(p).CloseRead() }
 
 // SetReadDeadline is [Conn.SetReadDeadline].
 func (p *InputPort) SetReadDeadline(t time.Time) error { return (*Conn)(p).SetReadDeadline(t) }
+
+// String is [Conn.String].
+func (p *OutputPort) String() string { return (*Conn)(p).String() }
 
 // Write is [Conn.Write].
 func (p *OutputPort) Write(b []byte) (int, error) { return (*Conn)(p).Write(b) }

@@ -1492,6 +1492,90 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+func TestAddressesAllocateNothingOnceAsked(t *testing.T) {
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
+	server := sockettest.Accept(t, l)
+	unitClient, unitServer := unitPair(t)
+	for name, addr := range map[string]func() net.Addr{
+		"Listener.Addr":            l.Addr,
+		"LocalAddr of a client":    client.LocalAddr,
+		"RemoteAddr of a client":   client.RemoteAddr,
+		"LocalAddr of a server":    server.LocalAddr,
+		"RemoteAddr of a server":   server.RemoteAddr,
+		"LocalAddr of a TCPUnit's": unitClient.LocalAddr, "RemoteAddr of a TCPUnit's": unitServer.RemoteAddr,
+	} {
+		if n := testing.AllocsPerRun(100, func() { addr() }); n != 0 {
+			t.Errorf("%s: got %v allocations, want 0", name, n)
+		}
+	}
+}
+
+func TestStringShowsTheAddresses(t *testing.T) {
+	l := sockettest.Listen(t)
+	path := l.Addr().String()
+	client := sockettest.Connect(t, path)
+	server := sockettest.Accept(t, l)
+	in, out := client.Ports()
+	unit := unixsock.NewTCPUnit(path + "2")
+	unitListener, err := unit.Listen("", "")
+	if err != nil {
+		t.Fatalf("TCPUnit.Listen: %v", err)
+	}
+	defer unitListener.Close()
+	unitConn, err := unit.Dial("", "")
+	if err != nil {
+		t.Fatalf("TCPUnit.Dial: %v", err)
+	}
+	defer unitConn.Close()
+	for what, test := range map[string]struct {
+		value any
+		want  string
+	}{
+		"a client":             {client, "unix ->" + path},
+		"a server":             {server, "unix " + path + "->"},
+		"an input port":        {in, "unix ->" + path},
+		"an output port":       {out, "unix ->" + path},
+		"a Listener":           {l, "unix " + path},
+		"a TCPUnit":            {unit, "unix " + path + "2"},
+		"a TCPUnit's listener": {unitListener, "unix " + path + "2"},
+		"a TCPUnit's Conn":     {unitConn, "unix ->" + path + "2"},
+		"an Accepted":          {unixsock.Accepted{Conn: client}, "{unix ->" + path + " <nil>}"},
+		"a nil Conn":           {(*unixsock.Conn)(nil), "<nil>"},
+		"a nil InputPort":      {(*unixsock.InputPort)(nil), "<nil>"},
+		"a nil OutputPort":     {(*unixsock.OutputPort)(nil), "<nil>"},
+		"a nil Listener":       {(*unixsock.Listener)(nil), "<nil>"},
+		"a nil TCPUnit":        {(*unixsock.TCPUnit)(nil), "<nil>"},
+		"a zero Conn":          {&unixsock.Conn{}, "unix ->"},
+		"a zero Listener":      {&unixsock.Listener{}, "unix "},
+		"a unit of no path":    {unixsock.NewTCPUnit("a\x00b"), `unix "a\x00b"`},
+		"a unit of a path with an escape sequence": {unixsock.NewTCPUnit("/\x1b[2J"), `unix "/\x1b[2J"`},
+		"a unit of a path that is not UTF-8":       {unixsock.NewTCPUnit("/\x9b2J"), `unix "/\x9b2J"`},
+		"a unit of a path with other letters":      {unixsock.NewTCPUnit("/é ü"), "unix /é ü"},
+	} {
+		if got := fmt.Sprintf("%v", test.value); got != test.want {
+			t.Errorf("%%v of %s: got %q, want %q", what, got, test.want)
+		}
+	}
+}
+
+// TestPrintingRacesWithNothing prints values while their state changes. The race detector
+// finds a field that is read.
+func TestPrintingRacesWithNothing(t *testing.T) {
+	l := sockettest.Listen(t)
+	client := sockettest.Connect(t, l.Addr().String())
+	printed := make(chan string)
+	go func() { printed <- fmt.Sprint(client, l) }()
+	client.SetDeadline(time.Now())
+	client.RemoteAddr()
+	l.Ready()
+	client.Close()
+	l.Close()
+	if got, want := sockettest.Receive(t, "the text", printed), "unix ->"; !strings.HasPrefix(got, want) {
+		t.Errorf("Sprint of a Conn and a Listener: got %q, want %q first", got, want)
+	}
+}
+
 func TestAddressesStayAfterAClose(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	want := c.RemoteAddr().String()

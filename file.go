@@ -20,7 +20,7 @@ func Pair() (*Conn, *Conn, error) {
 	if err != nil {
 		return nil, nil, fileError(err)
 	}
-	return newConn(fd1, "", ""), newConn(fd2, "", ""), nil
+	return newConn(fd1, unnamed, ""), newConn(fd2, unnamed, ""), nil
 }
 
 // FileConn returns a Conn for a copy of f's descriptor, which was inherited or
@@ -32,7 +32,7 @@ func FileConn(f *os.File) (*Conn, error) {
 	if err != nil {
 		return nil, fileError(err)
 	}
-	c := newConn(fd, local, remote)
+	c := newConn(fd, unixAddr(local), remote)
 	if _, err := c.fd.File(); err != nil { // the poller refuses it
 		return nil, fileError(err)
 	}
@@ -108,7 +108,7 @@ func (c *Conn) File() (*os.File, error) {
 	if err != nil {
 		return nil, c.opError("file", err)
 	}
-	return os.NewFile(uintptr(fd), "unix:"+c.local+"->"+c.remote), nil
+	return os.NewFile(uintptr(fd), "unix:"+c.local.Name+"->"+c.remote), nil
 }
 
 // File returns a copy of the Listener's descriptor, non-blocking and close-on-exec as
@@ -131,7 +131,7 @@ func (l *Listener) File() (*os.File, error) {
 	if err != nil {
 		return nil, l.opError("file", err)
 	}
-	return os.NewFile(uintptr(fd), "unix:"+l.name), nil
+	return os.NewFile(uintptr(fd), "unix:"+l.addr.Name), nil
 }
 
 // WriteFiles writes b, and passes copies of the descriptors of files with its first

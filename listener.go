@@ -1,6 +1,7 @@
 package unixsock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,7 +93,7 @@ type Listener struct {
 	file *os.File
 	raw  syscall.RawConn // of file
 	fd   int             // of file; open while mu is held and done is not closed
-	name string
+	addr *net.UnixAddr
 
 	// pollSem holds a token while a goroutine waits in the poller. Only one may: a second
 	// would block on os.File's read lock, where its context cannot interrupt it. Only the
@@ -172,7 +173,7 @@ func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error
 	l := &Listener{
 		file:     file,
 		raw:      raw,
-		name:     name,
+		addr:     unixAddr(name),
 		pollSem:  make(chan struct{}, 1),
 		done:     make(chan struct{}),
 		removed:  make(chan struct{}),
@@ -235,7 +236,7 @@ func (l *Listener) acceptOne() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(nfd, l.name, peer), nil
+	return newConn(nfd, l.addr, peer), nil
 }
 
 // tryOrWait calls try with the descriptor, now and after each arrival of a connection,
@@ -417,7 +418,15 @@ func (l *Listener) Addr() net.Addr {
 	if !l.ok() {
 		return nil
 	}
-	return unixAddr(l.name)
+	return l.addr
+}
+
+// String returns "unix " and the listener's name, quoted as in [Conn.String].
+func (l *Listener) String() string {
+	if l == nil {
+		return "<nil>"
+	}
+	return "unix " + printable(cmp.Or(l.addr, unnamed).Name)
 }
 
 // SetDeadline sets the deadline of Accept and AcceptContext. The zero time means no

@@ -61,9 +61,17 @@ func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net
 	return &tcpConn{c}, nil
 }
 
+// String returns "unix " and the unit's path, quoted as in [Conn.String].
+func (u *TCPUnit) String() string {
+	if u == nil {
+		return "<nil>"
+	}
+	return "unix " + printable(u.path)
+}
+
 type tcpListener struct{ *Listener }
 
-func (l *tcpListener) Addr() net.Addr { return tcpAddr(1) }
+func (l *tcpListener) Addr() net.Addr { return tcpLocal }
 
 func (l *tcpListener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
@@ -75,11 +83,12 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 
 type tcpConn struct{ *Conn }
 
-func (c *tcpConn) LocalAddr() net.Addr  { return tcpAddr(1) }
-func (c *tcpConn) RemoteAddr() net.Addr { return tcpAddr(0) }
+func (c *tcpConn) LocalAddr() net.Addr  { return tcpLocal }
+func (c *tcpConn) RemoteAddr() net.Addr { return tcpRemote }
 func (c *tcpConn) NetConn() net.Conn    { return c.Conn }
 
-// tcpAddr is 127.0.0.1 with a port, as in Racket's tcp-addresses.
-func tcpAddr(port int) *net.TCPAddr {
-	return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
-}
+// The addresses of all connections, as in Racket's tcp-addresses.
+var (
+	tcpLocal  = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}
+	tcpRemote = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 0}
+)

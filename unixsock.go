@@ -107,7 +107,7 @@ func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 		sys.Close(fd)
 		return nil, pathError("dial", name, err)
 	}
-	return newConn(fd, "", name), nil
+	return newConn(fd, unnamed, name), nil
 }
 
 func pathError(op, name string, err error) error {
