@@ -52,7 +52,7 @@ func FileListener(f *os.File) (*Listener, error) {
 	if err != nil {
 		return nil, fileError(err)
 	}
-	l, err := newListener(fd, name, sockfile.Adopt(fd, name))
+	l, err := newListener(fd, name, sockfile.FileOf(fd, name))
 	return l, fileError(err)
 }
 

@@ -9,5 +9,5 @@ import "errors"
 type File struct{}
 
 func (o *Options) Bind(int, string, func() error) (*File, error) { return nil, errors.ErrUnsupported }
-func Adopt(int, string) *File                                    { return nil }
+func FileOf(int, string) *File                                   { return nil }
 func (f *File) Remove() error                                    { return nil }

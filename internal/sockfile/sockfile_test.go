@@ -196,7 +196,7 @@ func TestReplaceStaleWaitsWithoutTheLock(t *testing.T) {
 	dir := newDir(t)
 	path := filepath.Join(dir, "s")
 	newListener(t, path)
-	if probeDatagram(path) == nil {
+	if probe(unix.SOCK_DGRAM, path) == nil {
 		t.Skip("the kernel does not say whether a socket is bound, and Bind does not wait")
 	}
 	result := make(chan error, 1)
@@ -206,7 +206,7 @@ func TestReplaceStaleWaitsWithoutTheLock(t *testing.T) {
 	}()
 	longest, last := time.Duration(0), time.Now()
 	for {
-		if unlock, err := lockDir(dir); err == nil {
+		if unlock, locked := lockDirOf(path, time.Time{}); locked {
 			longest, last = max(longest, time.Since(last)), time.Now()
 			unlock()
 		}
@@ -273,12 +273,12 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 
 func TestReplaceStaleProceedsWithoutTheLock(t *testing.T) {
 	dir := newDir(t)
-	unlock, err := lockDir(dir)
-	if err != nil {
-		t.Fatalf("lockDir: %v", err)
+	path := filepath.Join(dir, "s")
+	unlock, locked := lockDirOf(path, time.Time{})
+	if !locked {
+		t.Fatal("lockDirOf: got no lock, want one")
 	}
 	defer unlock()
-	path := filepath.Join(dir, "s")
 	leaveStale(t, path)
 	start := time.Now()
 	if file, err := replace(t, path); file == nil || err != nil {
@@ -433,19 +433,16 @@ func TestUnlinkLeavesADirectory(t *testing.T) {
 	}
 }
 
-func TestLockDirExcludesAnother(t *testing.T) {
-	dir := newDir(t)
-	unlock, err := lockDir(dir)
-	if err != nil {
-		t.Fatalf("lockDir: %v", err)
+func TestLockExcludesAnother(t *testing.T) {
+	path := filepath.Join(newDir(t), "s")
+	for range 2 {
+		unlock, locked := lockDirOf(path, time.Time{})
+		if !locked {
+			t.Fatal("lockDirOf of a directory that is not locked: got no lock, want one")
+		}
+		if _, locked := lockDirOf(path, time.Time{}); locked {
+			t.Error("lockDirOf of a locked directory: got the lock, want none")
+		}
+		unlock()
 	}
-	if _, err := lockDir(dir); err != sys.ErrWouldBlock {
-		t.Errorf("lockDir of a locked directory: got %v, want ErrWouldBlock", err)
-	}
-	unlock()
-	unlock, err = lockDir(dir)
-	if err != nil {
-		t.Fatalf("lockDir after unlock: %v", err)
-	}
-	unlock()
 }

@@ -42,7 +42,7 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 // prepare gives the file at name, which bind(2) has just created, its owner and its mode,
 // and calls listen.
 func (o *Options) prepare(name string, listen func() error) (*File, error) {
-	file := fileAt(name)
+	file := FileOf(-1, name)
 	err := o.apply(file)
 	if err == nil {
 		err = listen()
@@ -97,25 +97,18 @@ const closing = 50 * time.Millisecond
 // lock, which other processes need.
 func (o *Options) replace(fd int, name string, listen func() error) (*File, error) {
 	giveUp := time.Now().Add(time.Second + rand.N(time.Second))
-	for limit := (time.Time{}); ; {
-		file, err := o.replaceNow(fd, name, listen, giveUp)
-		if !errors.Is(err, errBound) {
-			return file, err
-		}
-		if limit.IsZero() {
-			limit = time.Now().Add(closing)
-		}
-		if !closes(name, limit) {
-			return nil, err
-		}
+	file, err := o.replaceNow(fd, name, listen, giveUp)
+	for limit := time.Now().Add(closing); errors.Is(err, errBound) && closes(name, limit); {
+		file, err = o.replaceNow(fd, name, listen, giveUp)
 	}
+	return file, err
 }
 
 // closes waits until limit for the socket that is bound to name to be closed.
 func closes(name string, limit time.Time) bool {
 	for time.Now().Before(limit) {
 		time.Sleep(time.Millisecond)
-		if err := probeDatagram(name); err != errBound {
+		if err := probe(unix.SOCK_DGRAM, name); err != errBound {
 			return err == nil || errors.Is(err, fs.ErrNotExist)
 		}
 	}
@@ -166,24 +159,22 @@ func removeStale(name string, locked bool) error {
 	case info.Mode().Type() != fs.ModeSocket:
 		return errors.New("existing file is not a socket")
 	}
-	err = probe(name)
+	err = checkStale(name)
 	if err == nil && !locked {
 		// It may be the socket of a process that is between bind and listen.
 		time.Sleep(unlockedPause)
-		err = probe(name)
+		err = checkStale(name)
 	}
-	switch kind := sharedFileSystem(name); {
-	case err != nil:
+	if err != nil {
 		return err
-	case kind != "" && !onRootDevice(info):
+	}
+	if kind := sharedFileSystem(name); kind != "" && device("/") != device(name) {
 		return fmt.Errorf("cannot tell on %s whether a server is listening; remove the file if none is", kind)
-	case !unchanged(name, info):
+	}
+	if !unchanged(name, info) {
 		return errors.New("another process has replaced the socket file")
 	}
-	if err := unlink(name); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return unlink(name)
 }
 
 var (
@@ -193,55 +184,43 @@ var (
 	errReplaced  = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined", errInUse)
 )
 
-// probe returns nil if no socket is bound to the socket file called name: if a datagram
+// checkStale returns nil if no socket is bound to the socket file called name: if a datagram
 // and a stream socket both get ECONNREFUSED. Most kernels return it for the datagram
-// socket only if no socket is bound. gVisor always returns it. There, the stream socket
-// gives a listening one a connection that ends at once, so it is not used repeatedly. The
-// stream socket alone is not enough: macOS and the BSDs return ECONNREFUSED also if the
-// backlog is full.
-func probe(name string) error {
-	if err := probeDatagram(name); err != nil {
+// socket only if no socket is bound, and a bound one does not notice. gVisor always returns
+// it. There, the stream socket gives a listening one a connection that ends at once, so it
+// is not used repeatedly. The stream socket alone is not enough: macOS and the BSDs return
+// ECONNREFUSED also if the backlog is full.
+func checkStale(name string) error {
+	if err := probe(unix.SOCK_DGRAM, name); err != nil {
 		return err
 	}
-	err := connect(unix.SOCK_STREAM, name)
-	if err == nil || err == sys.ErrWouldBlock {
-		return errListening
-	}
-	return probeError(err)
+	return probe(unix.SOCK_STREAM, name)
 }
 
-// probeDatagram is the part of probe that a bound stream socket does not notice. It returns
-// errBound if there is one.
-func probeDatagram(name string) error {
-	err := connect(unix.SOCK_DGRAM, name)
-	if err == nil || errors.Is(err, unix.EPROTOTYPE) {
-		return errBound
+// probe connects a socket of the given type to name. It returns nil if that is refused.
+func probe(socketType int, name string) error {
+	fd, err := sys.SocketOf(socketType)
+	if err == nil {
+		err = sys.Connect(fd, name)
+		sys.Close(fd)
 	}
-	return probeError(err)
-}
-
-func probeError(err error) error {
-	if errors.Is(err, unix.ECONNREFUSED) {
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
 		return nil
+	case socketType == unix.SOCK_DGRAM && (err == nil || errors.Is(err, unix.EPROTOTYPE)):
+		return errBound
+	case err == nil || err == sys.ErrWouldBlock:
+		return errListening
 	}
 	return fmt.Errorf("cannot probe the existing socket: %w", err)
 }
 
-// connect connects a new socket of the given type to name, and closes it.
-func connect(socketType int, name string) error {
-	fd, err := sys.SocketOf(socketType)
-	if err != nil {
-		return err
+// device returns the device of a file. What serves the root of a container serves it alone.
+func device(name string) (n uint64) {
+	if info, err := os.Lstat(name); err == nil {
+		n = uint64(info.Sys().(*syscall.Stat_t).Dev)
 	}
-	defer sys.Close(fd)
-	return sys.Connect(fd, name)
-}
-
-// onRootDevice reports whether a file is on the device of "/". What serves the root of a
-// container serves it alone.
-func onRootDevice(info fs.FileInfo) bool {
-	root, err := os.Stat("/")
-	return err == nil && root.Sys().(*syscall.Stat_t).Dev == info.Sys().(*syscall.Stat_t).Dev
+	return n
 }
 
 // unchanged reports whether the file called name is still the one that info
@@ -259,26 +238,18 @@ type File struct {
 	fd   int // of an adopted socket, which may not be bound to the file; otherwise -1
 }
 
-// fileAt returns the socket file at path, nil if there is none or path is an abstract name.
-func fileAt(path string) *File {
+// FileOf returns the socket file at path, nil if there is none or path is an abstract name.
+// If fd is a socket of another process that is called path, the methods ask the kernel
+// whether fd is bound to the file. If the file has just been bound, fd is -1.
+func FileOf(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
-		return nil // relative to a directory that may have changed, if it is a path
+		return nil // a chdir may have changed the meaning of a relative path
 	}
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode().Type() != fs.ModeSocket {
 		return nil
 	}
-	return &File{path, info, -1}
-}
-
-// Adopt returns the socket file at path, the name of fd, a socket of another process. nil
-// stands for none. The methods ask the kernel whether fd is bound to that file.
-func Adopt(fd int, path string) *File {
-	f := fileAt(path)
-	if f != nil {
-		f.fd = fd
-	}
-	return f
+	return &File{path, info, fd}
 }
 
 // isOwn reports whether the file that is at the path now is the one that the socket is bound
@@ -312,52 +283,42 @@ func (f *File) unlink() error {
 	if f == nil || !f.isOwn() {
 		return nil
 	}
-	if err := unlink(f.path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return unlink(f.path)
 }
 
 // lockDirOf locks the directory of an absolute path against other processes that
 // replace or remove socket files there. It waits until giveUp only: any user who can
-// read the directory can hold the lock.
+// read the directory can hold the lock. The kernel releases it when the process dies.
 func lockDirOf(path string, giveUp time.Time) (unlock func(), locked bool) {
 	// filepath.Dir would resolve dot-dot lexically, which is another directory behind a
 	// symbolic link.
-	dir := path[:strings.LastIndexByte(path, '/')+1]
+	fd, err := open(path[:strings.LastIndexByte(path, '/')+1], unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return func() {}, false
+	}
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
-		unlock, err := lockDir(dir)
+		err := sys.Repeat("flock", func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 		if err == nil {
-			return unlock, true
+			return func() {
+				_ = unix.Flock(fd, unix.LOCK_UN) // a child being forked may have the descriptor, too
+				unix.Close(fd)
+			}, true
 		}
 		if err != sys.ErrWouldBlock || time.Now().After(giveUp) {
+			unix.Close(fd)
 			return func() {}, false
 		}
 		time.Sleep(rand.N(pause))
 	}
 }
 
-// unlink removes a file. os.Remove would also remove an empty directory.
+// unlink removes a file, if it exists. os.Remove would also remove an empty directory.
 func unlink(name string) error {
-	return sys.Repeat("unlink", func() error { return unix.Unlink(name) })
-}
-
-// lockDir locks the directory dir against other callers of lockDir, in any process, until
-// the function that it returns is called; the kernel releases the lock when the process
-// dies. It returns ErrWouldBlock if the lock is held.
-func lockDir(dir string) (unlock func(), err error) {
-	fd, err := open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return nil, err
+	err := sys.Repeat("unlink", func() error { return unix.Unlink(name) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if err := sys.Repeat("flock", func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return func() {
-		_ = unix.Flock(fd, unix.LOCK_UN) // a child being forked may have the descriptor, too
-		unix.Close(fd)
-	}, nil
+	return err
 }
 
 // open is open(2) of an existing file.
