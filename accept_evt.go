@@ -109,8 +109,8 @@ func (l *Listener) Ready() <-chan *Listener {
 
 // AcceptEvt returns a channel that yields accepted connections, each to one receiver, which
 // closes it when it is done. ctx is the custodian of the connections, as if by
-// [Conn.CloseOn]: when ctx is done, the channel is closed, and so are the connections that
-// it delivered. To let a connection outlive ctx, call conn.CloseOn(context.Background()).
+// [Conn.CloseOn]: just after ctx is done, the channel is closed, and so are the connections
+// that it delivered. To let a connection outlive ctx, call conn.CloseOn(context.Background()).
 //
 // The same ctx gives the same channel, so a loop can call AcceptEvt in each select. Once
 // ctx is done, nothing more is delivered, except that a receive from a channel kept in a

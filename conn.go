@@ -96,7 +96,9 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return n, c.ioError("write", writeHalf, err)
 }
 
-// Close closes both halves. Calls that wait in either half fail with [net.ErrClosed].
+// Close closes both halves. Calls that wait in either half fail with [net.ErrClosed]. If
+// there is unread data, the peer gets [syscall.ECONNRESET] on Linux after it has read what
+// was sent. To avoid that, call CloseRead first.
 func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 
 // CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including
@@ -150,7 +152,11 @@ func (c *Conn) close(h half, by *custodian) error {
 // CloseOn makes ctx the custodian of the Conn: the Conn is closed when ctx is done.
 // A Conn has one custodian at a time. A later call replaces ctx, and
 // CloseOn(context.Background()) releases the Conn. A Conn that is closed or
-// released leaves nothing behind on ctx. CloseOn mirrors Racket's custodians.
+// released leaves nothing behind on ctx.
+//
+// A goroutine closes the Conn just after ctx is done, so calls may succeed for a moment. If
+// that matters, call Close, which is complete when it returns. CloseOn mirrors Racket's
+// custodians, whose shutdown is synchronous.
 func (c *Conn) CloseOn(ctx context.Context) {
 	if c.netfd() != nil {
 		c.closeOn(ctx, nil)
@@ -359,7 +365,8 @@ func (p *OutputPort) Close() error { return (*Conn)(p).CloseWrite() }
 func (p *OutputPort) SetWriteDeadline(t time.Time) error { return (*Conn)(p).SetWriteDeadline(t) }
 
 // Cred holds the peer's credentials as recorded by the kernel when the peer called
-// connect or listen.
+// connect or listen. A user or a group that this user namespace does not map appears as
+// 65534: never authorize that number.
 type Cred struct {
 	PID int // 0 if the platform, or a PID namespace, hides it
 	UID int
@@ -368,7 +375,8 @@ type Cred struct {
 
 // PeerCred returns the peer's credentials: SO_PEERCRED on Linux, LOCAL_PEERCRED and
 // LOCAL_PEERPID on macOS, LOCAL_PEERCRED without a PID on FreeBSD. On other platforms
-// the error is [errors.ErrUnsupported].
+// the error is [errors.ErrUnsupported]. Both ends of a [Pair] report the process that made
+// it. The PID may be reused once the peer has ended; see [Conn.PeerPIDFD].
 func (c *Conn) PeerCred() (cred Cred, err error) {
 	err = c.netfd().Control(func(fd int) (err error) {
 		cred.PID, cred.UID, cred.GID, err = sys.PeerCred(fd)

@@ -14,7 +14,8 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// Pair returns two connected Conns without names, as made by socketpair(2).
+// Pair returns two connected Conns without names, as made by socketpair(2). The peer of
+// both is this process, for [Conn.PeerCred] and the like, wherever they are passed.
 func Pair() (*Conn, *Conn, error) {
 	fd1, fd2, err := sys.Socketpair()
 	if err != nil {
@@ -97,6 +98,10 @@ func fileError(err error) error {
 // socket: shutting down a half affects both. The copy is non-blocking, as the Conn
 // is, and close-on-exec: a child process gets it through ExtraFiles of os/exec.
 //
+// A program that is not written in Go expects a blocking descriptor. Before it is started,
+// call syscall.SetNonblock(int(f.Fd()), false), and then use the Conn no more: both share
+// the mode, and even its Close would wait.
+//
 // For a library that insists on a *[net.UnixConn], pass the copy to [net.FileConn], which
 // makes a copy of its own, and close this one.
 func (c *Conn) File() (*os.File, error) {
@@ -112,7 +117,8 @@ func (c *Conn) File() (*os.File, error) {
 }
 
 // File returns a copy of the Listener's descriptor, non-blocking and close-on-exec as
-// that of [Conn.File]. Each descriptor must be closed, but both share one backlog.
+// that of [Conn.File], which says what a program expects that is not written in Go. Each
+// descriptor must be closed, but both share one backlog.
 //
 // To restart a server without losing a client, a process
 //
@@ -139,11 +145,12 @@ func (l *Listener) File() (*os.File, error) {
 // descriptors have been sent. The files stay open in this process.
 //
 // WriteFiles returns an error and sends nothing if there are more than 253 files, if one
-// is closed, or if b is empty but files is not: a stream carries them only with data.
+// is closed, or if b is empty but files is not: a stream carries them only with data. On
+// Linux the error is ETOOMANYREFS if too many files are sent and not yet received.
 //
-// The peer must use [Conn.ReadFiles]: with a plain Read, the kernel discards the
-// descriptors, or, on macOS, leaves them open in the peer's process, which does not learn
-// of them.
+// The peer must use [Conn.ReadFiles], which never returns the files of two calls together.
+// With a plain Read, the kernel discards the descriptors, or, on macOS, leaves them open in
+// the peer's process, which does not learn of them.
 func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	switch {
 	case len(files) == 0:
@@ -192,11 +199,12 @@ func withDescriptors(files []*os.File, fds []int, f func(fds []int) error) error
 
 // ReadFiles reads up to len(b) bytes as Read does, and receives the descriptors that
 // come with them, at most max. files is nil if there are none. They are
-// close-on-exec, and the caller closes them.
+// close-on-exec and above 2, and the caller closes them.
 //
 // ReadFiles returns an error if max is negative, if it receives more than max
-// descriptors, or if the process is out of descriptors for them. In the last two
-// cases it has closed every received descriptor, but the n bytes have been read.
+// descriptors, or if the process is out of descriptors for them or a security module
+// refuses one. It has closed every received descriptor then, but the n bytes have been
+// read.
 func (c *Conn) ReadFiles(b []byte, max int) (n int, files []*os.File, err error) {
 	switch {
 	case max < 0:

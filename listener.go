@@ -40,8 +40,10 @@ func Backlog(n int) ListenOption {
 // listens, whatever the umask, which stays unchanged. To connect takes write permission,
 // except on systems that ignore the bits of sockets: there, protect the directory.
 //
-// On Linux the bits are never wider than perm. On macOS and the BSDs they may be, between
-// bind(2) and chmod(2): a connect that the kernel admits then may succeed.
+// On Linux the bits are never wider than perm, and they alone decide: what a default ACL of
+// the directory has added goes, entries that refuse a user, too. On macOS and the BSDs the
+// bits may be wider between bind(2) and chmod(2): a connect that the kernel admits then may
+// succeed.
 //
 // [Listen] returns an error if perm has bits outside [fs.ModePerm], or for an abstract name.
 func Mode(perm fs.FileMode) ListenOption {
@@ -50,7 +52,8 @@ func Mode(perm fs.FileMode) ListenOption {
 
 // Owner sets the owner and the group of the socket file before the socket listens. -1
 // leaves one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a front-end
-// server of another group connect.
+// server of another group connect. On a file system that refuses changes, Owner may name
+// the owner that the file has.
 //
 // Use it with Mode: on Linux, the file then admits only the user of this process until
 // its owner is set. Without Mode, a connect that only the first owner or group admits may
@@ -63,16 +66,20 @@ func Owner(uid, gid int) ListenOption {
 	return func(c *listenConfig) { c.file.Owner = &sockfile.Owner{UID: uid, GID: gid} }
 }
 
-// ReplaceStale makes [Listen] replace a socket file that no process listens on, such as
-// one that a killed process left behind. It never replaces a symbolic link, a file that
-// is not a socket, or the file of a live listener, even if its backlog is full. Then, and
-// if the kernel's answer is not conclusive, the error is [syscall.EADDRINUSE].
+// ReplaceStale makes [Listen] replace a socket file that no process has open. If a server
+// is listening, if the file is a link or not a socket, or if the kernel's answer is not
+// certain, Listen fails with [syscall.EADDRINUSE] and leaves the file. The error says why,
+// and if the probe was refused, errors.Is finds [fs.ErrPermission], too. Listen waits up to
+// 50 ms for a closed socket that a child process still holds between fork and exec.
 //
-// If many processes race for one stale path, one wins, and the others get EADDRINUSE.
-// They exclude each other with a lock on the directory, which any user who can read the
-// directory can hold. Listen waits for it for at most two seconds. Then, or if the
-// directory cannot be read, it proceeds without the lock, probes the file twice, and
-// checks 50 ms after bind that the file is still its own.
+// No answer is certain on FUSE, NFS, SMB, 9P and other file systems through which a live
+// socket can be seen but not reached, unless the file is on the device of "/". The upper
+// directory of a mounted overlay cannot be told from any other: do not listen there.
+//
+// If several processes race for a path, one succeeds. They exclude each other with a lock
+// on the directory, for which Listen waits at most two seconds, because every user who can
+// read the directory can hold it. Use a directory that the server can read: without the
+// lock, two may succeed if one is suspended between its probe and the removal.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.file.ReplaceStale = true }
 }
@@ -122,7 +129,9 @@ var (
 //
 // Binding a filesystem path creates a file, which stays after Close, as in Racket, unless
 // [UnlinkOnClose] is given. If a file exists already, the error is [syscall.EADDRINUSE];
-// see [ReplaceStale].
+// see [ReplaceStale]. The file exists a moment before the socket listens: a client that
+// connects in between gets [syscall.ECONNREFUSED]. A file that is mounted into a container
+// cannot be replaced (EBUSY): mount its directory.
 //
 // Errors are *[net.OpError] with Op "listen". Among others, errors.Is finds
 // [ErrInvalidPath], [io/fs.ErrNotExist] and [io/fs.ErrPermission]. Listen mirrors
@@ -187,8 +196,8 @@ func (l *Listener) ok() bool { return l != nil && l.file != nil }
 
 // Accept waits for a connection and returns it as a *[Conn]. If the process is out of
 // descriptors, the error is EMFILE: a loop should pause before it tries again. The
-// connection stays pending on Linux. gVisor drops it, and macOS does if another goroutine
-// opens the last free descriptor meanwhile. Accept mirrors unix-socket-accept.
+// connection stays pending, except on gVisor and macOS, which drop it. If no other one is
+// pending there, Accept reports no error and waits. Accept mirrors unix-socket-accept.
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
 	if err != nil {
@@ -380,7 +389,8 @@ func (l *Listener) close(by *custodian) error {
 	return l.opError("close", err)
 }
 
-// CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn.
+// CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn. A
+// goroutine closes it just after ctx is done; Close is complete when it returns.
 func (l *Listener) CloseOn(ctx context.Context) {
 	if !l.ok() {
 		return
@@ -396,12 +406,15 @@ func (l *Listener) CloseOn(ctx context.Context) {
 // [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with
 // [UnlinkOnClose]. For a restart of the server, see [Listener.File].
 //
-// Close removes only this listener's own file: the one that Listen created, or, for a
-// listener from [FileListener] with an absolute path, the one that the socket is bound to.
-// (Linux reports which one that is. On Linux before 6, gVisor, macOS and the BSDs, it is
-// the socket file that was at the path just after bind(2), or when FileListener was called.)
-// Close waits at most a second for a process that is replacing the file. The setting has
-// no effect on an abstract name, which vanishes with its socket.
+// Close removes only the file that l is bound to, and waits at most a second for a process
+// that is replacing it. The setting has no effect on an abstract name, which vanishes with
+// its socket.
+//
+// For a listener from [FileListener], Linux 6 and later is asked through netlink which file
+// that is. If it does not answer, or names another device, the file stays: in another
+// network namespace, in a sandbox without netlink, on btrfs, and on an overlay over several
+// file systems. On other kernels it is the socket file that was at the path when
+// FileListener was called.
 func (l *Listener) SetUnlinkOnClose(unlink bool) {
 	if !l.ok() {
 		return

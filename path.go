@@ -41,7 +41,8 @@ func CheckPath(path string) error {
 }
 
 // Abstract returns the path of the abstract socket called name: a NUL followed by
-// name, as in Racket's byte string #"\0name".
+// name, as in Racket's byte string #"\0name". Every byte counts: haproxy's abns@ pads a
+// name with NULs to 108 bytes. gRPC passes the text unix:@name to a custom dialer as it is.
 func Abstract(name string) string {
 	return "\x00" + name
 }

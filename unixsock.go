@@ -54,8 +54,8 @@
 //
 // Abstract names, a Connect that waits, and copies in the kernel exist on Linux only. For
 // what else differs on macOS and the BSDs, see [MaxPathLen], [Mode], [Conn.CloseRead],
-// [Conn.PeerCred], [Conn.PeerGroups], [Conn.WriteFiles], [Listener.Accept] and
-// [FileListener].
+// [Conn.PeerCred], [Conn.PeerPIDFD], [Conn.PeerGroups], [Conn.WriteFiles],
+// [Listener.Accept] and [FileListener].
 package unixsock
 
 import (
