@@ -135,12 +135,17 @@ func adoptAndUnlink(t *testing.T, l, other *unixsock.Listener) {
 	sockettest.CheckExchange(t, other.Addr().String(), other)
 }
 
-// takeOver returns a listener, and another one that has taken over its path.
-func takeOver(t *testing.T) (l, other *unixsock.Listener) {
+func skipUnlessBoundFileIsReported(t *testing.T) {
 	t.Helper()
 	if !sockettest.ReportsBoundFile(t) {
 		t.Skip("the kernel does not report which file a socket is bound to")
 	}
+}
+
+// takeOver returns a listener, and another one that has taken over its path.
+func takeOver(t *testing.T) (l, other *unixsock.Listener) {
+	t.Helper()
+	skipUnlessBoundFileIsReported(t)
 	l = sockettest.Listen(t)
 	path := l.Addr().String()
 	if err := os.Remove(path); err != nil {
@@ -176,6 +181,7 @@ func TestAdoptedListenerLeavesAFileWithTheSameInodeNumber(t *testing.T) {
 	if !inMountNamespace(t) {
 		return
 	}
+	skipUnlessBoundFileIsReported(t)
 	dir := sockettest.ShortDir(t)
 	path := filepath.Join(dir, "s")
 	var listeners []*unixsock.Listener

@@ -36,7 +36,8 @@ func sharedFileSystem(name string) string {
 	kind := fileSystem(name)
 	kind = kind[:strings.IndexAny(kind+".", ".|")] // fusefs.sshfs on FreeBSD, puffs|sshfs on NetBSD
 	switch kind {
-	case "fuse", "fusefs", "macfuse", "osxfuse", "puffs", "virtiofs", "nfs", "smbfs", "p9fs", "afs", "coda":
+	case "fuse", "fusefs", "macfuse", "osxfuse", "puffs", "virtiofs",
+		"nfs", "smbfs", "p9fs", "afs", "coda":
 		return kind
 	}
 	return ""

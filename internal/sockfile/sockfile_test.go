@@ -162,6 +162,15 @@ func TestReplaceStaleReplacesADeadSocket(t *testing.T) {
 	}
 }
 
+// skipUnlessBoundIsReported skips the test if the kernel does not say that a socket is bound
+// to name: Bind does not wait then.
+func skipUnlessBoundIsReported(t *testing.T, name string) {
+	t.Helper()
+	if probe(unix.SOCK_DGRAM, name) == nil {
+		t.Skip("the kernel does not say whether a socket is bound")
+	}
+}
+
 // TestReplaceStaleWaitsForASocketThatIsBeingClosed closes a socket 10 ms after Bind began,
 // as a child process does that has inherited it and calls exec.
 func TestReplaceStaleWaitsForASocketThatIsBeingClosed(t *testing.T) {
@@ -184,6 +193,7 @@ func TestReplaceStaleWaitsForASocketThatIsBeingClosed(t *testing.T) {
 func TestReplaceStaleTakesAFileThatIsRemovedMeanwhile(t *testing.T) {
 	path := filepath.Join(newDir(t), "s")
 	newSocket(t, unix.SOCK_STREAM, path)
+	skipUnlessBoundIsReported(t, path)
 	time.AfterFunc(10*time.Millisecond, func() { os.Remove(path) })
 	if file, err := replace(t, path); file == nil || err != nil {
 		t.Errorf("Bind at a file that is removed after 10 ms: got %v, %v, want no error", file, err)
@@ -196,9 +206,7 @@ func TestReplaceStaleWaitsWithoutTheLock(t *testing.T) {
 	dir := newDir(t)
 	path := filepath.Join(dir, "s")
 	newListener(t, path)
-	if probe(unix.SOCK_DGRAM, path) == nil {
-		t.Skip("the kernel does not say whether a socket is bound, and Bind does not wait")
-	}
+	skipUnlessBoundIsReported(t, path)
 	result := make(chan error, 1)
 	go func() {
 		_, err := replace(t, path)

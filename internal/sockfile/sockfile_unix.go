@@ -70,15 +70,17 @@ func (o *Options) apply(f *File) error {
 			}
 		}
 		if o.changesOwner(f.info) {
-			err := sys.Repeat("chown", func() error { return unix.Fchownat(dir, path, o.Owner.UID, o.Owner.GID, flags) })
+			uid, gid := o.Owner.UID, o.Owner.GID
+			err := sys.Repeat("chown", func() error { return unix.Fchownat(dir, path, uid, gid, flags) })
 			if err != nil {
-				return fmt.Errorf("cannot set the owner to %d:%d: %w", o.Owner.UID, o.Owner.GID, err)
+				return fmt.Errorf("cannot set the owner to %d:%d: %w", uid, gid, err)
 			}
 		}
 		if o.Mode == nil || f.info.Mode().Perm() == *o.Mode {
 			return nil
 		}
-		return sys.Repeat("chmod", func() error { return unix.Fchmodat(dir, path, uint32(*o.Mode), flags) })
+		perm := uint32(*o.Mode)
+		return sys.Repeat("chmod", func() error { return unix.Fchmodat(dir, path, perm, flags) })
 	})
 }
 
@@ -122,7 +124,9 @@ const unlockedPause = 50 * time.Millisecond
 // replaceNow is replace without a wait for a socket that is being closed. Until giveUp it
 // waits for the directory's lock, and holds it until the socket listens: on some kernels a
 // socket that is bound, but does not listen yet, looks stale.
-func (o *Options) replaceNow(fd int, name string, listen func() error, giveUp time.Time) (*File, error) {
+func (o *Options) replaceNow(
+	fd int, name string, listen func() error, giveUp time.Time,
+) (*File, error) {
 	unlock, locked := lockDirOf(name, giveUp)
 	defer unlock()
 	if err := removeStale(name, locked); err != nil {
@@ -169,7 +173,8 @@ func removeStale(name string, locked bool) error {
 		return err
 	}
 	if kind := sharedFileSystem(name); kind != "" && device("/") != device(name) {
-		return fmt.Errorf("cannot tell on %s whether a server is listening; remove the file if none is", kind)
+		const uncertain = "cannot tell on %s whether a server is listening; remove the file if none is"
+		return fmt.Errorf(uncertain, kind)
 	}
 	if !unchanged(name, info) {
 		return errors.New("another process has replaced the socket file")
@@ -181,7 +186,7 @@ var (
 	errInUse     = os.NewSyscallError("bind", unix.EADDRINUSE)
 	errBound     = errors.New("a process has the socket open")
 	errListening = errors.New("a server is listening on the socket")
-	errReplaced  = fmt.Errorf("%w: the socket file has been removed or replaced, or cannot be examined", errInUse)
+	errReplaced  = fmt.Errorf("%w: the socket file has been removed or replaced", errInUse)
 )
 
 // checkStale returns nil if no socket is bound to the socket file called name: if a datagram

@@ -85,7 +85,9 @@ func Listen(fd, backlog int) error {
 // Connect connects fd to name. It returns ErrWouldBlock if the listener's backlog is
 // full. On macOS and the BSDs that is ECONNREFUSED.
 func Connect(fd int, name string) error {
-	err := Repeat("connect", func() error { return giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name) })
+	err := Repeat("connect", func() error {
+		return giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name)
+	})
 	if errors.Is(err, unix.EISCONN) { // the interrupted call has succeeded
 		return nil
 	}
