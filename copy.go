@@ -1,15 +1,16 @@
 package unixsock
 
 import (
+	"cmp"
 	"io"
-	"io/fs"
 	"math"
 	"net"
 	"os"
 	"reflect"
+	"sync"
 	"syscall"
 
-	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/sys"
 	"github.com/go-unixsock/unixsock/internal/zerocopy"
 )
 
@@ -17,20 +18,19 @@ import (
 // number of bytes written. [io.Copy] calls it. Close and deadlines apply as they do
 // to Write. Errors are those of Write, and the errors of r unchanged.
 //
-// On Linux the kernel moves the bytes, without a buffer in the program, if r is an
-// *[os.File], a *[net.TCPConn], a *[net.UnixConn] of the network "unix", a *Conn, an
-// *[InputPort], a connection of a [TCPUnit], or an *[io.LimitedReader] around one of
-// these. A file must be a regular file that reports its size, or a pipe or stream socket
-// in non-blocking mode. For every other type ReadFrom calls its Read method, even if the
-// type embeds a connection or has a SyscallConn method. (io.Copy itself prefers a WriteTo
-// or ReadFrom to Read and Write. A type that embeds a *Conn inherits both, so it should
-// embed a [net.Conn] if its own Read and Write count.)
+// On Linux the kernel moves the bytes if r is an *[os.File] of a regular file, a
+// *[net.TCPConn], a *[net.UnixConn] of the network "unix", a *Conn, an *[InputPort], a
+// connection of a [TCPUnit], or an *[io.LimitedReader] around one of these. For every other
+// type ReadFrom calls its Read method, even if the type embeds a connection or has a
+// SyscallConn method. (io.Copy itself prefers a WriteTo or ReadFrom to Read and Write. A
+// type that embeds a *Conn inherits both, so it should embed a [net.Conn] if its own Read
+// and Write count.)
 //
-// Concurrent writes by other goroutines may be interleaved with the bytes of r.
-// The kernel may send a file's pages without copying them. If the file is modified
-// before the peer reads, the peer may see the modification. While a file is sent, its
-// offset is up to 1 MiB ahead: do not write to the same *os.File. Close waits for a read of
-// the file that is in progress, which takes long only if the file system does not answer.
+// Concurrent writes by other goroutines may be interleaved with the bytes of r. A copy of a
+// file waits for a read of the same *os.File that is in progress. Another process that reads
+// the same open file at the same time may get bytes that are sent, too. The kernel may send
+// a file's pages without copying them: bytes that are overwritten or truncated before the
+// peer has read them may arrive changed, or as zeros.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.isClosed(writeHalf) {
 		return 0, c.opError("write", net.ErrClosed)
@@ -43,9 +43,9 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 // deadlines apply as they do to Read. Errors are those of Read, and the errors of w
 // unchanged.
 //
-// On Linux the kernel moves the bytes if w is an *[OutputPort], or of a type that
-// [Conn.ReadFrom] lists, unless it is a file opened for appending. For every other type
-// WriteTo calls its Write method.
+// On Linux the kernel moves the bytes if w is a *Conn, an *[OutputPort] or a connection of a
+// [TCPUnit]. For every other type WriteTo calls its Write method, with up to 128 KiB at a
+// time. A copy that waits for the peer holds no buffer.
 func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	if c.isClosed(readHalf) {
 		return 0, c.opError("read", net.ErrClosed)
@@ -59,61 +59,32 @@ func (p *InputPort) WriteTo(w io.Writer) (int64, error) { return (*Conn)(p).Writ
 // ReadFrom is [Conn.ReadFrom].
 func (p *OutputPort) ReadFrom(r io.Reader) (int64, error) { return (*Conn)(p).ReadFrom(r) }
 
-// copyAll copies r to w: in the kernel as far as possible, then by Read and Write.
-func copyAll(w io.Writer, r io.Reader) (int64, error) {
-	n, err := kernelCopy(w, r)
-	if err != zerocopy.ErrRefused {
-		return n, err
+// copyAll copies r to w, one of which is a Conn.
+func copyAll(w io.Writer, r io.Reader) (n int64, err error) {
+	limited, ok := r.(*io.LimitedReader)
+	if !ok {
+		limited = &io.LimitedReader{R: r, N: math.MaxInt64}
+	}
+	from := unwrap(limited.R)
+	to, _ := unwrap(w).(*Conn)
+	if file, ok := from.(*os.File); ok && to != nil {
+		if n, err = to.sendFile(file, limited); err != zerocopy.ErrRefused {
+			return n, err
+		}
+	}
+	if src := streamOf(from); src != nil {
+		return src.copyTo(w, to, limited)
 	}
 	// The structs hide the other methods, which would lead back to ReadFrom and WriteTo.
 	rest, err := io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{r})
 	return n + rest, err
 }
 
-// kernelCopy copies r to w, one of them a Conn, in the kernel. After ErrRefused, Read and
-// Write have to continue the copy.
-func kernelCopy(w io.Writer, r io.Reader) (n int64, err error) {
-	if !zerocopy.Available {
-		return 0, zerocopy.ErrRefused
-	}
-	limited, ok := r.(*io.LimitedReader)
-	if !ok {
-		limited = &io.LimitedReader{R: r, N: math.MaxInt64}
-	}
-	reader, writer := unwrap(limited.R), unwrap(w)
-	src, from := descriptor(reader, readHalf)
-	if from == zerocopy.Unsupported {
-		return 0, zerocopy.ErrRefused
-	}
-	dst, to := descriptor(writer, writeHalf)
-	if to == zerocopy.Unsupported {
-		return 0, zerocopy.ErrRefused
-	}
-	if from == zerocopy.File {
-		n, err = zerocopy.SendFile(dst, src, limited.N)
-		limited.N -= n
-		return n, copyError("write", writer, writeHalf, err)
-	}
-	n, rest, err := zerocopy.Splice(dst, src, limited.N)
-	limited.N -= n + int64(len(rest))
-	_, toFile := writer.(*os.File)
-	switch {
-	case len(rest) == 0:
-		return n, copyError("read", reader, readHalf, err)
-	case err != zerocopy.ErrRefused && !toFile:
-		return n, copyError("write", writer, writeHalf, err) // a socket reports it only once
-	}
-	m, err := w.Write(rest)
-	if err == nil {
-		err = zerocopy.ErrRefused
-	}
-	return n + int64(m), err
-}
-
-// unwrap returns the Conn of a port or of a TCPUnit's connection. It returns the *os.File or *net.TCPConn in
-// the values that os and net pass to ReadFrom and WriteTo: structs of unexported types
-// (os.fileWithoutWriteTo and the like) that embed it to hide one of its methods. No type
-// outside of os and net has their package path. It returns any other value unchanged.
+// unwrap returns the Conn of a port or of a TCPUnit's connection. It returns the *os.File or
+// *net.TCPConn in the values that os and net pass to ReadFrom and WriteTo: structs of
+// unexported types (os.fileWithoutWriteTo and the like) that embed it to hide one of its
+// methods. No type outside of os and net has their package path. It returns any other value
+// unchanged.
 func unwrap(v any) any {
 	switch v := v.(type) {
 	case *tcpConn:
@@ -133,61 +104,163 @@ func unwrap(v any) any {
 	return v
 }
 
-// descriptor returns access to the descriptor that v, an io.Reader or io.Writer,
-// reads or writes in half h, and its kind. The kind is Unsupported unless v is of one
-// of the types that ReadFrom and WriteTo list: others may do more in Read and Write.
-func descriptor(v any, h half) (syscall.RawConn, zerocopy.Kind) {
+// sendFile copies f in the kernel. After ErrRefused, Read and Write have to continue the
+// copy.
+func (c *Conn) sendFile(f *os.File, limited *io.LimitedReader) (int64, error) {
+	// A Read of a pipe or a terminal may hold the file's lock for ever. A file without a
+	// size, in /proc, is generated again where a call ends before all of it is sent.
+	info, err := f.Stat()
+	src, srcErr := f.SyscallConn()
+	if err = cmp.Or(err, srcErr); !zerocopy.Available || err != nil ||
+		!info.Mode().IsRegular() || info.Size() == 0 {
+		return 0, zerocopy.ErrRefused
+	}
+	dst, err := c.raw(writeHalf)
+	if err != nil {
+		return 0, c.ioError("write", writeHalf, err)
+	}
+	n, err := zerocopy.SendFile(dst, src, limited.N)
+	limited.N -= n
+	if err != zerocopy.ErrRefused {
+		err = c.ioError("write", writeHalf, err)
+	}
+	return n, err
+}
+
+// A stream is the input of a stream socket, as a copy reads it.
+type stream struct {
+	syscall.RawConn
+	conn net.Conn // a *Conn, *net.TCPConn or *net.UnixConn
+
+	limit, size int64 // the next take takes at most limit bytes, by a read at most size
+	splice      bool  // whether it tries to move them into a pipe first
+
+	// What the last take took: a pipe or a buffer, with n bytes of it in use, or an error.
+	pipe   *zerocopy.Pipe
+	buffer *buffer
+	n      int
+	err    error
+}
+
+// spliceAfter is how many bytes a copy to a Conn has to get from a read for the kernel to
+// move the next ones. Small messages are faster without a pipe.
+const spliceAfter = 8 << 10
+
+type buffer [128 << 10]byte
+
+// buffers holds unused buffers, of type *buffer.
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// streamOf returns v as a stream if it is of one of the types that ReadFrom lists, or else
+// nil: other types may do more in Read.
+func streamOf(v any) *stream {
+	var raw syscall.RawConn
+	var err error
 	switch v := v.(type) {
 	case *Conn:
-		if raw, err := v.raw(h); err == nil {
-			return copyRawConn{raw, v}, zerocopy.Stream
-		}
-	case *os.File:
-		if raw, err := v.SyscallConn(); err == nil {
-			return raw, zerocopy.KindOf(raw)
-		}
+		raw, err = v.raw(readHalf)
 	case *net.TCPConn:
-		if raw, err := v.SyscallConn(); err == nil {
-			return raw, zerocopy.Stream
-		}
+		raw, err = v.SyscallConn()
 	case *net.UnixConn:
-		// Splice would join the messages of the other networks.
-		addr, ok := v.LocalAddr().(*net.UnixAddr)
-		if raw, err := v.SyscallConn(); err == nil && ok && addr != nil && addr.Net == "unix" {
-			return raw, zerocopy.Stream
+		// The messages of the other networks must not be joined.
+		if addr, ok := v.LocalAddr().(*net.UnixAddr); ok && addr != nil && addr.Net == "unix" {
+			raw, err = v.SyscallConn()
 		}
 	}
-	return nil, zerocopy.Unsupported
+	if raw == nil || err != nil {
+		return nil // if it is closed, its Read says so
+	}
+	return &stream{RawConn: raw, conn: v.(net.Conn), size: int64(len(buffer{}))}
 }
 
-// A copyRawConn is the RawConn of a Conn with the Read that a copy needs.
-type copyRawConn struct {
-	netfd.RawConn
-	c *Conn
+// copyTo copies the stream to w. If w is a Conn, it is to, or else to is nil.
+func (s *stream) copyTo(w io.Writer, to *Conn, limited *io.LimitedReader) (n int64, err error) {
+	var dst syscall.RawConn // not nil if the kernel may move the bytes
+	if to != nil && zerocopy.Available {
+		if dst, err = to.raw(writeHalf); err != nil {
+			return 0, to.ioError("write", writeHalf, err)
+		}
+		s.size = spliceAfter
+	}
+	take := s.take
+	for limited.N > 0 {
+		s.limit = limited.N
+		if err := s.wait(take); err == io.EOF {
+			return n, nil
+		} else if err != nil {
+			return n, s.readError(err)
+		}
+		limited.N -= int64(s.n)
+		s.splice = dst != nil && s.n >= spliceAfter
+		written, err := s.give(w, dst)
+		n += int64(written)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
-// Read fails if the input is closed when f returns, for the reason in Conn.Read.
-func (r copyRawConn) Read(f func(fd uintptr) bool) error {
-	err := r.RawConn.Read(f)
-	if r.c.isClosed(readHalf) {
-		return net.ErrClosed
+// wait calls take, as it is RawConn's, until it has taken something or fails. If the input
+// of a Conn is closed then, it discards that, for the reason in Conn.Read, and leaves the pipe
+// to the garbage collector.
+func (s *stream) wait(take func(fd uintptr) bool) error {
+	err := s.Read(take)
+	if c, ok := s.conn.(*Conn); ok && c.isClosed(readHalf) {
+		err = net.ErrClosed
 	}
-	return err
+	return cmp.Or(err, s.err)
 }
 
-// copyError returns err, the error of a copy from or to v, as v.Read or v.Write would
-// return it.
-func copyError(op string, v any, h half, err error) error {
-	if err == nil || err == zerocopy.ErrRefused {
-		return err
+// take takes bytes from the socket if there are any. Only read(2) distinguishes the end of
+// the input from TCP's urgent mark, at which splice(2) stops. A copy that waits holds no
+// pipe and no buffer.
+func (s *stream) take(fd uintptr) bool {
+	s.pipe, s.buffer, s.err = nil, nil, nil
+	if s.splice {
+		s.pipe, s.n, s.err = zerocopy.Fill(int(fd), s.limit)
+		if s.pipe != nil || s.err != nil {
+			return true
+		}
 	}
-	switch v := v.(type) {
-	case *Conn:
-		return v.ioError(op, h, err)
-	case *os.File:
-		return &fs.PathError{Op: op, Path: v.Name(), Err: err}
-	case net.Conn:
-		return &net.OpError{Op: op, Net: v.LocalAddr().Network(), Source: v.LocalAddr(), Addr: v.RemoteAddr(), Err: err}
+	s.buffer = buffers.Get().(*buffer)
+	s.n, s.err = sys.Read(int(fd), s.buffer[:min(s.size, s.limit)])
+	if s.err != nil {
+		buffers.Put(s.buffer)
+		s.buffer = nil
 	}
-	return err
+	return s.err != sys.ErrWouldBlock
+}
+
+// give writes what was taken to w. The bytes of a pipe go to dst, which is w. If the kernel
+// cannot move them, Write writes them, or reports the error.
+func (s *stream) give(w io.Writer, dst syscall.RawConn) (n int, err error) {
+	var b []byte
+	if s.pipe != nil {
+		n, b = s.pipe.Drain(dst)
+	} else {
+		b = s.buffer[:s.n]
+		defer buffers.Put(s.buffer)
+		s.buffer = nil
+	}
+	if len(b) > 0 {
+		var m int
+		if m, err = w.Write(b); m < 0 || m > len(b) || m < len(b) && err == nil {
+			m, err = max(0, min(m, len(b))), cmp.Or(err, io.ErrShortWrite)
+		}
+		n += m
+	}
+	return n, err
+}
+
+// readError returns err as the Read of the stream's connection would return it.
+func (s *stream) readError(err error) error {
+	if c, ok := s.conn.(*Conn); ok {
+		return c.ioError("read", readHalf, err)
+	}
+	if rawErr, ok := err.(*net.OpError); ok {
+		err = rawErr.Err // Op is raw-read
+	}
+	from, to := s.conn.LocalAddr(), s.conn.RemoteAddr()
+	return &net.OpError{Op: "read", Net: from.Network(), Source: from, Addr: to, Err: err}
 }

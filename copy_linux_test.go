@@ -3,16 +3,19 @@ package unixsock_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
-	"reflect"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/go-unixsock/unixsock"
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 	"golang.org/x/sys/unix"
 )
@@ -43,149 +46,128 @@ func ways(w io.Writer, r io.Reader) map[string]func() (int64, error) {
 	return ways
 }
 
-func TestKernelMovesTheBytes(t *testing.T) {
+func TestKernelSendsFiles(t *testing.T) {
 	const size = 1000 // small compared with bufferSize: the test itself allocates little
 	data := randomBytes(size)
-	refusesAppend := sockettest.RefusesSpliceToAppend(t)
-	copies(t, func(t *testing.T, from source, to sink) {
-		inKernel := true
-		for _, name := range []string{from.name, to.name} {
-			switch name {
-			case "memory":
-				t.Skip("a copy from or to memory needs no buffer")
-			case "blocking pipe":
-				inKernel = false
-			case "appending file":
-				inKernel = inKernel && !refusesAppend
-			}
-		}
-		for _, way := range []string{"io.Copy", "ReadFrom", "WriteTo"} {
-			r := from.open(t, data)
-			w, result := to.open(t)
-			copy, ok := ways(w, r)[way]
-			if !ok {
-				continue
-			}
-			before := allocated()
-			n, err := copy()
-			buffered := allocated()-before >= bufferSize
-			if n != size || err != nil {
-				t.Fatalf("%s of %d bytes: got %d, %v; want %d, nil", way, size, n, err, size)
-			}
-			if got := result(); !bytes.Equal(got, data) {
-				t.Fatalf("%s of %d bytes: got %d bytes at the other end, want the same bytes", way, size, len(got))
-			}
-			if buffered == inKernel {
-				t.Errorf("%s of %d bytes: copied through a buffer %t, want %t", way, size, buffered, !inKernel)
-			}
-		}
-	})
-}
-
-func TestKernelMovesTheBytesOfALimitedReader(t *testing.T) {
-	data := randomBytes(1000)
-	for _, from := range sources {
-		if from.name == "memory" || from.name == "blocking pipe" {
+	for _, to := range sinks {
+		if !to.ours {
 			continue
 		}
-		t.Run(from.name, func(t *testing.T) {
-			near, far := sockettest.Pair(t)
-			limited := &io.LimitedReader{R: from.open(t, data), N: 600}
-			before := allocated()
-			n, err := io.Copy(near, limited)
-			if n := allocated() - before; n >= bufferSize {
-				t.Errorf("io.Copy with limit 600: allocated %d bytes, want less than a buffer of %d", n, bufferSize)
+		for _, limit := range []int64{0, 600, math.MaxInt64} { // 0 means no LimitedReader
+			for _, way := range []string{"io.Copy", "ReadFrom", "WriteTo"} {
+				var r io.Reader = fileOf(t, data)
+				want := int64(size)
+				if limit > 0 {
+					r, want = io.LimitReader(r, limit), min(limit, size)
+				}
+				w, result := to.open(t)
+				copy, ok := ways(w, r)[way]
+				if !ok {
+					continue
+				}
+				before := allocated()
+				n, err := copy()
+				if buffered := allocated() - before; n != want || err != nil || buffered >= bufferSize {
+					t.Errorf("%s of a file to %s with limit %d: got %d, %v, with %d bytes allocated; want %d, nil, with less than %d", way, to.name, limit, n, err, buffered, want, bufferSize)
+				}
+				if got := result(); !bytes.Equal(got, data[:want]) {
+					t.Errorf("%s of a file to %s with limit %d: got %d bytes at the other end, want the same bytes", way, to.name, limit, len(got))
+				}
 			}
-			if n != 600 || err != nil || limited.N != 0 {
-				t.Fatalf("io.Copy with limit 600: got %d, %v, with limit %d left; want 600, nil, with limit 0 left", n, err, limited.N)
+		}
+	}
+}
+
+// A copy whose destination is full holds a pipe if the kernel moves the bytes.
+func TestKernelMovesBulkBetweenSockets(t *testing.T) {
+	if !sockettest.InChild(t, nil) { // the child has no pipes of other copies
+		return
+	}
+	start := sockettest.CountDescriptors(t)
+	for _, from := range sources {
+		if from.name == "memory" || from.name == "file" {
+			continue
+		}
+		listed := from.ours || from.name == "net tcp" || from.name == "net unix"
+		for _, limit := range []int64{3 << 20, math.MaxInt64} {
+			t.Run(fmt.Sprintf("%s, limit %d", from.name, limit), func(t *testing.T) {
+				sockettest.WaitFor(t, "pipes of other copies are left", func() bool {
+					runtime.GC() // closes unused pipes
+					return sockettest.CountDescriptors(t) <= start
+				})
+				r := from.open(t, make([]byte, 4<<20))
+				near, far := sockettest.Pair(t)
+				before := sockettest.CountDescriptors(t)
+				c := blockedCopy(t, near, io.LimitReader(r, limit))
+				if listed {
+					sockettest.WaitFor(t, "the copy holds no pipe", func() bool { return sockettest.CountDescriptors(t) > before })
+				} else if got := sockettest.CountDescriptors(t); got > before {
+					t.Errorf("descriptors during a copy by Read and Write: got %d, want the %d before", got, before)
+				}
+				far.Close()
+				sockettest.Receive(t, "the end of the copy", c)
+			})
+		}
+	}
+}
+
+// A read that is too short would cut a message off.
+func TestCopyFromASocketOfMessagesUsesItsRead(t *testing.T) {
+	l, err := net.Listen("unixpacket", filepath.Join(sockettest.ShortDir(t), "s"))
+	if err != nil {
+		t.Fatalf("net.Listen: %v", err)
+	}
+	near, far := netEnds(t, l, func() (net.Conn, error) { return net.Dial("unixpacket", l.Addr().String()) })
+	data := randomBytes(3 * bufferSize)
+	go func() {
+		for message := range slices.Chunk(data, bufferSize) {
+			far.Write(message)
+		}
+		far.Close()
+	}()
+	w, peer := sockettest.Pair(t)
+	out, result := gathered(t, w, peer)
+	n, err := io.Copy(out, near)
+	if got := result(); n != int64(len(data)) || err != nil || !bytes.Equal(got, data) {
+		t.Errorf("io.Copy of three messages: got %d, %v, with %d bytes at the other end; want the same %d bytes, nil", n, err, len(got), len(data))
+	}
+}
+
+func TestCopyDoesNotEndAtUrgentData(t *testing.T) {
+	for _, size := range []int{5, 100_000} {
+		// receive returns what read gets from a peer that sends bytes, an urgent one, and bytes.
+		receive := func(read func(tcp net.Conn) []byte) []byte {
+			near, far := netPair(t, "tcp")
+			raw, err := far.(*net.TCPConn).SyscallConn()
+			if err != nil {
+				t.Fatalf("SyscallConn: %v", err)
 			}
-			got := make([]byte, 600)
-			if _, err := io.ReadFull(far, got); err != nil || !bytes.Equal(got, data[:600]) {
-				t.Errorf("ReadFull of the peer after io.Copy with limit 600: got %v, equal bytes: %t; want nil, equal bytes", err, bytes.Equal(got, data[:600]))
+			go func() {
+				far.Write(bytes.Repeat([]byte("a"), size))
+				raw.Write(func(fd uintptr) bool { return unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) != unix.EAGAIN })
+				far.Write(bytes.Repeat([]byte("b"), size))
+				far.Close()
+			}()
+			return read(near)
+		}
+		want := receive(func(tcp net.Conn) []byte {
+			b, err := io.ReadAll(tcp)
+			if err != nil {
+				t.Fatalf("ReadAll of a connection with urgent data: %v", err)
 			}
+			return b
 		})
-	}
-}
-
-func TestKernelCopyDoesNotJoinPackets(t *testing.T) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("socketpair(2): %v", err)
-	}
-	far := os.NewFile(uintptr(fds[1]), "packets")
-	defer far.Close()
-	near := os.NewFile(uintptr(fds[0]), "packets")
-	defer near.Close()
-	in, out := sockettest.Pair(t)
-	if _, err := out.Write(bytes.Repeat([]byte("x"), 100)); err != nil {
-		t.Fatalf("Write of the peer: %v", err)
-	}
-	out.Close()
-	before := allocated()
-	if n, err := in.WriteTo(near); n != 100 || err != nil {
-		t.Fatalf("WriteTo a seqpacket socket of 100 bytes: got %d, %v; want 100, nil", n, err)
-	}
-	if n := allocated() - before; n < bufferSize {
-		t.Errorf("WriteTo a seqpacket socket: allocated %d bytes, want at least a buffer of %d", n, bufferSize)
-	}
-}
-
-// TestRefusalHalfWayLosesNothing sets O_APPEND on the destination in the middle of a copy.
-// From then on, the kernel refuses to splice to the file.
-func TestRefusalHalfWayLosesNothing(t *testing.T) {
-	near, far := sockettest.Pair(t)
-	f := newTestFile(t, 0)
-	first, second := randomBytes(300_000), randomBytes(900_000)
-	start := allocated()
-	c := startCopy(f, near)
-	if _, err := far.Write(first); err != nil {
-		t.Fatalf("Write of the first %d bytes: %v", len(first), err)
-	}
-	sockettest.WaitFor(t, "the file does not have the first bytes", func() bool {
-		info, err := f.Stat()
-		return err == nil && info.Size() == int64(len(first))
-	})
-	inKernel := allocated()
-	if n := inKernel - start; n >= bufferSize {
-		t.Errorf("copy of the first %d bytes: allocated %d bytes, want less than a buffer of %d", len(first), n, bufferSize)
-	}
-	sockettest.WaitInPoller(t, 1)
-	raw, err := f.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn of the file: %v", err)
-	}
-	raw.Control(func(fd uintptr) { _, err = unix.FcntlInt(fd, unix.F_SETFL, unix.O_APPEND) })
-	if err != nil {
-		t.Fatalf("fcntl(2) with F_SETFL, O_APPEND: %v", err)
-	}
-	if _, err := far.Write(second); err != nil {
-		t.Fatalf("Write of the last %d bytes: %v", len(second), err)
-	}
-	far.Close()
-	if got := sockettest.Receive(t, "the end of the copy", c); got.n != 1_200_000 || got.err != nil {
-		t.Fatalf("io.Copy of 1200000 bytes to a file that gets O_APPEND: got %d, %v; want 1200000, nil", got.n, got.err)
-	}
-	if n := allocated() - inKernel; n < bufferSize && sockettest.RefusesSpliceToAppend(t) {
-		t.Errorf("copy of the last %d bytes: allocated %d bytes, want at least a buffer of %d", len(second), n, bufferSize)
-	}
-	b, err := os.ReadFile(f.Name())
-	if want := append(first, second...); err != nil || !bytes.Equal(b, want) {
-		t.Errorf("ReadFile after the copy: got %d bytes, %v; want the %d bytes that the peer wrote", len(b), err, len(want))
-	}
-}
-
-func TestFilesOfProcAreCopied(t *testing.T) {
-	const name = "/proc/self/maps"
-	near, far := sockettest.Pair(t)
-	f, err := os.Open(name)
-	if err != nil {
-		t.Skipf("Open: %v", err)
-	}
-	defer f.Close()
-	w, result := gathered(t, near, far)
-	n, err := io.Copy(w, f)
-	if b := result(); n == 0 || int64(len(b)) != n || err != nil {
-		t.Errorf("io.Copy of %s: got %d, %v, with %d bytes at the other end; want the same number, more than 0, and nil", name, n, err, len(b))
+		got := receive(func(tcp net.Conn) []byte {
+			near, far := sockettest.Pair(t)
+			w, result := gathered(t, near, far)
+			if n, err := io.Copy(w, tcp); n != int64(len(want)) || err != nil {
+				t.Errorf("io.Copy of a connection with urgent data: got %d, %v; want %d, nil", n, err, len(want))
+			}
+			return result()
+		})
+		if !bytes.Equal(got, want) {
+			t.Errorf("io.Copy of a connection with urgent data: got %d bytes at the other end, want the %d of a ReadAll", len(got), len(want))
+		}
 	}
 }
 
@@ -227,31 +209,6 @@ func TestCopyOfAFileOfAWrongSizeDoesNotWaitForThePeer(t *testing.T) {
 	}
 }
 
-// Some files of sysfs can be opened, but not read.
-func TestErrorOfAFileIsNotTheSockets(t *testing.T) {
-	names, _ := filepath.Glob("/sys/class/net/*/queues/tx-*/traffic_class")
-	read := false
-	for _, name := range names {
-		f, err := os.Open(name)
-		if err != nil {
-			continue
-		}
-		defer f.Close()
-		_, want := f.Read(make([]byte, 1))
-		if want == nil {
-			continue
-		}
-		read = true
-		near, _ := sockettest.Pair(t)
-		if n, err := near.ReadFrom(f); n != 0 || !reflect.DeepEqual(err, want) {
-			t.Errorf("ReadFrom of %s: got %d, %v; want 0, %v", name, n, err, want)
-		}
-	}
-	if !read {
-		t.Skip("no file of sysfs whose read fails")
-	}
-}
-
 // TestPipeNeverLeaksBytes repeatedly ends a copy that has left bytes in its pipe. The next
 // copy must not receive them.
 func TestPipeNeverLeaksBytes(t *testing.T) {
@@ -274,55 +231,111 @@ func TestPipeNeverLeaksBytes(t *testing.T) {
 	}
 }
 
-func TestIdleCopyHoldsNoPipe(t *testing.T) {
+// memoryTest opens n of what open opens, calls start for each, waits until quiet reports
+// true for each, and fails the test if the process then holds more than limit bytes for each
+// that it did not hold before the calls of start, or any descriptor.
+func memoryTest[T any](t *testing.T, n int, limit int64, open func() T, start func(T), quiet func(T) bool) {
+	t.Helper()
+	var all []T
+	for range n {
+		all = append(all, open())
+	}
+	memory, descriptors := heldMemory(), sockettest.CountDescriptors(t)
+	for _, one := range all {
+		start(one)
+	}
+	for _, one := range all {
+		sockettest.WaitFor(t, "a copy is not quiet", func() bool { return quiet(one) })
+	}
+	runtime.GC() // the second collection empties the pools
+	var held int64
+	sockettest.WaitFor(t, "the copies hold descriptors", func() bool {
+		held = (heldMemory() - memory) / int64(n)
+		return sockettest.CountDescriptors(t) <= descriptors
+	})
+	if held > limit {
+		t.Errorf("memory of %d copies: got %d bytes for each, want at most %d", n, held, limit)
+	}
+	runtime.KeepAlive(all)
+}
+
+// copyEnds are the ends of a copy from from to to, and their peers.
+type copyEnds struct{ feed, from, to, peer net.Conn }
+
+func TestIdleCopiesHoldNoBufferAndNoPipe(t *testing.T) {
 	if !sockettest.InChild(t, nil) { // the child has no pipes of other copies
 		return
 	}
-	near, far := sockettest.Pair(t)
-	from, feed := netPair(t, "unix")
-	before := sockettest.CountDescriptors(t)
-	c := startCopy(near, from)
-	if _, err := feed.Write([]byte("some")); err != nil {
-		t.Fatalf("Write of the source's peer: %v", err)
+	ours := func(t *testing.T) (net.Conn, net.Conn) {
+		a, b, err := unixsock.Pair()
+		if err != nil {
+			t.Fatalf("Pair: %v", err)
+		}
+		t.Cleanup(func() { a.Close(); b.Close() })
+		return a, b
 	}
-	if _, err := io.ReadFull(far, make([]byte, 4)); err != nil {
-		t.Fatalf("ReadFull of the 4 copied bytes: got %v, want no error", err)
+	tcp := func(t *testing.T) (net.Conn, net.Conn) { return netPair(t, "tcp") }
+	unix := func(t *testing.T) (net.Conn, net.Conn) { return netPair(t, "unix") }
+	for name, pairs := range map[string][2]func(*testing.T) (net.Conn, net.Conn){
+		"unix to unix": {ours, ours}, "tcp to unix": {tcp, ours}, "net unix to unix": {unix, ours}, "unix to tcp": {ours, tcp},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := 500
+			if testing.Short() || sockettest.Race {
+				n = 50
+			}
+			memoryTest(t, n, 16<<10, func() (e copyEnds) {
+				e.feed, e.from = pairs[0](t)
+				e.to, e.peer = pairs[1](t)
+				return e
+			}, func(e copyEnds) {
+				go io.Copy(e.to, e.from)
+				pass(t, e.feed, e.peer, 200_000)
+			}, func(copyEnds) bool { return true })
+		})
 	}
-	sockettest.WaitFor(t, "the idle copy holds descriptors", func() bool {
-		runtime.GC() // closes unused pipes
-		return sockettest.CountDescriptors(t) <= before
-	})
-	from.Close()
-	sockettest.Receive(t, "the end of the copy", c)
 }
+
+func TestStalledCopyHoldsOneBuffer(t *testing.T) {
+	// 500 of them may hold 70 MiB, so each a 500th of that.
+	memoryTest(t, 50, 70<<20/500, func() (e copyEnds) {
+		e.feed, e.from = sockettest.Pair(t)
+		e.to, e.peer = netPair(t, "tcp")
+		e.to.(*net.TCPConn).SetWriteBuffer(64 << 10)
+		return e
+	}, func(e copyEnds) {
+		go io.Copy(e.to, e.from)
+		go func() {
+			for err := error(nil); err == nil; {
+				_, err = e.feed.Write(zeros)
+			}
+		}()
+	}, func(e copyEnds) bool { return isFull(t, e.feed.(*unixsock.Conn)) })
+}
+
+var zeros = make([]byte, 64<<10)
 
 // Other code may hold the lock of a file for long: sendfile in package net does, while its
 // peer does not read.
-func TestCopyDoesNotWaitForTheLockOfItsFile(t *testing.T) {
+func TestLockOfAFileDelaysNoClose(t *testing.T) {
 	f := largeFile(t)
 	raw, err := f.SyscallConn()
 	if err != nil {
 		t.Fatalf("SyscallConn of the file: %v", err)
 	}
+	c, peer := sockettest.Pair(t)
+	done := blockedCopy(t, c, f)
 	held, release, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		raw.Read(func(uintptr) bool { close(held); <-release; return true })
 		close(released)
 	}()
-	<-held
-	defer func() { close(release); <-released }()
-
-	c, peer := sockettest.Pair(t)
-	sockettest.CheckReturns(t, "copy of a file whose lock is held", func() {
-		if n, err := c.ReadFrom(io.LimitReader(f, 10)); n != 10 || err != nil {
-			t.Errorf("ReadFrom of a file whose lock is held: got %d, %v; want 10, nil", n, err)
-		}
-	})
-	done := startCopy(c, f)
-	if n, err := io.ReadFull(peer, make([]byte, 8<<20)); err != nil {
-		t.Errorf("ReadFull of 8 MiB of a file whose lock is held: got %d, %v; want no error", n, err)
-	}
+	sockettest.Receive(t, "the lock of the file", held)
+	go io.Copy(io.Discard, peer) // so that the copy continues, and waits for the lock
+	sockettest.WaitFor(t, "the peer has not read", func() bool { return !isFull(t, c) })
 	sockettest.CheckReturns(t, "Close during a copy of a file whose lock is held", func() { c.Close() })
+	close(release)
+	<-released
 	if got := sockettest.Receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
 		t.Errorf("copy whose Conn is closed: got %d bytes, %v; want net.ErrClosed", got.n, got.err)
 	}

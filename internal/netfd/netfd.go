@@ -215,8 +215,19 @@ type RawConn struct {
 func (r RawConn) Read(do func(fd uintptr) bool) error { return MapRawErr(r.RawConn.Read(do)) }
 
 func (r RawConn) Write(do func(fd uintptr) bool) error {
-	r.fd.writing.Lock()
-	defer r.fd.writing.Unlock()
+	r.Lock()
+	defer r.Unlock()
+	return r.WriteLocked(do)
+}
+
+// Lock keeps other writes of the FD waiting until Unlock is called. It does not use the
+// descriptor, so it does not delay Close.
+func (r RawConn) Lock()         { r.fd.writing.Lock() }
+func (r RawConn) TryLock() bool { return r.fd.writing.TryLock() }
+func (r RawConn) Unlock()       { r.fd.writing.Unlock() }
+
+// WriteLocked is Write for a caller of Lock.
+func (r RawConn) WriteLocked(do func(fd uintptr) bool) error {
 	return MapRawErr(r.RawConn.Write(do))
 }
 

@@ -3,7 +3,6 @@
 package sockettest
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -150,15 +149,4 @@ func ReportsClosedInput(t testing.TB) bool {
 	defer unix.Close(fds[1])
 	check(t, unix.Shutdown(fds[1], unix.SHUT_RD))
 	return unix.Sendto(fds[0], []byte("x"), unix.MSG_DONTWAIT, nil) == unix.EPIPE
-}
-
-// AppendingFile returns a new file that is open for appending.
-func AppendingFile(t testing.TB) *os.File {
-	t.Helper()
-	f, err := os.OpenFile(filepath.Join(ShortDir(t), "file"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
-	if err != nil {
-		t.Fatalf("OpenFile: %v", err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return f
 }

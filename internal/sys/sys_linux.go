@@ -3,6 +3,7 @@ package sys
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 	"syscall"
 	"unsafe"
@@ -85,11 +86,24 @@ func PeerGroups(fd int) ([]int, error) {
 	}
 }
 
-// Sendfile writes up to size bytes of a file, starting at *offset, which moves by as many,
-// to a socket. Like package net, it calls package syscall, which informs the race detector
-// that a read of the same bytes happens after it.
-func Sendfile(out, in int, offset *int64, size int) (int, error) {
-	return repeat("sendfile", func() (int, error) { return syscall.Sendfile(out, in, offset, size) })
+// Sendfile writes up to size bytes of a file, starting at its offset, which moves by as
+// many, to a socket. Like package net, it calls package syscall, which informs the race
+// detector that a read of the same bytes happens after it.
+func Sendfile(out, in, size int) (int, error) {
+	return repeat("sendfile", func() (int, error) { return syscall.Sendfile(out, in, nil, size) })
+}
+
+// Peek is Read at the offset of a file, which does not move.
+func Peek(fd int, b []byte) (int, error) {
+	offset, err := unix.Seek(fd, 0, io.SeekCurrent)
+	if err != nil {
+		return 0, os.NewSyscallError("lseek", err)
+	}
+	n, err := repeat("pread", func() (int, error) { return unix.Pread(fd, b, offset) })
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	return n, err
 }
 
 // Splice moves up to size bytes between a pipe and another descriptor.

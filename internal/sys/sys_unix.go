@@ -219,8 +219,13 @@ func repeat(name string, call func() (int, error)) (int, error) {
 
 // Readable reports whether fd has a connection to accept, bytes to read, or an
 // end of input.
-func Readable(fd int) bool {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+func Readable(fd int) bool { return ready(fd, unix.POLLIN) }
+
+// Writable reports whether fd has room for bytes to write, or a write would fail.
+func Writable(fd int) bool { return ready(fd, unix.POLLOUT) }
+
+func ready(fd int, events int16) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
 	n, _ := repeat("poll", func() (int, error) { return unix.Poll(fds, 0) })
 	return n > 0
 }

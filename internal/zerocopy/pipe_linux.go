@@ -1,6 +1,7 @@
 package zerocopy
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 	"syscall"
@@ -10,20 +11,20 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// A pipe holds bytes on their way from one socket to another. The kernel moves
+// A Pipe holds bytes on their way from one socket to another. The kernel moves
 // pages into it and out of it, without a copy.
-type pipe struct {
+type Pipe struct {
 	r, w int
 	data int // the number of bytes in the pipe
 }
 
-// pipes holds the unused pipes, of type *pipe, all of them empty. The garbage
+// pipes holds the unused pipes, of type *Pipe, all of them empty. The garbage
 // collector removes pipes from it, and their cleanup closes them.
 var pipes sync.Pool
 
 // newPipe returns an empty pipe, or nil if the process is out of descriptors.
-func newPipe() *pipe {
-	if p, ok := pipes.Get().(*pipe); ok {
+func newPipe() *Pipe {
+	if p, ok := pipes.Get().(*Pipe); ok {
 		return p
 	}
 	var fds [2]int
@@ -32,43 +33,56 @@ func newPipe() *pipe {
 	}
 	// The kernel may refuse the size. A smaller pipe takes more steps.
 	unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, maxStep)
-	p := &pipe{r: fds[0], w: fds[1]}
+	p := &Pipe{r: fds[0], w: fds[1]}
 	runtime.AddCleanup(p, sys.CloseAll, fds[:])
 	return p
 }
 
-// release ends the use of the pipe, and returns the bytes that are left in it, so that no
-// other copy gets them.
-func (p *pipe) release() []byte {
-	rest := make([]byte, p.data)
-	for p.data > 0 {
-		n, err := sys.Read(p.r, rest[len(rest)-p.data:])
-		if err != nil {
-			return nil // cannot happen: the bytes are there
-		}
-		p.data -= n
+// Fill returns a pipe with n bytes, at most limit, that have arrived at a stream socket. It
+// returns nil if it has moved none, for any reason that a Read finds, too. Its error is one
+// that the socket reports only once.
+func Fill(in int, limit int64) (p *Pipe, n int, err error) {
+	if p = newPipe(); p == nil {
+		return nil, 0, nil
 	}
-	pipes.Put(p)
-	return rest
+	p.data, err = sys.Splice(p.w, in, int(min(limit, maxStep)))
+	if p.data > 0 {
+		return p, p.data, nil
+	}
+	p.release()
+	if err == sys.ErrWouldBlock || errors.Is(err, errors.ErrUnsupported) ||
+		errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		err = nil
+	}
+	return nil, 0, err
 }
 
-// drain moves the bytes of the pipe to dst. If its error is not nil, the rest remains in
-// the pipe. The error is ErrRefused if dst is closed or past its deadline, or the kernel
-// refuses the splice.
-func (p *pipe) drain(dst syscall.RawConn) (err error) {
-	dstErr := dst.Write(func(out uintptr) bool {
+// Drain moves the bytes of the pipe to dst, a stream socket, and ends the use of the pipe. It
+// returns how many it has moved, and the rest. If there is a rest, a write to dst succeeds or
+// reports the error.
+func (p *Pipe) Drain(dst syscall.RawConn) (n int, rest []byte) {
+	filled := p.data
+	_ = dst.Write(func(out uintptr) bool {
 		for p.data > 0 {
-			var n int
-			n, err = splice(int(out), p.r, p.data)
-			p.data -= n
-			if err != nil || n == 0 {
+			moved, err := sys.Splice(int(out), p.r, p.data)
+			p.data -= moved
+			if err != nil || moved == 0 {
 				return err != sys.ErrWouldBlock
 			}
 		}
 		return true
 	})
-	if dstErr != nil || err == nil && p.data > 0 {
-		return ErrRefused
+	n = filled - p.data
+	return n, p.release()
+}
+
+// release ends the use of the pipe, and returns the bytes that are left in it, so that no
+// other copy gets them.
+func (p *Pipe) release() []byte {
+	rest := make([]byte, p.data)
+	n, _ := sys.Read(p.r, rest) // of all: they are there
+	if p.data -= n; p.data == 0 {
+		pipes.Put(p)
 	}
-	return err
+	return rest[:n]
 }

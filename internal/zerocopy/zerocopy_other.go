@@ -7,14 +7,14 @@ import "syscall"
 // Available reports whether the package copies anything on this system.
 const Available = false
 
-func kindOf(int) Kind { return Unsupported }
-
 // SendFile copies nothing.
-func SendFile(dst, src syscall.RawConn, limit int64) (n int64, err error) {
-	return 0, ErrRefused
-}
+func SendFile(Socket, syscall.RawConn, int64) (int64, error) { return 0, ErrRefused }
 
-// Splice copies nothing.
-func Splice(dst, src syscall.RawConn, limit int64) (n int64, rest []byte, err error) {
-	return 0, nil, ErrRefused
-}
+// A Pipe holds nothing.
+type Pipe struct{}
+
+// Fill returns no pipe.
+func Fill(int, int64) (*Pipe, int, error) { return nil, 0, nil }
+
+// Drain moves nothing.
+func (p *Pipe) Drain(syscall.RawConn) (int, []byte) { return 0, nil }
