@@ -196,27 +196,32 @@ func BenchmarkRequestFrom32Clients(b *testing.B) {
 func BenchmarkRoundTrip64(b *testing.B) {
 	compare(b, func(b *testing.B, p impl) {
 		client, server := p.mustPair(b)
-		go func() {
-			var message [64]byte
-			for {
-				if _, err := io.ReadFull(server, message[:]); err != nil {
-					return
-				}
-				if _, err := server.Write(message[:]); err != nil {
-					return
-				}
-			}
-		}()
+		roundTrips(b, client, server)
+	})
+}
+
+// roundTrips measures how long 64 bytes take from client to server and back.
+func roundTrips(b *testing.B, client, server net.Conn) {
+	go func() {
 		var message [64]byte
-		for b.Loop() {
-			if _, err := client.Write(message[:]); err != nil {
-				b.Fatalf("Write: %v", err)
+		for {
+			if _, err := io.ReadFull(server, message[:]); err != nil {
+				return
 			}
-			if _, err := io.ReadFull(client, message[:]); err != nil {
-				b.Fatalf("ReadFull: %v", err)
+			if _, err := server.Write(message[:]); err != nil {
+				return
 			}
 		}
-	})
+	}()
+	var message [64]byte
+	for b.Loop() {
+		if _, err := client.Write(message[:]); err != nil {
+			b.Fatalf("Write: %v", err)
+		}
+		if _, err := io.ReadFull(client, message[:]); err != nil {
+			b.Fatalf("ReadFull: %v", err)
+		}
+	}
 }
 
 // swallow reads c to its end. It returns a function that waits until it is there.
@@ -314,27 +319,31 @@ func BenchmarkCopyFile(b *testing.B) {
 // does. from and to return both ends of a new connection.
 func benchmarkCopy(b *testing.B, from, to func(p impl, b *testing.B) (near, far net.Conn)) {
 	compare(b, func(b *testing.B, p impl) {
-		source, feed := from(p, b)
-		drain, sink := to(p, b)
-		wait := swallow(sink)
-		go func() {
-			message := make([]byte, 64<<10)
-			for {
-				if _, err := feed.Write(message); err != nil {
-					return // source is closed
-				}
-			}
-		}()
 		b.SetBytes(copied)
 		for b.Loop() {
-			if n, err := io.CopyN(drain, source, copied); err != nil {
-				b.Fatalf("CopyN of %d bytes: got %d, %v", copied, n, err)
+			source, feed := from(p, b)
+			drain, sink := to(p, b)
+			wait := swallow(sink)
+			go send(feed)
+			if n, err := io.Copy(drain, source); n != copied || err != nil {
+				b.Fatalf("Copy of %d bytes: got %d, %v", copied, n, err)
 			}
+			source.Close()
+			drain.Close()
+			wait()
 		}
-		source.Close()
-		drain.Close()
-		wait()
 	})
+}
+
+// send writes copied bytes to c and closes it.
+func send(c net.Conn) {
+	defer c.Close()
+	message := make([]byte, 64<<10)
+	for range copied / len(message) {
+		if _, err := c.Write(message); err != nil {
+			return // the other end is closed
+		}
+	}
 }
 
 func overUnix(p impl, b *testing.B) (near, far net.Conn) { return p.mustPair(b) }
@@ -346,6 +355,74 @@ func BenchmarkCopyUnixToTCP(b *testing.B) { benchmarkCopy(b, overUnix, overTCP) 
 func BenchmarkCopyTCPToUnix(b *testing.B) { benchmarkCopy(b, overTCP, overUnix) }
 
 func BenchmarkCopyUnixToUnix(b *testing.B) { benchmarkCopy(b, overUnix, overUnix) }
+
+// BenchmarkCopyUnixToFile copies to a file that is empty at first, or has as many bytes.
+func BenchmarkCopyUnixToFile(b *testing.B) {
+	for _, target := range []string{"new", "old"} {
+		b.Run("file="+target, func(b *testing.B) {
+			compare(b, func(b *testing.B, p impl) {
+				f, err := os.Create(filepath.Join(b.TempDir(), "file"))
+				if err != nil {
+					b.Fatalf("Create: %v", err)
+				}
+				defer f.Close()
+				b.SetBytes(copied)
+				for b.Loop() {
+					if target == "new" {
+						f.Truncate(0)
+					}
+					if _, err := f.Seek(0, io.SeekStart); err != nil {
+						b.Fatalf("Seek: %v", err)
+					}
+					source, feed := p.mustPair(b)
+					go send(feed)
+					if n, err := io.Copy(f, source); n != copied || err != nil {
+						b.Fatalf("Copy of %d bytes: got %d, %v", copied, n, err)
+					}
+					source.Close()
+				}
+			})
+		})
+	}
+}
+
+// mustProxy returns the two ends of a connection through a proxy, which copies both
+// directions with io.Copy.
+func (p impl) mustProxy(b *testing.B) (client, server net.Conn) {
+	b.Helper()
+	client, in := p.mustPair(b)
+	out, server := p.mustPair(b)
+	for _, c := range [][2]net.Conn{{in, out}, {out, in}} {
+		go func() {
+			io.Copy(c[0], c[1])
+			c[0].Close()
+		}()
+	}
+	return client, server
+}
+
+func BenchmarkProxyRoundTrip64(b *testing.B) {
+	compare(b, func(b *testing.B, p impl) {
+		client, server := p.mustProxy(b)
+		roundTrips(b, client, server)
+	})
+}
+
+func BenchmarkProxyWrites1K(b *testing.B) {
+	compare(b, func(b *testing.B, p impl) {
+		client, server := p.mustProxy(b)
+		wait := swallow(server)
+		message := make([]byte, 1<<10)
+		b.SetBytes(int64(len(message)))
+		for b.Loop() {
+			if _, err := client.Write(message); err != nil {
+				b.Fatalf("Write: %v", err)
+			}
+		}
+		client.Close()
+		wait()
+	})
+}
 
 // BenchmarkServerLoop compares three loops of a server, all ours, that answer one
 // request for each connection: by Accept, by a receive from Ready and an Accept,

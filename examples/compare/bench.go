@@ -44,6 +44,7 @@ type bench struct {
 	dir    string
 	paths  int      // how many paths were handed out
 	file   *os.File // transferSize bytes
+	target *os.File // the destination of copies
 	client *client  // the client process of the rows that have one
 
 	// All sides write from the same memory and read into the same memory:
@@ -71,6 +72,9 @@ func (b *bench) open() (err error) {
 	if _, err = b.file.Write(make([]byte, transferSize)); err != nil {
 		return err
 	}
+	if b.target, err = os.Create(filepath.Join(b.dir, "target")); err != nil {
+		return err
+	}
 	b.client, err = startClient()
 	return err
 }
@@ -80,6 +84,7 @@ func (b *bench) close() {
 		b.client.stop()
 	}
 	b.file.Close()
+	b.target.Close()
 	os.RemoveAll(b.dir)
 }
 

@@ -1,6 +1,6 @@
 // Command compare measures unixsock against package net: it does the same work
 // with both, in turns, and prints the ratio of the times. Below 1, unixsock is
-// faster. It takes about two minutes; README.md explains how to read the table.
+// faster. It takes about three minutes; README.md explains how to read the table.
 //
 //	go run ./examples/compare
 package main

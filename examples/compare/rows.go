@@ -45,10 +45,15 @@ func (b *bench) streamRows() []row {
 		compared("round trip of 64 bytes", 1.02, b.roundTrip),
 		compared("32 MiB, writes of 64 KiB", 1.02, func(p pkg) setup { return b.throughput(p, 64<<10) }),
 		compared("32 MiB, writes of 1 MiB", 1.02, func(p pkg) setup { return b.throughput(p, 1<<20) }),
-		compared("io.Copy of 32 MiB, file to unix", 1.03, b.copyFile),
-		compared("io.Copy of 32 MiB, unix to TCP", 1.03, func(p pkg) setup { return b.copyConn(p, tcp) }),
-		compared("io.Copy of 32 MiB, TCP to unix", 1.03, func(p pkg) setup { return b.copyConn(tcp, p) }),
-		compared("io.Copy of 32 MiB, unix to unix", 0.80, func(p pkg) setup { return b.copyConn(p, p) }),
+		compared("io.Copy of 32 MiB, file to unix", 1.05, b.copyFile),
+		compared("io.Copy of 32 MiB, TCP to unix", 1.05, func(p pkg) setup { return b.copyConn(tcp, p) }),
+		compared("io.Copy of 32 MiB, unix to TCP", 0.90, func(p pkg) setup { return b.copyConn(p, tcp) }),
+		compared("io.Copy of 32 MiB, unix to unix", 0.90, func(p pkg) setup { return b.copyConn(p, p) }),
+		compared("…, processor time", 0.85, func(p pkg) setup { return b.copyCPU(p, p) }),
+		compared("io.Copy of 32 MiB, unix to new file", 1.25, func(p pkg) setup { return b.copyToFile(p, true) }),
+		compared("io.Copy of 32 MiB, unix to old file", 1.25, func(p pkg) setup { return b.copyToFile(p, false) }),
+		compared("proxy, round trip of 64 bytes", 1.05, b.proxiedRoundTrip),
+		compared("proxy, 32 MiB, writes of 1 KiB", 1.05, func(p pkg) setup { return b.proxiedWrites(p, 1<<10) }),
 	}
 }
 
