@@ -1,0 +1,322 @@
+package retry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var errFull = errors.New("full")
+
+// A server is what the goroutines of a test wait for. In virtual time only the system call
+// takes time, but the timer and the wakeup before it are counted, too.
+type server struct {
+	took time.Duration
+
+	mu      sync.Mutex
+	room    int           // how many attempts succeed
+	used    time.Duration // processor time of the attempts that failed
+	tries   int
+	disturb time.Duration // how much longer the next attempt takes
+}
+
+func (s *server) try() error {
+	s.mu.Lock()
+	s.tries++
+	took := s.took + s.disturb
+	s.disturb = 0
+	s.mu.Unlock()
+	time.Sleep(took)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.room > 0 {
+		s.room--
+		return nil
+	}
+	s.used += s.took + min(overhead*s.took, maxOverhead)
+	return errFull
+}
+
+// set changes a field.
+func set[T any](s *server, field *T, value T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*field = value
+}
+
+// get returns a field.
+func get[T any](s *server, field *T) T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return *field
+}
+
+// wait starts goroutines that wait for a server, and returns a channel of their errors.
+func wait(g *Group, ctx context.Context, name string, s *server, goroutines int) <-chan error {
+	errs := make(chan error, goroutines)
+	for range goroutines {
+		go func() { errs <- g.Do(ctx, name, s.try) }()
+	}
+	return errs
+}
+
+func TestAttemptsUseLessThanAFifthOfACore(t *testing.T) {
+	const us, ms = time.Microsecond, time.Millisecond
+	for _, test := range []struct {
+		names, waiters int
+		took, first    time.Duration // of an attempt; first is that of the first name
+	}{
+		{1, 1, us, us},
+		{1, 200, 4 * us, 4 * us},
+		{10, 20, 4 * us, 4 * us},
+		{300, 1, 4 * us, 4 * us},
+		{100, 1, 4 * us, 20 * ms},
+		{1, 200, 100 * us, 100 * us},
+		{200, 1, 100 * us, 100 * us},
+	} {
+		t.Run(fmt.Sprint(test), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := New(errFull)
+				ctx, cancel := context.WithCancel(t.Context())
+				var servers []*server
+				for i := range test.names {
+					s := &server{took: test.took}
+					if i == 0 {
+						s.took = test.first
+					}
+					servers = append(servers, s)
+					wait(g, ctx, fmt.Sprint(i), s, test.waiters)
+				}
+				used := func() (sum time.Duration) {
+					for _, s := range servers {
+						sum += get(s, &s.used)
+					}
+					return sum
+				}
+				time.Sleep(test.took + test.first) // the first attempts, which nothing can spread
+				for _, period := range []time.Duration{2 * time.Second, 20 * time.Second} {
+					before := used()
+					time.Sleep(period)
+					if got := used() - before; got > period/5 {
+						t.Errorf("processor time of failed attempts in %v: got %v, want at most a fifth", period, got)
+					}
+				}
+				end(cancel)
+			})
+		})
+	}
+}
+
+// end cancels the context of goroutines and lets their last attempts end.
+func end(cancel func()) {
+	cancel()
+	time.Sleep(time.Minute)
+}
+
+// delay returns how long after there is room an attempt succeeds.
+func delay(t *testing.T, s *server, errs <-chan error) time.Duration {
+	t.Helper()
+	set(s, &s.room, 1)
+	start := time.Now()
+	if err := <-errs; err != nil {
+		t.Errorf("Do, once there is room: got %v, want no error", err)
+	}
+	return time.Since(start)
+}
+
+func TestRoomIsFoundWithin100ms(t *testing.T) {
+	for _, test := range []struct{ names, waiters int }{{1, 1}, {1, 2}, {1, 10}, {1, 300}, {10, 10}, {300, 1}} {
+		t.Run(fmt.Sprint(test), func(t *testing.T) {
+			for round := range 3 {
+				synctest.Test(t, func(t *testing.T) {
+					g := New(errFull)
+					ctx, cancel := context.WithCancel(t.Context())
+					s := &server{took: 4 * time.Microsecond}
+					errs := wait(g, ctx, "with room", s, test.waiters)
+					for i := range test.names - 1 {
+						wait(g, ctx, fmt.Sprint(i), &server{took: s.took}, test.waiters)
+					}
+					time.Sleep(time.Second + time.Duration(round)*7*time.Millisecond)
+					if d := delay(t, s, errs); d > 100*time.Millisecond {
+						t.Errorf("time from room to an attempt that succeeds: got %v, want at most 100 ms", d)
+					}
+					end(cancel)
+				})
+			}
+		})
+	}
+}
+
+func TestDisturbedAttemptDelaysNoOther(t *testing.T) {
+	for _, tries := range []int{0, 1, 5} {
+		t.Run(fmt.Sprint("after ", tries), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := New(errFull)
+				s := &server{took: 4 * time.Microsecond}
+				if tries == 0 {
+					s.disturb = 10 * time.Second
+				}
+				errs := wait(g, t.Context(), "name", s, 1)
+				for get(s, &s.tries) < tries {
+					time.Sleep(time.Microsecond)
+				}
+				if tries > 0 {
+					set(s, &s.disturb, 10*time.Second)
+				}
+				time.Sleep(11 * time.Second)
+				if d := delay(t, s, errs); d > 100*time.Millisecond {
+					t.Errorf("time from room to an attempt that succeeds, after one of 10 s: got %v, want at most 100 ms", d)
+				}
+			})
+		})
+	}
+}
+
+// After a stop of the process the timers of all goroutines have expired, and all try at
+// once. The next attempt must not be long after that.
+func TestRoomIsFoundWithin100msAfterAStop(t *testing.T) {
+	for _, waiters := range []int{1, 2, 10, 100, 1000} {
+		for range 20 {
+			g := New(errFull)
+			var q *queue
+			for range waiters {
+				q = g.add("name", 1)
+				g.interval(q, 0, 4*time.Microsecond)
+			}
+			first := time.Hour
+			for range waiters {
+				first = min(first, g.interval(q, 20, 4*time.Microsecond))
+			}
+			if first > 100*time.Millisecond {
+				t.Errorf("first attempt of %d goroutines after all have tried at once: got after %v, want at most 100 ms", waiters, first)
+			}
+		}
+	}
+}
+
+func TestEachGoroutineIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const goroutines, gap = 300, 200 * time.Microsecond
+		g := New(errFull)
+		s := &server{took: 4 * time.Microsecond}
+		errs := wait(g, t.Context(), "name", s, goroutines)
+		start := time.Now()
+		go func() {
+			for range goroutines {
+				time.Sleep(gap)
+				s.mu.Lock()
+				s.room++
+				s.mu.Unlock()
+			}
+		}()
+		for range goroutines {
+			<-errs
+		}
+		if d := time.Since(start); d > 10*goroutines*gap {
+			t.Errorf("%d goroutines, room for one every %v: got all served in %v, want at most %v", goroutines, gap, d, 10*goroutines*gap)
+		}
+	})
+}
+
+func TestDoEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(errFull)
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &server{took: time.Microsecond}
+		errs := wait(g, ctx, "name", s, 3)
+		time.Sleep(time.Second)
+		cancel()
+		synctest.Wait()
+		for range 3 {
+			select {
+			case err := <-errs:
+				if err != context.Canceled {
+					t.Errorf("Do whose context is canceled: got %v, want Canceled", err)
+				}
+			default:
+				t.Fatal("Do whose context is canceled: got no return, want Canceled")
+			}
+		}
+		if len(g.queues) != 0 || g.cost != 0 {
+			t.Errorf("Group after the last Do: got %d queues and a cost of %v, want none", len(g.queues), g.cost)
+		}
+	})
+}
+
+func TestContextRunsWithoutALock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(errFull)
+		ctx := &checkedContext{Context: t.Context(), g: g}
+		s := &server{took: time.Microsecond}
+		errs := wait(g, ctx, "name", s, 1)
+		time.Sleep(time.Second)
+		delay(t, s, errs)
+		if ctx.locked.Load() || ctx.calls.Load() == 0 {
+			t.Errorf("methods of the context: got %d calls, one with the lock held: %t; want some, none", ctx.calls.Load(), ctx.locked.Load())
+		}
+	})
+}
+
+type checkedContext struct {
+	context.Context
+	g      *Group
+	calls  atomic.Int32
+	locked atomic.Bool
+}
+
+func (c *checkedContext) Done() <-chan struct{} {
+	c.calls.Add(1)
+	if c.g.mu.TryLock() {
+		c.g.mu.Unlock()
+	} else {
+		c.locked.Store(true)
+	}
+	return c.Context.Done()
+}
+
+func TestBubbleAndAGoroutineOutsideWaitForOneName(t *testing.T) {
+	g := New(errFull)
+	outside := make(chan error, 1)
+	tried, room := make(chan bool, 1), make(chan bool)
+	go func() {
+		outside <- g.Do(context.Background(), "name", func() error {
+			select {
+			case tried <- true:
+			default:
+			}
+			select {
+			case <-room:
+				return nil
+			default:
+				return errFull
+			}
+		})
+	}()
+	<-tried
+	synctest.Test(t, func(t *testing.T) {
+		s := new(server) // no time passes during an attempt
+		errs := wait(g, t.Context(), "name", s, 2)
+		wait(g, t.Context(), "other", s, 1)
+		time.Sleep(time.Second)
+		g.mu.Lock()
+		if c := g.queues["other"].cost; c != 0 {
+			t.Errorf("cost of an attempt in a bubble: got %v, want none", c)
+		}
+		g.mu.Unlock()
+		set(s, &s.room, 3)
+		for range cap(errs) {
+			if err := <-errs; err != nil {
+				t.Errorf("Do in a bubble: got %v, want no error", err)
+			}
+		}
+	})
+	close(room)
+	if err := <-outside; err != nil {
+		t.Errorf("Do outside of the bubble: got %v, want no error", err)
+	}
+}
