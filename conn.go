@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/pending"
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
@@ -68,10 +69,13 @@ func newConn(fd int, local *net.UnixAddr, remote string) *Conn {
 	return &Conn{fd: netfd.New(fd), local: local, remote: remote}
 }
 
-// netfd returns nil for a nil or zero Conn.
+// ok reports whether c is neither nil nor zero.
+func (c *Conn) ok() bool { return c != nil && c.fd != nil }
+
+// netfd returns an FD that is closed for a nil or zero Conn.
 func (c *Conn) netfd() *netfd.FD {
-	if c == nil {
-		return nil
+	if !c.ok() {
+		return new(netfd.FD)
 	}
 	return c.fd
 }
@@ -115,13 +119,13 @@ func (c *Conn) CloseWrite() error { return c.close(writeHalf, nil) }
 
 // isClosed reports whether h is closed. Both halves of a nil or zero Conn are.
 func (c *Conn) isClosed(h half) bool {
-	return c.netfd() == nil || half(c.closed.Load())&h != 0
+	return !c.ok() || half(c.closed.Load())&h != 0
 }
 
 // close closes the halves of h that are still open. If by is set, it closes them
 // only if by is still the custodian, which may have been replaced as its context ended.
 func (c *Conn) close(h half, by *custodian) error {
-	if c.netfd() == nil {
+	if !c.ok() {
 		return c.opError("close", os.ErrInvalid)
 	}
 	c.mu.Lock()
@@ -131,10 +135,12 @@ func (c *Conn) close(h half, by *custodian) error {
 	}
 	was := half(c.closed.Or(uint32(h)))
 	now := was | h
+	var custodian *custodian
 	if now == bothHalves {
-		c.custodian = c.custodian.replace(context.Background(), nil)
+		custodian, c.custodian = c.custodian, nil
 	}
 	c.mu.Unlock()
+	custodian.release()
 
 	var err error
 	switch {
@@ -158,48 +164,70 @@ func (c *Conn) close(h half, by *custodian) error {
 // that matters, call Close, which is complete when it returns. CloseOn mirrors Racket's
 // custodians, whose shutdown is synchronous.
 func (c *Conn) CloseOn(ctx context.Context) {
-	if c.netfd() != nil {
-		c.closeOn(ctx, nil)
+	if c.ok() {
+		c.closeOn(ctx)
 	}
 }
 
-// closeOn makes ctx the custodian, unless the Conn is closed. If old is set, it does so
-// only if old is still the custodian, which CloseOn may have replaced.
-func (c *Conn) closeOn(ctx context.Context, old *custodian) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if half(c.closed.Load()) != bothHalves && (old == nil || old == c.custodian) {
-		c.custodian = c.custodian.replace(ctx, func(k *custodian) { c.close(bothHalves, k) })
+// closeOn makes ctx the custodian, unless the Conn is closed. If ctx is that of the event
+// that has delivered the Conn, CloseOn may have replaced it already.
+func (c *Conn) closeOn(ctx context.Context) {
+	_, isEvent := ctx.(*pending.Custody)
+	free := func() bool {
+		return half(c.closed.Load()) != bothHalves && (!isEvent || c.custodian == undelivered)
 	}
+	closeOn(ctx, &c.mu, &c.custodian, free, func(k *custodian) { c.close(bothHalves, k) })
 }
 
-// A custodian is the context that closes one Conn or Listener, whose mutex guards
-// it. A nil custodian never closes anything.
+// A custodian is the context that closes one Conn or Listener. A nil custodian never closes
+// anything.
 type custodian struct {
-	stop func() bool // releases the context
+	stop  func() bool      // releases the context; nil: there is none
+	event *pending.Custody // the context, if it is an event's
 }
 
-// undelivered is the custodian of a Conn that was accepted ahead. It never closes it.
-var undelivered = &custodian{stop: func() bool { return true }}
+// undelivered is the custodian of a Conn that a Listener has accepted, until another one
+// replaces it. It never closes anything.
+var undelivered = new(custodian)
 
-// replace releases the context of k, and returns the custodian that calls close with
-// itself when ctx is done, or nil if ctx is never done.
-func (k *custodian) replace(ctx context.Context, close func(*custodian)) *custodian {
-	if k != nil {
+// closeOn puts the custodian that calls close with itself when ctx is done into slot, if free
+// returns true. mu guards slot, and is held while free runs, but not while methods of ctx do.
+func closeOn(ctx context.Context, mu *sync.Mutex, slot **custodian, free func() bool,
+	close func(*custodian)) {
+	k := new(custodian)
+	k.event, _ = ctx.(*pending.Custody)
+	if ctx.Done() != nil {
+		k.stop = context.AfterFunc(ctx, func() { close(k) })
+	}
+	old := k
+	mu.Lock()
+	if free() {
+		old, *slot = *slot, k
+	}
+	mu.Unlock()
+	old.release()
+	if ctx.Err() != nil { // perhaps since before k was in place, when close has no effect
+		go close(k)
+	}
+}
+
+// release releases the context of a custodian that has been replaced. That calls methods of
+// the caller's context, which must not delay anything else.
+func (k *custodian) release() {
+	switch {
+	case k == nil || k.stop == nil:
+	case k.event != nil:
 		k.stop()
+		k.event.Release()
+	default:
+		go k.stop()
 	}
-	if ctx.Done() == nil {
-		return nil
-	}
-	next := new(custodian)
-	next.stop = context.AfterFunc(ctx, func() { close(next) })
-	return next
 }
 
 // LocalAddr returns the *[net.UnixAddr] of this end. The Name of an abstract socket
 // keeps its leading NUL and every byte. The Name of an unnamed socket is "".
 func (c *Conn) LocalAddr() net.Addr {
-	if c.netfd() == nil {
+	if !c.ok() {
 		return nil
 	}
 	return c.local
@@ -209,7 +237,7 @@ func (c *Conn) LocalAddr() net.Addr {
 // LocalAddr. For a Conn made by Connect it is the address that was connected to.
 func (c *Conn) RemoteAddr() net.Addr {
 	switch {
-	case c.netfd() == nil:
+	case !c.ok():
 		return nil
 	case c.remote == "":
 		return unnamed
@@ -279,7 +307,7 @@ func (c *Conn) setDeadline(h half, t time.Time) error {
 // The RawConn's methods fail once the Conn, or the half that they use, is closed. A
 // callback must not call Close, which waits for the callback to return.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
-	if c.netfd() == nil {
+	if !c.ok() {
 		return nil, c.opError("raw", os.ErrInvalid)
 	}
 	return rawConn{c}, nil
@@ -498,7 +526,7 @@ func (c *Conn) opError(op string, err error) error {
 	switch {
 	case err == nil || err == io.EOF:
 		return err
-	case c.netfd() == nil:
+	case !c.ok():
 		err = os.ErrInvalid
 	}
 	return &net.OpError{Op: op, Net: "unix", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: netfd.MapErr(err)}

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -69,20 +70,19 @@ func fillBuffer(t testing.TB, c *unixsock.Conn) (total int) {
 	return total
 }
 
-// waiting calls f in a goroutine and returns once f waits in the poller. The
-// channel yields the error of f.
+// waiting calls f in a goroutine, and fails the test if f returns within 5 ms. On a busy
+// machine f may begin later: what a test asserts then must hold, too. The channel yields
+// the error of f.
 func waiting(t testing.TB, f func() error) <-chan error {
 	t.Helper()
-	before := sockettest.GoroutinesIn("IO wait")
 	result := make(chan error, 1)
 	go func() { result <- f() }()
-	sockettest.WaitInPoller(t, before+1)
+	select {
+	case err := <-result:
+		t.Fatalf("call that has to wait: got %v, want it to wait", err)
+	case <-time.After(5 * time.Millisecond): // nothing must come for a while
+	}
 	return result
-}
-
-// waitingForALock returns how many goroutines wait for the lock of a descriptor.
-func waitingForALock() int {
-	return sockettest.GoroutinesIn("semacquire") + sockettest.GoroutinesIn("sync.Mutex.Lock")
 }
 
 // readOne returns a function that reads 1 byte from r.
@@ -606,6 +606,8 @@ func TestWriteEndedByCloseReturnsTheExactCount(t *testing.T) {
 		n, err = c.Write(make([]byte, 8<<20))
 		return err
 	})
+	fd := fdOf(t, peer)
+	sockettest.WaitFor(t, "the Write has not begun", func() bool { return sockettest.Readable(fd) })
 	c.CloseWrite()
 	wantOpError(t, "waiting Write after CloseWrite", sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
 	got, err := io.Copy(io.Discard, peer)
@@ -618,16 +620,13 @@ func TestCloseWakesEveryWaitingCall(t *testing.T) {
 	c, _ := sockettest.Pair(t)
 	fillBuffer(t, c)
 	// One reader and one writer wait in the poller. The others wait for their locks.
-	errs := make(chan error, 20)
+	var calls []<-chan error
 	for range 10 {
-		go func() { errs <- readOne(c)() }()
-		go func() { errs <- writeOne(c)() }()
+		calls = append(calls, waiting(t, readOne(c)), waiting(t, writeOne(c)))
 	}
-	sockettest.WaitInPoller(t, 2)
-	sockettest.WaitFor(t, "the other calls do not wait", func() bool { return waitingForALock() >= 18 })
 	c.Close()
-	for range 20 {
-		if err := sockettest.Receive(t, "the waiting call", errs); !errors.Is(err, net.ErrClosed) {
+	for _, call := range calls {
+		if err := sockettest.Receive(t, "the waiting call", call); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("waiting Read or Write after Close: got %v, want net.ErrClosed", err)
 		}
 	}
@@ -920,6 +919,14 @@ func (l *ledger) entries() int {
 	return len(l.funcs)
 }
 
+// mustHave fails the test unless the ledger has n entries after what was done. A custodian is
+// released by a goroutine of its own.
+func (l *ledger) mustHave(t testing.TB, n int, done string) {
+	t.Helper()
+	runtime.Gosched()
+	sockettest.WaitFor(t, fmt.Sprintf("%s: the context does not have %d entries", done, n), func() bool { return l.entries() == n })
+}
+
 func TestCloseOnClosesWhenTheContextIsDone(t *testing.T) {
 	c, peer := sockettest.Pair(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -960,9 +967,7 @@ func TestCloseOnOfTheSameContextLeavesOneEntry(t *testing.T) {
 	for range 1000 {
 		c.CloseOn(ctx)
 	}
-	if n := ctx.entries(); n != 1 {
-		t.Errorf("1000 calls of CloseOn: got %d entries on the context, want 1", n)
-	}
+	ctx.mustHave(t, 1, "1000 calls of CloseOn")
 }
 
 func TestCloseOnReplacesTheCustodian(t *testing.T) {
@@ -970,12 +975,8 @@ func TestCloseOnReplacesTheCustodian(t *testing.T) {
 	first, second := newLedger(), newLedger()
 	c.CloseOn(first)
 	c.CloseOn(second)
-	if n := first.entries(); n != 0 {
-		t.Errorf("CloseOn with a second context: got %d entries on the first, want 0", n)
-	}
-	if n := second.entries(); n != 1 {
-		t.Errorf("CloseOn with a second context: got %d entries on the second, want 1", n)
-	}
+	first.mustHave(t, 0, "CloseOn with a second context, on the first")
+	second.mustHave(t, 1, "CloseOn with a second context, on the second")
 	mustConverse(t, c, peer)
 }
 
@@ -993,9 +994,7 @@ func TestCloseOnBackgroundReleasesTheConn(t *testing.T) {
 	ctx := newLedger()
 	c.CloseOn(ctx)
 	c.CloseOn(context.Background())
-	if n := ctx.entries(); n != 0 {
-		t.Errorf("CloseOn(context.Background()): got %d entries on the replaced custodian, want 0", n)
-	}
+	ctx.mustHave(t, 0, "CloseOn(context.Background())")
 	mustConverse(t, c, peer)
 }
 
@@ -1003,31 +1002,26 @@ func TestCloseOnBackgroundReleasesTheConn(t *testing.T) {
 // ends. If the second CloseOn finds the connection open, the old context must no
 // longer close it.
 func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
-	rounds := 10000
-	if testing.Short() {
-		rounds = 500
-	}
-	goroutines := runtime.NumGoroutine()
-	for range rounds {
-		c, peer, err := unixsock.Pair()
-		if err != nil {
-			t.Fatalf("Pair: %v", err)
-		}
+	var open []*unixsock.Conn // replaced in time
+	for range sockettest.Times(300) {
+		c, _ := newPairT(t)
 		old, next := newLedger(), newLedger()
 		c.CloseOn(old)
-		go old.end()
+		ended := make(chan struct{})
+		go func() { defer close(ended); old.end() }()
 		c.CloseOn(next)
-		open := next.entries() == 1
-		for runtime.NumGoroutine() > goroutines { // until the function of the old context has returned
-			runtime.Gosched()
+		if _, err := c.Write([]byte("x")); err == nil {
+			open = append(open, c)
+			next.mustHave(t, 1, "CloseOn in time, on the next context")
+		} else {
+			next.mustHave(t, 0, "CloseOn too late, on the next context")
 		}
-		if _, err := c.Write([]byte("x")); (err == nil) != open {
-			t.Fatalf("Write after a CloseOn that replaced an ending context (replaced in time: %v): got %v", open, err)
-		}
-		c.Close()
-		peer.Close()
-		if o, n := old.entries(), next.entries(); o != 0 || n != 0 {
-			t.Fatalf("Close: got %d entries on the old context, %d on the new one; want none", o, n)
+		<-ended
+		old.mustHave(t, 0, "CloseOn of another context, on the one that ended")
+	}
+	for _, c := range open {
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Errorf("Write after a CloseOn that replaced an ending context: got %v, want nil, as before", err)
 		}
 	}
 }
@@ -1048,14 +1042,10 @@ func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
 			if first.half|second.half != sockettest.BothHalves {
 				want = 1
 			}
-			if n := ctx.entries(); n != want {
-				t.Errorf("%s and %s: got %d entries on the context, want %d", first.name, second.name, n, want)
-			}
+			ctx.mustHave(t, want, first.name+" and "+second.name)
 			c.Close()
 			c.CloseOn(ctx)
-			if n := ctx.entries(); n != 0 {
-				t.Errorf("CloseOn of a closed Conn: got %d entries on the context, want 0", n)
-			}
+			ctx.mustHave(t, 0, "CloseOn of a closed Conn")
 		}
 	}
 }
@@ -1070,8 +1060,181 @@ func TestCloseOnRacingCloseLeavesNothingOnTheContext(t *testing.T) {
 		wg.Go(func() { c.CloseWrite() })
 		wg.Wait()
 	}
-	if n := ctx.entries(); n != 0 {
-		t.Errorf("200 times CloseOn during CloseRead and CloseWrite: got %d entries on the context, want 0", n)
+	ctx.mustHave(t, 0, "200 times CloseOn during CloseRead and CloseWrite")
+}
+
+// A lockingContext is a context whose method of one name locks a mutex, which another
+// goroutine may hold. The function that its AfterFunc returns counts as a method, "stop".
+type lockingContext struct {
+	context.Context
+	method  string
+	mu      sync.Mutex
+	entered chan struct{} // of size 1
+}
+
+func (c *lockingContext) enter(method string) {
+	if method != c.method {
+		return
+	}
+	select {
+	case c.entered <- struct{}{}:
+	default:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+}
+
+func (c *lockingContext) Done() <-chan struct{} { c.enter("Done"); return c.Context.Done() }
+func (c *lockingContext) Value(key any) any     { c.enter("Value"); return nil }
+
+// Err locks the mutex once the context is done, when an accept that waits asks for the reason.
+func (c *lockingContext) Err() error {
+	if c.Context.Err() != nil {
+		c.enter("Err")
+	}
+	return c.Context.Err()
+}
+
+func (c *lockingContext) AfterFunc(f func()) (stop func() bool) {
+	c.enter("AfterFunc")
+	stopInner := context.AfterFunc(c.Context, f)
+	return func() bool { c.enter("stop"); return stopInner() }
+}
+
+// lockingCases are calls that are in a method of ctx, and other calls, which must return
+// meanwhile. cancel ends ctx.
+var lockingCases = map[string]func(t *testing.T, ctx context.Context, cancel func()) (call func(), others []func()){
+	"AcceptEvt": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
+		l := sockettest.Listen(t)
+		return func() { l.AcceptEvt(ctx) }, usesOf(t, l)
+	},
+	"CloseOn of a Listener": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
+		l := sockettest.Listen(t)
+		return func() { l.CloseOn(ctx) }, usesOf(t, l)
+	},
+	"CloseOn of a Conn": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
+		c, _ := sockettest.Pair(t)
+		return func() { c.CloseOn(ctx) }, []func(){
+			func() { c.SetDeadline(time.Time{}) }, func() { c.CloseOn(t.Context()) }, func() { c.CloseRead() }, func() { c.Close() },
+		}
+	},
+	"CloseOn of an event's receiver": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
+		l := sockettest.Listen(t)
+		sockettest.Connect(t, l.Addr().String())
+		evt := l.AcceptEvt(t.Context())
+		return func() { (<-evt).Conn.CloseOn(ctx) }, usesOf(t, l)
+	},
+	"AcceptContext of a context that ends": func(t *testing.T, ctx context.Context, cancel func()) (func(), []func()) {
+		l := sockettest.Listen(t)
+		cancel()
+		return func() { l.AcceptContext(ctx) }, usesOf(t, l)
+	},
+	"AcceptContext whose context ends": func(t *testing.T, ctx context.Context, cancel func()) (func(), []func()) {
+		l := sockettest.Listen(t)
+		return func() { time.AfterFunc(time.Millisecond, cancel); l.AcceptContext(ctx) }, usesOf(t, l)
+	},
+	"AcceptContext with Ready": func(t *testing.T, ctx context.Context, cancel func()) (func(), []func()) {
+		l := sockettest.Listen(t)
+		l.Ready()
+		return func() { time.AfterFunc(time.Millisecond, cancel); l.AcceptContext(ctx) }, usesOf(t, l)
+	},
+	"the custodian before": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
+		var others []func()
+		for _, next := range []func(c *unixsock.Conn){
+			func(c *unixsock.Conn) { c.Close() },
+			func(c *unixsock.Conn) { c.CloseRead(); c.CloseWrite() },
+			func(c *unixsock.Conn) { c.CloseOn(t.Context()) },
+			func(c *unixsock.Conn) { c.CloseOn(context.Background()) },
+		} {
+			c, _ := sockettest.Pair(t)
+			c.CloseOn(ctx)
+			others = append(others, func() { next(c) })
+		}
+		for _, next := range []func(l *unixsock.Listener){
+			func(l *unixsock.Listener) { l.Close() },
+			func(l *unixsock.Listener) { l.CloseOn(t.Context()) },
+		} {
+			l := sockettest.Listen(t)
+			l.CloseOn(ctx)
+			others = append(others, func() { next(l) })
+		}
+		return func() {}, others
+	},
+	"an event that has delivered": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
+		l := sockettest.Listen(t)
+		sockettest.Connect(t, l.Addr().String())
+		c := mustReceive(t, l.AcceptEvt(ctx))
+		return func() {}, append([]func(){func() { c.Close() }}, usesOf(t, l)...)
+	},
+}
+
+// usesOf returns calls of l that wait for nothing. The last one closes l.
+func usesOf(t *testing.T, l *unixsock.Listener) []func() {
+	return []func(){
+		func() { l.SetDeadline(time.Time{}) },
+		func() {
+			sockettest.Connect(t, l.Addr().String())
+			if c, err := l.Accept(); err == nil {
+				c.Close()
+			}
+		},
+		func() { l.Ready() },
+		func() { l.AcceptEvt(t.Context()) },
+		func() { l.CloseOn(t.Context()) },
+		func() { l.Close() },
+	}
+}
+
+func TestMethodsOfAContextHoldUpNoOtherCall(t *testing.T) {
+	for name, prepare := range lockingCases {
+		for _, method := range []string{"Done", "Err", "Value", "AfterFunc", "stop"} {
+			t.Run(name+", "+method, func(t *testing.T) {
+				inner, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				ctx := &lockingContext{Context: inner, method: method, entered: make(chan struct{}, 1)}
+				call, others := prepare(t, ctx, cancel)
+				select { // forget what entered as the case was prepared
+				case <-ctx.entered:
+				default:
+				}
+				ctx.mu.Lock()
+				unlock := sync.OnceFunc(ctx.mu.Unlock)
+				defer unlock()
+				returned := make(chan struct{})
+				go func() { defer close(returned); call() }()
+				select {
+				case <-ctx.entered:
+				case <-returned:
+				}
+				for i, other := range others {
+					sockettest.CheckReturns(t, fmt.Sprintf("other call %d while a method of a context waits for a mutex", i), other)
+				}
+				unlock()
+				cancel()
+				sockettest.CheckReturns(t, "the call whose context has locked the mutex", func() { <-returned })
+			})
+		}
+	}
+}
+
+// A context may end between the registration of the custodian's function, which runs then in
+// a goroutine of its own, and the moment at which the Conn has the custodian.
+func TestContextThatEndsBeforeTheCustodianIsInPlaceCloses(t *testing.T) {
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	for range sockettest.Times(1000) {
+		c, peer, err := unixsock.Pair()
+		if err != nil {
+			t.Fatalf("Pair: %v", err)
+		}
+		l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		c.CloseOn(ctx)
+		l.CloseOn(ctx)
+		mustEnd(t, peer)
+		sockettest.WaitClosing(t, l)
+		l.Close()
+		peer.Close()
 	}
 }
 

@@ -73,7 +73,8 @@ func copyAll(w io.Writer, r io.Reader) (n int64, err error) {
 		}
 	}
 	if src := streamOf(from); src != nil {
-		return src.copyTo(w, to, limited)
+		src.limited = limited
+		return src.copyTo(w, to)
 	}
 	// The structs hide the other methods, which would lead back to ReadFrom and WriteTo.
 	rest, err := io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{r})
@@ -110,11 +111,10 @@ func (c *Conn) sendFile(f *os.File, limited *io.LimitedReader) (int64, error) {
 	// A Read of a pipe or a terminal may hold the file's lock for ever. A file without a
 	// size, in /proc, is generated again where a call ends before all of it is sent.
 	info, err := f.Stat()
-	src, srcErr := f.SyscallConn()
-	if err = cmp.Or(err, srcErr); !zerocopy.Available || err != nil ||
-		!info.Mode().IsRegular() || info.Size() == 0 {
+	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
 		return 0, zerocopy.ErrRefused
 	}
+	src, _ := f.SyscallConn() // fails only if the file is nil, as Stat does
 	dst, err := c.raw(writeHalf)
 	if err != nil {
 		return 0, c.ioError("write", writeHalf, err)
@@ -130,10 +130,9 @@ func (c *Conn) sendFile(f *os.File, limited *io.LimitedReader) (int64, error) {
 // A stream is the input of a stream socket, as a copy reads it.
 type stream struct {
 	syscall.RawConn
-	conn net.Conn // a *Conn, *net.TCPConn or *net.UnixConn
-
-	limit, size int64 // the next take takes at most limit bytes, by a read at most size
-	splice      bool  // whether it tries to move them into a pipe first
+	conn    net.Conn          // a *Conn, *net.TCPConn or *net.UnixConn
+	limited *io.LimitedReader // its N is how many bytes the copy may still take
+	splice  bool              // whether the next take tries to move them into a pipe first
 
 	// What the last take took: a pipe or a buffer, with n bytes of it in use, or an error.
 	pipe   *zerocopy.Pipe
@@ -170,27 +169,25 @@ func streamOf(v any) *stream {
 	if raw == nil || err != nil {
 		return nil // if it is closed, its Read says so
 	}
-	return &stream{RawConn: raw, conn: v.(net.Conn), size: int64(len(buffer{}))}
+	return &stream{RawConn: raw, conn: v.(net.Conn)}
 }
 
 // copyTo copies the stream to w. If w is a Conn, it is to, or else to is nil.
-func (s *stream) copyTo(w io.Writer, to *Conn, limited *io.LimitedReader) (n int64, err error) {
+func (s *stream) copyTo(w io.Writer, to *Conn) (n int64, err error) {
 	var dst syscall.RawConn // not nil if the kernel may move the bytes
-	if to != nil && zerocopy.Available {
+	if to != nil {
 		if dst, err = to.raw(writeHalf); err != nil {
 			return 0, to.ioError("write", writeHalf, err)
 		}
-		s.size = spliceAfter
 	}
 	take := s.take
-	for limited.N > 0 {
-		s.limit = limited.N
+	for s.limited.N > 0 {
 		if err := s.wait(take); err == io.EOF {
 			return n, nil
 		} else if err != nil {
-			return n, s.readError(err)
+			return n, err
 		}
-		limited.N -= int64(s.n)
+		s.limited.N -= int64(s.n)
 		s.splice = dst != nil && s.n >= spliceAfter
 		written, err := s.give(w, dst)
 		n += int64(written)
@@ -201,15 +198,26 @@ func (s *stream) copyTo(w io.Writer, to *Conn, limited *io.LimitedReader) (n int
 	return n, nil
 }
 
-// wait calls take, as it is RawConn's, until it has taken something or fails. If the input
-// of a Conn is closed then, it discards that, for the reason in Conn.Read, and leaves the pipe
-// to the garbage collector.
+// wait calls take, as it is RawConn's, until it has taken something or fails, and returns the
+// error as the Read of the stream's connection would. If the input of a Conn is closed then,
+// it discards what was taken, for the reason in Conn.Read, and leaves the pipe to the garbage
+// collector.
 func (s *stream) wait(take func(fd uintptr) bool) error {
-	err := s.Read(take)
-	if c, ok := s.conn.(*Conn); ok && c.isClosed(readHalf) {
-		err = net.ErrClosed
+	err := cmp.Or(s.Read(take), s.err)
+	if c, ok := s.conn.(*Conn); ok {
+		if c.isClosed(readHalf) {
+			err = net.ErrClosed
+		}
+		return c.opError("read", err)
 	}
-	return cmp.Or(err, s.err)
+	if rawErr, ok := err.(*net.OpError); ok {
+		err = rawErr.Err // Op is raw-read
+	}
+	if err == nil || err == io.EOF {
+		return err
+	}
+	from, to := s.conn.LocalAddr(), s.conn.RemoteAddr()
+	return &net.OpError{Op: "read", Net: from.Network(), Source: from, Addr: to, Err: err}
 }
 
 // take takes bytes from the socket if there are any. Only read(2) distinguishes the end of
@@ -218,13 +226,13 @@ func (s *stream) wait(take func(fd uintptr) bool) error {
 func (s *stream) take(fd uintptr) bool {
 	s.pipe, s.buffer, s.err = nil, nil, nil
 	if s.splice {
-		s.pipe, s.n, s.err = zerocopy.Fill(int(fd), s.limit)
+		s.pipe, s.n, s.err = zerocopy.Fill(int(fd), s.limited.N)
 		if s.pipe != nil || s.err != nil {
 			return true
 		}
 	}
 	s.buffer = buffers.Get().(*buffer)
-	s.n, s.err = sys.Read(int(fd), s.buffer[:min(s.size, s.limit)])
+	s.n, s.err = sys.Read(int(fd), s.buffer[:min(int64(len(s.buffer)), s.limited.N)])
 	if s.err != nil {
 		buffers.Put(s.buffer)
 		s.buffer = nil
@@ -251,16 +259,4 @@ func (s *stream) give(w io.Writer, dst syscall.RawConn) (n int, err error) {
 		n += m
 	}
 	return n, err
-}
-
-// readError returns err as the Read of the stream's connection would return it.
-func (s *stream) readError(err error) error {
-	if c, ok := s.conn.(*Conn); ok {
-		return c.ioError("read", readHalf, err)
-	}
-	if rawErr, ok := err.(*net.OpError); ok {
-		err = rawErr.Err // Op is raw-read
-	}
-	from, to := s.conn.LocalAddr(), s.conn.RemoteAddr()
-	return &net.OpError{Op: "read", Net: from.Network(), Source: from, Addr: to, Err: err}
 }

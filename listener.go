@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
+	"github.com/go-unixsock/unixsock/internal/pending"
 	"github.com/go-unixsock/unixsock/internal/sockfile"
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
@@ -97,26 +98,27 @@ func UnlinkOnClose() ListenOption {
 // [os.ErrDeadlineExceeded] past a deadline. The methods of a nil or zero Listener return
 // an error, a zero value or a closed channel.
 type Listener struct {
-	file *os.File
-	raw  syscall.RawConn // of file
-	fd   int             // of file; open while mu is held and done is not closed
-	addr *net.UnixAddr
+	file  *os.File
+	raw   syscall.RawConn // of file
+	fd    int             // of file; used by the queue only, with its mutex held, until it is closed
+	addr  *net.UnixAddr
+	queue *pending.Queue[*Listener, Accepted]
 
-	// pollSem holds a token while a goroutine waits in the poller. Only one may: a second
-	// would block on os.File's read lock, where its context cannot interrupt it. Only the
-	// holder resets the file's deadline.
-	pollSem chan struct{}
-	done    chan struct{} // closed by Close, which holds mu
-	removed chan struct{} // closed once Close has dealt with the socket file
+	// arrived is the function of the Wait in progress, and onReadable calls it.
+	arrived    func() bool
+	onReadable func(fd uintptr) bool
 
-	mu            sync.Mutex     // guards the fields below, and every accept(2) on the descriptor
-	changed       chan struct{}  // closed by wake; nil if no goroutine waits for it
-	deadline      time.Time      // zero: none
-	timer         *time.Timer    // of the last deadline that was set; nil if none was
-	custodian     *custodian     // of CloseOn
-	sockFile      *sockfile.File // nil: none, or not known
+	// No lock is held while a method of a caller's context or a caller's callback runs.
+
+	mu            sync.Mutex // guards the fields below
+	closed        bool
+	custodian     *custodian // of CloseOn
 	unlinkOnClose bool
-	events        events // Ready and AcceptEvt
+	owner         bool // Drain ends the socket, not only this Listener
+
+	fileMu   sync.Mutex     // guards sockFile; while it is held, the descriptor stays open
+	sockFile *sockfile.File // nil: none, not known, or removed
+	removed  chan struct{}  // closed once Close has dealt with the socket file
 }
 
 var (
@@ -168,7 +170,7 @@ func Listen(path string, opts ...ListenOption) (*Listener, error) {
 		file.Remove()
 		return nil, pathError("listen", name, err)
 	}
-	l.unlinkOnClose = config.unlinkOnClose
+	l.unlinkOnClose, l.owner = config.unlinkOnClose, true
 	return l, nil
 }
 
@@ -179,16 +181,10 @@ func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error
 		return nil, err
 	}
 	raw, _ := file.SyscallConn() // fails only if the file is nil
-	l := &Listener{
-		file:     file,
-		raw:      raw,
-		addr:     unixAddr(name),
-		pollSem:  make(chan struct{}, 1),
-		done:     make(chan struct{}),
-		removed:  make(chan struct{}),
-		sockFile: sockFile,
-	}
+	l := &Listener{file: file, raw: raw, addr: unixAddr(name), sockFile: sockFile, removed: make(chan struct{})}
 	raw.Control(func(fd uintptr) { l.fd = int(fd) })
+	l.onReadable = func(uintptr) bool { return l.arrived() }
+	l.queue = pending.New(l, (*source)(l), pending.Hooks[Accepted]{Delivered: delivered, Ended: l.ended})
 	return l, nil
 }
 
@@ -213,135 +209,77 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
 	}
-	var res Accepted
-	err := l.tryOrWait(ctx, func(uintptr) bool {
-		res.Conn, res.Err = l.take()
-		return res.Err != sys.ErrWouldBlock
-	})
-	if err == nil {
-		err = res.Err
-	}
-	return res.Conn, l.opError("accept", err)
+	a, err := l.queue.Accept(ctx)
+	return a.Conn, l.opError("accept", err)
 }
 
-// take returns a connection, accepted ahead or now, or ErrWouldBlock.
-func (l *Listener) take() (*Conn, error) {
+// TryAccept accepts a pending connection, and does not wait. If none is pending, errors.Is
+// finds [syscall.EAGAIN] in the error, whose Timeout method returns true, and
+// [Listener.Ready] is empty. It is the accept to use after a receive from Ready when other
+// goroutines or processes accept, too. It ignores the deadline.
+//
+// It waits only if another process has set the shared socket to blocking mode.
+func (l *Listener) TryAccept() (*Conn, error) {
+	if !l.ok() {
+		return nil, l.opError("accept", os.ErrInvalid)
+	}
+	a, err := l.queue.TryAccept()
+	if err == pending.ErrNone {
+		err = os.NewSyscallError("accept", sys.EAGAIN)
+	}
+	return a.Conn, l.opError("accept", err)
+}
+
+// Drain ends the listener without losing a client: Accept, TryAccept, Ready and AcceptEvt
+// go on until no connection is pending, and then the listener closes itself. Drain does not
+// wait for that. Close ends a drain. While the process is out of descriptors, it does not
+// end.
+//
+// The owner of the socket, which is a listener made by [Listen] unless
+// SetUnlinkOnClose(false) was called, or one from [FileListener] after
+// SetUnlinkOnClose(true), first makes the kernel refuse every later connect (Linux,
+// NetBSD), and removes the socket file. Other systems cannot refuse: there, a client that
+// connects while the file is removed may be lost. A listener that is not the owner leaves
+// the socket, its file and its backlog to the other processes: it serves only what
+// [Listener.AcceptEvt] has accepted ahead.
+func (l *Listener) Drain() error {
+	if !l.ok() {
+		return l.opError("drain", os.ErrInvalid)
+	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if isClosed(l.done) {
-		return nil, net.ErrClosed
+	owner := l.owner
+	l.mu.Unlock()
+	var err error
+	if owner {
+		// The lock comes first: the queue may end, and close the file, as soon as it
+		// notices the shutdown.
+		l.fileMu.Lock()
+		l.raw.Control(func(fd uintptr) { sys.RefuseConnects(int(fd)) }) // fails after Close
+		err = l.removeFile(true)
+		l.fileMu.Unlock()
 	}
-	c, err := l.takePending(), error(nil)
-	if c == nil {
-		c, err = l.acceptOne()
-	}
-	l.sync()
-	return c, err
+	l.queue.Drain(!owner)
+	return l.opError("drain", err)
 }
 
-// acceptOne accepts one connection from the kernel, or returns ErrWouldBlock. mu is held.
-func (l *Listener) acceptOne() (*Conn, error) {
-	nfd, peer, err := sys.Accept(l.fd)
-	if err != nil {
-		return nil, err
-	}
-	return newConn(nfd, l.addr, peer), nil
-}
-
-// tryOrWait calls try with the descriptor, now and after each arrival of a connection,
-// until try returns true. It returns early when ctx is done, the deadline expires or the
-// listener is closed.
-func (l *Listener) tryOrWait(ctx context.Context, try func(fd uintptr) bool) error {
-	for {
-		changed, err := l.nextChange(ctx) // before the attempt, so that no arrival is missed
-		if err != nil {
-			return err
-		}
-		pollSem := l.pollSem
-		if l.events.watching.Load() {
-			pollSem = nil // only the watcher may wait in the poller
-			over := false
-			err := l.raw.Control(func(fd uintptr) { over = try(fd) })
-			if over || err != nil {
-				return netfd.MapRawErr(err)
-			}
-		}
-		select {
-		case pollSem <- struct{}{}:
-			if over, err := l.pollWait(ctx, try); over || err != nil {
-				return err
-			}
-		case <-changed:
-		case <-ctx.Done():
-		case <-l.done:
-		}
-	}
-}
-
-// pollWait is tryOrWait for the holder of pollSem, which it releases: the goroutine waits
-// in the poller itself. Once there is a watcher, it returns false and no error.
-func (l *Listener) pollWait(ctx context.Context, try func(fd uintptr) bool) (over bool, err error) {
-	defer func() { <-l.pollSem }()
-	if ctx.Done() != nil {
-		stop := context.AfterFunc(ctx, l.interrupt)
-		defer stop()
-	}
-	for {
-		if _, err := l.nextChange(ctx); err != nil {
-			return false, err
-		}
-		if l.events.watching.Load() {
-			return false, nil
-		}
-		err := netfd.MapRawErr(l.raw.Read(try))
-		if err != os.ErrDeadlineExceeded {
-			return err == nil, err
-		}
-		// The interrupt may have been meant for the previous holder of pollSem. Callers
-		// of interrupt set their condition first, so the checks above see it.
-		l.file.SetReadDeadline(time.Time{})
-	}
-}
-
-// nextChange returns a channel that is closed when a connection arrives or is accepted
-// ahead, or the deadline expires. Its error is the reason not to wait.
-func (l *Listener) nextChange(ctx context.Context) (<-chan struct{}, error) {
-	err := ctx.Err() // without mu, because it may lock a mutex of the caller's
+// ended is called when the queue has closed itself. The socket file is not the Listener's any
+// more: Drain has removed it, or another process has shut down the socket.
+func (l *Listener) ended() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case isClosed(l.done):
-		return nil, net.ErrClosed
-	case !l.deadline.IsZero() && !time.Now().Before(l.deadline):
-		return nil, os.ErrDeadlineExceeded
-	case l.changed == nil:
-		l.changed = make(chan struct{})
-	}
-	return l.changed, err
+	l.unlinkOnClose = false
+	l.mu.Unlock()
+	go l.Close()
 }
 
-// wake wakes the goroutines that wait for a change. mu is held.
-func (l *Listener) wake() {
-	if l.changed != nil {
-		close(l.changed)
-		l.changed = nil
+// removeFile removes the socket file if unlink is set, and forgets it. fileMu is held, so
+// the descriptor is open: no other process takes the file for a stale one.
+func (l *Listener) removeFile(unlink bool) error {
+	file := l.sockFile
+	l.sockFile = nil
+	if !unlink {
+		return nil
 	}
-}
-
-// isClosed reports whether c, on which nothing is ever sent, is closed.
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-// interrupt makes the goroutine that waits in the poller check its conditions. The
-// file's deadline has no other purpose.
-func (l *Listener) interrupt() {
-	l.file.SetReadDeadline(netfd.ALongTimeAgo)
+	return netfd.MapErr(file.Remove())
 }
 
 // Close closes the listener. Accepts that are waiting fail with [net.ErrClosed]. Pending
@@ -361,31 +299,23 @@ func (l *Listener) close(by *custodian) error {
 		l.mu.Unlock()
 		return nil
 	}
-	if isClosed(l.done) {
-		l.mu.Unlock()
+	first, unlink, custodian := !l.closed, l.unlinkOnClose, l.custodian
+	l.closed, l.custodian = true, nil
+	l.mu.Unlock()
+	custodian.release()
+	if !first {
 		<-l.removed // not for the first Close, which may wait for a callback that calls Close
 		return nil
 	}
-	close(l.done)
-	l.custodian = l.custodian.replace(context.Background(), nil)
-	if c := l.takePending(); c != nil {
-		defer c.Close() // last: a client that connects again must not reach this listener
-	}
-	l.endEvents()
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	l.interrupt()
-	if !l.unlinkOnClose {
-		l.sockFile = nil
-	}
-	l.mu.Unlock()
-
-	// The socket is still open, so no other process takes the file for a stale one.
-	removeErr := l.sockFile.Remove()
+	a, ahead := l.queue.Close()
+	l.fileMu.Lock()
+	err := l.removeFile(unlink)
+	l.fileMu.Unlock()
 	close(l.removed)
-	// Without mu: closing the descriptor waits for callbacks that lock mu.
-	err := errors.Join(netfd.MapErr(removeErr), netfd.MapErr(l.file.Close()))
+	err = errors.Join(err, netfd.MapErr(l.file.Close()))
+	if ahead {
+		a.Conn.Close() // last: a client that connects again must not reach this listener
+	}
 	return l.opError("close", err)
 }
 
@@ -395,11 +325,8 @@ func (l *Listener) CloseOn(ctx context.Context) {
 	if !l.ok() {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !isClosed(l.done) {
-		l.custodian = l.custodian.replace(ctx, func(k *custodian) { l.close(k) })
-	}
+	free := func() bool { return !l.closed }
+	closeOn(ctx, &l.mu, &l.custodian, free, func(k *custodian) { l.close(k) })
 }
 
 // SetUnlinkOnClose sets whether Close removes the socket file, as in
@@ -421,7 +348,7 @@ func (l *Listener) SetUnlinkOnClose(unlink bool) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unlinkOnClose = unlink
+	l.unlinkOnClose, l.owner = unlink, unlink
 }
 
 // Addr returns the *[net.UnixAddr] that the listener is bound to: the absolute form of
@@ -448,34 +375,13 @@ func (l *Listener) SetDeadline(t time.Time) error {
 	if !l.ok() {
 		return l.opError("set", os.ErrInvalid)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if isClosed(l.done) {
-		return l.opError("set", net.ErrClosed)
-	}
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	l.deadline = t
-	if !t.IsZero() {
-		left := time.Until(t)
-		l.deadline = time.Now().Add(left) // a change of the wall clock has no effect on it
-		l.timer = time.AfterFunc(left, l.onDeadline)
-	}
-	return nil
+	return l.opError("set", l.queue.SetDeadline(t))
 }
 
-func (l *Listener) onDeadline() {
-	l.mu.Lock()
-	l.wake()
-	l.mu.Unlock()
-	l.interrupt()
-}
-
-// SyscallConn returns access to the descriptor, for operations that this package lacks.
-// The RawConn's Read waits as Accept does, with the same deadline; the first one starts a
-// goroutine, which ends with Close. Its Write fails with [errors.ErrUnsupported]. Several
-// callbacks may run concurrently. A callback must not call Close, which waits for it.
+// SyscallConn returns access to the descriptor by the RawConn's Control. Its Read and Write
+// fail with [errors.ErrUnsupported]. Several callbacks may run concurrently. A callback must
+// not call Close, which waits for it. If it accepts a connection, the channel of
+// [Listener.Ready] agrees with the backlog afterwards.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if !l.ok() {
 		return nil, l.opError("raw", os.ErrInvalid)
@@ -483,27 +389,19 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	return rawListener{l}, nil
 }
 
-// rawListener is a Listener's syscall.RawConn. A callback may accept a connection, so
-// the readiness channel is synchronized after each one.
+// rawListener is a Listener's syscall.RawConn.
 type rawListener struct{ l *Listener }
 
 func (r rawListener) Control(f func(fd uintptr)) error {
 	err := r.l.raw.Control(func(fd uintptr) {
+		defer r.l.queue.Sync() // also if f panics
 		f(fd)
-		r.l.lockAndSync()
 	})
 	return r.l.opError("raw-control", netfd.MapRawErr(err))
 }
 
-func (r rawListener) Read(f func(fd uintptr) bool) error {
-	r.l.mu.Lock()
-	r.l.startWatcher() // else Accept would wait for pollSem while f returns false
-	r.l.mu.Unlock()
-	err := r.l.tryOrWait(context.Background(), func(fd uintptr) bool {
-		defer r.l.lockAndSync()
-		return f(fd)
-	})
-	return r.l.opError("raw-read", err)
+func (r rawListener) Read(func(fd uintptr) bool) error {
+	return r.l.opError("raw-read", errors.ErrUnsupported)
 }
 
 func (r rawListener) Write(func(fd uintptr) bool) error {

@@ -3,8 +3,10 @@
 package unixsock_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -13,7 +15,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,27 +24,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// accepting calls accept(i) in n goroutines, and returns once each of them has begun. It
+// closes what they accept. The channel yields their errors.
+func accepting(t testing.TB, n int, accept func(i int) (*unixsock.Conn, error)) <-chan error {
+	t.Helper()
+	errs := make(chan error, n)
+	var begun sync.WaitGroup
+	begun.Add(n)
+	for i := range n {
+		go func() {
+			begun.Done()
+			c, err := accept(i)
+			if c != nil {
+				c.Close()
+			}
+			errs <- err
+		}()
+	}
+	sockettest.CheckReturns(t, "the goroutines to begin", begun.Wait)
+	return errs
+}
+
 // Linux queues one more connection than the backlog. FillBacklog skips the test on other
 // systems.
-
-func TestBacklogDefaultIs4(t *testing.T) {
-	l := sockettest.Listen(t)
-	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 5 {
-		t.Errorf("connects until the default backlog is full: got %d, want 5", n)
-	}
-}
-
-func TestBacklogOf0IsAllowed(t *testing.T) {
-	l := sockettest.Listen(t, unixsock.Backlog(0))
-	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 1 {
-		t.Errorf("connects until the backlog of 0 is full: got %d, want 1", n)
-	}
-}
-
-func TestLastBacklogOptionApplies(t *testing.T) {
-	l := sockettest.Listen(t, unixsock.Backlog(9), unixsock.Backlog(2))
-	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 3 {
-		t.Errorf("connects until the backlog of the last option, 2, is full: got %d, want 3", n)
+func TestBacklog(t *testing.T) {
+	for name, test := range map[string]struct {
+		opts []unixsock.ListenOption
+		want int
+	}{
+		"the default, 4":   {nil, 5},
+		"0":                {[]unixsock.ListenOption{unixsock.Backlog(0)}, 1},
+		"the last of two":  {[]unixsock.ListenOption{unixsock.Backlog(9), unixsock.Backlog(2)}, 3},
+		"with nil options": {[]unixsock.ListenOption{nil, unixsock.Backlog(0), nil}, 1},
+	} {
+		l := sockettest.Listen(t, test.opts...)
+		if n := sockettest.FillBacklog(t, l.Addr().String()); n != test.want {
+			t.Errorf("connects until the backlog is full, %s: got %d, want %d", name, n, test.want)
+		}
 	}
 }
 
@@ -72,296 +89,158 @@ func TestHugeBacklogIsCappedByTheSystem(t *testing.T) {
 	}
 }
 
-func TestNilOptionIsIgnored(t *testing.T) {
-	l := sockettest.Listen(t, nil, unixsock.Backlog(0), nil)
-	if n := sockettest.FillBacklog(t, l.Addr().String()); n != 1 {
-		t.Errorf("connects until the backlog of 0 is full, with nil options: got %d, want 1", n)
-	}
-}
-
-func TestEachAcceptGetsOneConnection(t *testing.T) {
-	const n = 20
-	l := sockettest.Listen(t)
-	var accepted atomic.Int32
-	errs := sockettest.Accepting(t, n, func(i int) (*unixsock.Conn, error) {
-		c, err := l.AcceptContext(t.Context())
-		accepted.Add(1)
-		return c, err
-	})
-	for i := range n {
-		if got := accepted.Load(); got != int32(i) {
-			t.Fatalf("%d connects: got %d calls of AcceptContext that returned, want %d", i, got, i)
-		}
-		sockettest.Connect(t, l.Addr().String())
-		if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
-			t.Fatalf("AcceptContext after a connect: got %v, want a connection", err)
-		}
-	}
-}
-
-func TestConcurrentConnectionsWakeEveryAccept(t *testing.T) {
-	const n = 20
-	l := sockettest.Listen(t, unixsock.Backlog(n))
-	errs := sockettest.Accepting(t, n, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
-	for range n {
-		sockettest.Connect(t, l.Addr().String())
-	}
-	for range n {
-		if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
-			t.Errorf("AcceptContext after a connect: got %v, want a connection", err)
-		}
-	}
-}
-
-func TestAcceptContextEndsWithItsOwnContext(t *testing.T) {
-	const n = 10
-	l := sockettest.Listen(t)
-	contexts, cancels := make([]context.Context, n), make([]context.CancelFunc, n)
-	for i := range n {
-		contexts[i], cancels[i] = context.WithCancel(t.Context())
-	}
-	returned := make(chan int, n)
-	errs := sockettest.Accepting(t, n, func(i int) (*unixsock.Conn, error) {
-		c, err := l.AcceptContext(contexts[i])
-		returned <- i
-		return c, err
-	})
-	// One goroutine waits in the poller. The others wait until it leaves the poller.
-	// When a context ends, only the goroutine that it belongs to may return.
-	order := rand.Perm(n)
-	for _, i := range order[1:] {
-		cancels[i]()
-		if got := sockettest.Receive(t, "AcceptContext", returned); got != i {
-			t.Fatalf("cancel of context %d: got the return of AcceptContext %d, want %d", i, got, i)
-		}
-		if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, context.Canceled) {
-			t.Fatalf("AcceptContext after the cancel: got %v, want context.Canceled", err)
-		}
-	}
-	sockettest.Connect(t, l.Addr().String())
-	if got := sockettest.Receive(t, "AcceptContext", returned); got != order[0] {
-		t.Errorf("connect: got the return of AcceptContext %d, want %d", got, order[0])
-	}
-	if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
-		t.Errorf("AcceptContext after a connect: got %v, want a connection", err)
-	}
-	cancels[order[0]]()
-}
-
-func TestAcceptContextSaysThatItsContextTimedOut(t *testing.T) {
-	l := sockettest.Listen(t)
-	errs := make(chan error)
-	for range 3 {
-		go func() {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-			defer cancel()
-			_, err := l.AcceptContext(ctx)
-			errs <- err
-		}()
-	}
-	for range 3 {
-		err := sockettest.Receive(t, "AcceptContext", errs)
-		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("AcceptContext after its context timed out: got %v, want context.DeadlineExceeded and not os.ErrDeadlineExceeded", err)
-		}
-		if timeout, ok := err.(net.Error); !ok || !timeout.Timeout() {
-			t.Errorf("AcceptContext after its context timed out: got %#v, want a net.Error whose Timeout is true", err)
-		}
-	}
-}
-
-func TestAcceptContextThatIsDoneAcceptsNothing(t *testing.T) {
-	l := sockettest.Listen(t)
-	sockettest.Connect(t, l.Addr().String())
-	ctx, cancel := context.WithCancel(t.Context())
+func TestAcceptThatMayNotWait(t *testing.T) {
+	past := time.Now().Add(-time.Second)
+	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if c, err := l.AcceptContext(ctx); c != nil || !errors.Is(err, context.Canceled) {
-		t.Errorf("AcceptContext with a context that is done: got %v, %v; want nil, context.Canceled", c, err)
-	}
-	if !sockettest.Pending(t, l) {
-		t.Error("AcceptContext with a context that is done: got no pending connection, want it pending")
-	}
-}
-
-// A lockingContext is a context whose Err locks a mutex of its owner's.
-type lockingContext struct {
-	context.Context
-	mu *sync.Mutex
-}
-
-func (c lockingContext) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.Context.Err()
-}
-
-func TestCloseDoesNotWaitForTheErrOfAContext(t *testing.T) {
-	for range sockettest.Times(1000) {
-		l := sockettest.Listen(t)
-		inner, cancel := context.WithCancel(t.Context())
-		ctx := lockingContext{inner, new(sync.Mutex)}
-		errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
-		ctx.mu.Lock()
-		cancel() // AcceptContext calls Err
-		sockettest.CheckReturns(t, "Close while AcceptContext waits for Err", func() { l.Close() })
-		ctx.mu.Unlock()
-		if err := sockettest.Receive(t, "AcceptContext", errs); err == nil {
-			t.Fatal("AcceptContext whose context is canceled, and whose listener is closed: got nil, want an error")
-		}
-	}
-}
-
-func TestAcceptContextHasNoHoldOnceAccepted(t *testing.T) {
-	l := sockettest.Listen(t)
-	client := sockettest.Connect(t, l.Addr().String())
-	ctx, cancel := context.WithCancel(t.Context())
-	server, err := l.AcceptContext(ctx)
-	if err != nil {
-		t.Fatalf("AcceptContext: %v", err)
-	}
-	defer server.Close()
-	cancel()
-	mustTalk(t, client, server)
-}
-
-func TestDeadlineEndsEveryAccept(t *testing.T) {
-	l := sockettest.Listen(t)
-	errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
-	if err := l.SetDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
-		t.Fatalf("SetDeadline: %v", err)
-	}
-	for range 5 {
-		err := sockettest.Receive(t, "AcceptContext", errs)
-		var timeout net.Error
-		if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
-			t.Errorf("AcceptContext past the deadline: got %v, want os.ErrDeadlineExceeded and a timeout", err)
-		}
-	}
-}
-
-func TestDeadlineMovedEarlierEndsEveryAccept(t *testing.T) {
-	for name, earlier := range map[string]time.Duration{"to come": 10 * time.Millisecond, "past": -time.Hour} {
-		t.Run(name, func(t *testing.T) {
-			l := sockettest.Listen(t)
-			l.SetDeadline(time.Now().Add(time.Hour))
-			errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
-			l.SetDeadline(time.Now().Add(earlier))
-			for range 5 {
-				if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Errorf("AcceptContext past a deadline that was moved earlier: got %v, want os.ErrDeadlineExceeded", err)
-				}
-			}
-		})
-	}
-}
-
-func TestDeadlineMovedLaterEndsNoAccept(t *testing.T) {
-	for name, later := range map[string]time.Time{"later": time.Now().Add(time.Hour), "zero": {}} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel() // the test spends most of its time waiting
-			l := sockettest.Listen(t)
-			soon := time.Now().Add(time.Second)
-			l.SetDeadline(soon)
-			errs := sockettest.Accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
-			l.SetDeadline(later)
-			if !time.Now().Before(soon) {
-				t.Skip("the machine is too slow: the first deadline passed before it was moved")
-			}
-			select {
-			case err := <-errs:
-				t.Fatalf("AcceptContext past a deadline that was moved later: got %v, want it to wait", err)
-			case <-time.After(time.Until(soon) + 50*time.Millisecond): // until then, no call may return
-			}
-			for range 5 {
-				sockettest.Connect(t, l.Addr().String())
-				if err := sockettest.Receive(t, "AcceptContext", errs); err != nil {
-					t.Errorf("AcceptContext after a connect: got %v, want a connection", err)
-				}
-			}
-		})
-	}
-}
-
-func TestDeadlineThatIsPastAcceptsNothing(t *testing.T) {
-	l := sockettest.Listen(t)
-	sockettest.Connect(t, l.Addr().String())
-	l.SetDeadline(time.Now().Add(-time.Second))
-	for range 2 {
-		if c, err := l.Accept(); c != nil || !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatalf("Accept past the deadline: got %v, %v; want nil, os.ErrDeadlineExceeded", c, err)
-		}
-	}
-	l.SetDeadline(time.Time{})
-	sockettest.Accept(t, l)
-}
-
-func TestDeadlineLeavesReadyAndAcceptEvtAlone(t *testing.T) {
-	l := sockettest.Listen(t)
-	ready, evt := l.Ready(), l.AcceptEvt(t.Context())
-	l.SetDeadline(time.Now().Add(-time.Second))
-	sockettest.Connect(t, l.Addr().String())
-	if got := sockettest.Receive(t, "Ready", ready); got != l {
-		t.Errorf("receive from Ready past the deadline: got %v, want the listener", got)
-	}
-	a := sockettest.Receive(t, "AcceptEvt", evt)
-	if a.Err != nil {
-		t.Fatalf("receive from AcceptEvt past the deadline: got the error %v, want a connection", a.Err)
-	}
-	a.Conn.Close()
-}
-
-func TestCloseWakesEveryAccept(t *testing.T) {
-	for name, prepare := range map[string]func(*unixsock.Listener){
-		"alone":     func(*unixsock.Listener) {},
-		"Ready":     func(l *unixsock.Listener) { l.Ready() },
-		"AcceptEvt": func(l *unixsock.Listener) { l.AcceptEvt(context.Background()) },
+	timedOut, cancel := context.WithDeadline(t.Context(), past)
+	defer cancel()
+	for name, test := range map[string]struct {
+		ctx      context.Context
+		deadline time.Time
+		want     error
+		timeout  bool
+	}{
+		"canceled context":              {canceled, time.Time{}, context.Canceled, false},
+		"context that timed out":        {timedOut, time.Time{}, context.DeadlineExceeded, true},
+		"deadline that is past":         {t.Context(), past, os.ErrDeadlineExceeded, true},
+		"deadline and canceled context": {canceled, past, os.ErrDeadlineExceeded, true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			l := sockettest.Listen(t)
-			prepare(l)
-			errs := sockettest.Accepting(t, 10, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
-			var wg sync.WaitGroup
+		for _, isPending := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, connection pending %t", name, isPending), func(t *testing.T) {
+				l := sockettest.Listen(t)
+				if isPending {
+					sockettest.Connect(t, l.Addr().String())
+				}
+				l.SetDeadline(test.deadline)
+				c, err := l.AcceptContext(test.ctx)
+				var opErr *net.OpError
+				if c != nil || !errors.Is(err, test.want) || !errors.As(err, &opErr) || opErr.Op != "accept" || opErr.Timeout() != test.timeout {
+					t.Errorf("AcceptContext: got %v, %v; want nil, a *net.OpError of accept with %v, a timeout: %v", c, err, test.want, test.timeout)
+				}
+				if timesOut := errors.Is(err, os.ErrDeadlineExceeded); timesOut != (test.want == os.ErrDeadlineExceeded) {
+					t.Errorf("AcceptContext: got %v, os.ErrDeadlineExceeded: %v", err, timesOut)
+				}
+				if sockettest.Pending(t, l) != isPending {
+					t.Error("AcceptContext that may not wait: got the connection accepted, want it pending")
+				}
+				if !isPending {
+					sockettest.Connect(t, l.Addr().String())
+				}
+				l.SetDeadline(time.Time{})
+				sockettest.Accept(t, l)
+			})
+		}
+	}
+}
+
+func TestWaitingAcceptsEnd(t *testing.T) {
+	var cancel func()
+	for name, test := range map[string]struct {
+		end  func(l *unixsock.Listener)
+		want error
+	}{
+		"the context":        {func(*unixsock.Listener) { cancel() }, context.Canceled},
+		"a deadline to come": {func(l *unixsock.Listener) { l.SetDeadline(time.Now().Add(time.Millisecond)) }, os.ErrDeadlineExceeded},
+		"a deadline earlier than another": {func(l *unixsock.Listener) {
+			l.SetDeadline(time.Now().Add(time.Hour))
+			l.SetDeadline(time.Now().Add(-time.Hour))
+		}, os.ErrDeadlineExceeded},
+		"Close": {func(l *unixsock.Listener) {
+			var closing sync.WaitGroup
 			for range 10 {
-				wg.Go(func() {
+				closing.Go(func() {
 					if err := l.Close(); err != nil {
 						t.Errorf("concurrent Close: got %v, want nil", err)
 					}
 				})
 			}
-			sockettest.CheckReturns(t, "Close", wg.Wait)
-			for range 10 {
-				if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, net.ErrClosed) {
-					t.Errorf("AcceptContext after Close: got %v, want net.ErrClosed", err)
+			sockettest.CheckReturns(t, "Close", closing.Wait)
+		}, net.ErrClosed},
+	} {
+		for watched, use := range map[string]func(*unixsock.Listener){
+			"":            func(*unixsock.Listener) {},
+			", Ready":     func(l *unixsock.Listener) { l.Ready() },
+			", AcceptEvt": func(l *unixsock.Listener) { l.AcceptEvt(context.Background()) },
+		} {
+			t.Run(name+watched, func(t *testing.T) {
+				l := sockettest.Listen(t)
+				use(l)
+				var ctx context.Context
+				ctx, cancel = context.WithCancel(t.Context())
+				defer cancel()
+				errs := accepting(t, 5, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
+				test.end(l)
+				for range 5 {
+					if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, test.want) {
+						t.Errorf("AcceptContext ended by %s: got %v, want %v", name, err, test.want)
+					}
 				}
+			})
+		}
+	}
+}
+
+func TestTryAcceptTakesAPendingConnection(t *testing.T) {
+	for name, use := range map[string]func(l *unixsock.Listener){
+		"alone":           func(*unixsock.Listener) {},
+		"with Ready":      func(l *unixsock.Listener) { l.Ready() },
+		"with events":     func(l *unixsock.Listener) { l.AcceptEvt(t.Context()) },
+		"past a deadline": func(l *unixsock.Listener) { l.SetDeadline(time.Now().Add(-time.Second)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := sockettest.Listen(t)
+			use(l)
+			for range 3 {
+				client := sockettest.Connect(t, l.Addr().String())
+				server, err := l.TryAccept()
+				if err != nil {
+					t.Fatalf("TryAccept of a pending connection: %v", err)
+				}
+				mustTalk(t, client, server)
+				server.Close()
+				c, err := l.TryAccept()
+				var opErr *net.OpError
+				if c != nil || !errors.Is(err, syscall.EAGAIN) || !errors.As(err, &opErr) || opErr.Op != "accept" || !opErr.Timeout() {
+					t.Fatalf("TryAccept without a connection: got %v, %v; want nil, a *net.OpError of accept with EAGAIN, a timeout", c, err)
+				}
+			}
+			if polled(t, l, l.Ready()) {
+				t.Error("select on Ready() after a TryAccept that found nothing: got ready, want not ready")
 			}
 		})
 	}
 }
 
-func TestSecondCloseIsNil(t *testing.T) {
-	l := sockettest.Listen(t)
-	for i := range 3 {
-		if err := l.Close(); err != nil {
-			t.Errorf("Close, call %d: got %v, want nil", i+1, err)
-		}
-	}
-}
-
-func TestPathIsFreeWhenASecondCloseReturns(t *testing.T) {
-	path := filepath.Join(sockettest.ShortDir(t), "s")
-	for range sockettest.Times(3000) {
-		l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
-		ctx, cancel := context.WithCancel(t.Context())
-		l.CloseOn(ctx)
-		cancel()
-		if err := l.Close(); err != nil {
-			t.Fatalf("Close while the custodian closes the listener: got %v, want nil", err)
-		}
-		l, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
-		if err != nil {
-			t.Fatalf("Listen at the same path after Close: got %v, want nil", err)
-		}
-		l.Close()
+// TryAccept takes connections, and wakeups, beside goroutines that wait in Accept.
+func TestTryAcceptTakesNoWakeupOfAnAccept(t *testing.T) {
+	for name, use := range map[string]func(l *unixsock.Listener){
+		"plain": func(*unixsock.Listener) {}, "with Ready": func(l *unixsock.Listener) { l.Ready() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := sockettest.Listen(t)
+			use(l)
+			for range sockettest.Times(2000) {
+				errs := accepting(t, 2, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
+				for connects := 2; connects > 0; connects-- {
+					sockettest.Connect(t, l.Addr().String()).Close()
+					if rand.N(2) == 0 {
+						runtime.Gosched()
+					}
+					if rand.N(2) == 0 {
+						if c, err := l.TryAccept(); err == nil {
+							c.Close()
+							connects++
+						}
+					}
+				}
+				for range 2 {
+					if err := sockettest.Receive(t, "AcceptContext beside TryAccept", errs); err != nil {
+						t.Fatalf("AcceptContext beside TryAccept: got %v, want a connection", err)
+					}
+				}
+			}
+		})
 	}
 }
 
@@ -394,17 +273,21 @@ func TestClosedListenerReturnsErrClosed(t *testing.T) {
 	l.Close()
 	_, acceptErr := l.Accept()
 	_, contextErr := l.AcceptContext(t.Context())
+	_, tryErr := l.TryAccept()
 	for name, err := range map[string]error{
 		"Accept":        acceptErr,
 		"AcceptContext": contextErr,
+		"TryAccept":     tryErr,
 		"SetDeadline":   l.SetDeadline(time.Now()),
 		"Control":       raw.Control(func(uintptr) { t.Error("Control after Close: got a callback, want none") }),
-		"Read":          raw.Read(func(uintptr) bool { t.Error("Read after Close: got a callback, want none"); return true }),
 	} {
 		var opErr *net.OpError
 		if !errors.Is(err, net.ErrClosed) || !errors.As(err, &opErr) || opErr.Addr.String() != addr {
 			t.Errorf("%s after Close: got %v, want a *net.OpError with net.ErrClosed and the address %s", name, err, addr)
 		}
+	}
+	if err := l.Close(); err != nil {
+		t.Errorf("second Close: got %v, want nil", err)
 	}
 	if l.Addr().String() != addr {
 		t.Errorf("Addr after Close: got %v, want %s", l.Addr(), addr)
@@ -417,7 +300,7 @@ func TestCloseOnClosesTheListener(t *testing.T) {
 	l.CloseOn(context.Background())
 	l.CloseOn(t.Context())
 	l.CloseOn(ctx)
-	errs := sockettest.Accepting(t, 3, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
+	errs := accepting(t, 3, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
 	cancel()
 	for range 3 {
 		if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, net.ErrClosed) {
@@ -435,113 +318,59 @@ type ownContext struct {
 
 func (c ownContext) Value(any) any { return nil }
 
-func TestListenerClosedEarlierLeavesNothingOnItsContext(t *testing.T) {
-	parent, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	before := runtime.NumGoroutine()
+func TestClosedListenerLeavesNothingOnItsContext(t *testing.T) {
+	l := sockettest.Listen(t)
+	released, ctx := newLedger(), newLedger()
+	l.CloseOn(released)
+	l.CloseOn(context.Background())
+	released.mustHave(t, 0, "CloseOn(context.Background()) after CloseOn")
+	sockettest.CheckExchange(t, l.Addr().String(), l)
 	for range 10 {
-		l := sockettest.Listen(t)
-		l.CloseOn(ownContext{Context: parent})
-		l.CloseOn(ownContext{Context: parent})
-		l.Close()
-		l.CloseOn(ownContext{Context: parent})
+		l.CloseOn(ctx)
 	}
-	sockettest.WaitGoroutines(t, before)
-}
-
-func TestSyscallConnGivesTheDescriptor(t *testing.T) {
-	l := sockettest.Listen(t)
-	raw, err := l.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	listening := 0
-	err = raw.Control(func(fd uintptr) {
-		listening, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-		if err != nil {
-			t.Errorf("getsockopt(2) of SO_ACCEPTCONN: %v", err)
-		}
-	})
-	if err != nil || listening != 1 {
-		t.Errorf("Control to get SO_ACCEPTCONN: got %d, %v; want 1, nil", listening, err)
-	}
-}
-
-func TestSyscallConnReadCallsBackAtOnceWhateverElseWaits(t *testing.T) {
-	for name, use := range map[string]func(l *unixsock.Listener){
-		"nothing":  func(*unixsock.Listener) {},
-		"Ready":    func(l *unixsock.Listener) { l.Ready() },
-		"an event": func(l *unixsock.Listener) { l.AcceptEvt(t.Context()) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			l := sockettest.Listen(t)
-			use(l)
-			if name != "nothing" {
-				sockettest.WaitInPoller(t, 1)
-			}
-			raw, err := l.SyscallConn()
-			if err != nil {
-				t.Fatalf("SyscallConn: %v", err)
-			}
-			sockettest.CheckReturns(t, "Read", func() {
-				if err := raw.Read(func(uintptr) bool { return true }); err != nil {
-					t.Errorf("RawConn.Read: got %v, want nil", err)
-				}
-			})
-		})
-	}
-}
-
-func TestAcceptDoesNotWaitForARawConnThatDeclines(t *testing.T) {
-	l := sockettest.Listen(t)
-	raw, err := l.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	declined := make(chan struct{}, 1)
-	ended := make(chan error, 1)
-	go func() {
-		ended <- raw.Read(func(uintptr) bool {
-			select {
-			case declined <- struct{}{}:
-			default:
-			}
-			return false
-		})
-	}()
-	sockettest.Receive(t, "the callback of RawConn.Read", declined)
-	accepted := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(t.Context()) })
-	sockettest.Connect(t, l.Addr().String())
-	if err := sockettest.Receive(t, "AcceptContext", accepted); err != nil {
-		t.Errorf("AcceptContext beside a RawConn.Read whose callback returns false: got %v, want a connection", err)
-	}
+	ctx.mustHave(t, 1, "10 calls of CloseOn")
 	l.Close()
-	if err := sockettest.Receive(t, "RawConn.Read", ended); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("RawConn.Read after Close: got %v, want net.ErrClosed", err)
+	ctx.mustHave(t, 0, "Close")
+	l.CloseOn(ctx)
+	ctx.mustHave(t, 0, "CloseOn of a closed Listener")
+}
+
+// The old context may close the listener, or the next one does.
+func TestListenersCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
+	path := filepath.Join(sockettest.ShortDir(t), "s")
+	for range sockettest.Times(2000) {
+		l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
+		old, next := newLedger(), newLedger()
+		l.CloseOn(old)
+		ended := make(chan struct{})
+		go func() { defer close(ended); old.end() }()
+		l.CloseOn(next)
+		<-ended
+		next.end()
+		sockettest.WaitClosing(t, l)
+		l.Close()
+		old.mustHave(t, 0, "Close, on the context that ended")
+		next.mustHave(t, 0, "Close, on the next context")
 	}
 }
 
-func TestSyscallConnReadWaitsForAConnection(t *testing.T) {
+func TestSyscallConnGivesControlOnly(t *testing.T) {
 	l := sockettest.Listen(t)
 	raw, err := l.SyscallConn()
 	if err != nil {
 		t.Fatalf("SyscallConn: %v", err)
 	}
-	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) {
-		return nil, raw.Read(func(fd uintptr) bool { return sockettest.Readable(int(fd)) })
-	})
-	sockettest.Connect(t, l.Addr().String())
-	if err := sockettest.Receive(t, "RawConn.Read", errs); err != nil {
-		t.Errorf("RawConn.Read after a connect: got %v, want nil", err)
+	var kind int
+	controlErr := raw.Control(func(fd uintptr) { kind, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE) })
+	if err := cmp.Or(controlErr, err); err != nil || kind != unix.SOCK_STREAM {
+		t.Errorf("Control to get SO_TYPE: got %d, %v; want SOCK_STREAM, nil", kind, err)
 	}
-	sockettest.Accept(t, l)
-
-	l.SetDeadline(time.Now().Add(-time.Second))
-	if err := raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("RawConn.Read past the deadline: got %v, want os.ErrDeadlineExceeded", err)
-	}
-	if err := raw.Write(func(uintptr) bool { return true }); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("RawConn.Write: got %v, want errors.ErrUnsupported", err)
+	for name, call := range map[string]func(func(fd uintptr) bool) error{"Read": raw.Read, "Write": raw.Write} {
+		err := call(func(uintptr) bool { t.Errorf("%s: got a callback, want none", name); return true })
+		var opErr *net.OpError
+		if !errors.Is(err, errors.ErrUnsupported) || !errors.As(err, &opErr) {
+			t.Errorf("%s: got %v, want a *net.OpError with errors.ErrUnsupported", name, err)
+		}
 	}
 }
 
@@ -619,75 +448,6 @@ func TestListenOnALiveSocketIsErrAddrInUse(t *testing.T) {
 	sockettest.Accept(t, l)
 }
 
-func TestListenLeavesNoDescriptorAfterClose(t *testing.T) {
-	dir := sockettest.ShortDir(t)
-	before := sockettest.CountDescriptors(t)
-	for i := range 20 {
-		l, err := unixsock.Listen(filepath.Join(dir, string(rune('a'+i))))
-		if err != nil {
-			t.Fatalf("Listen: %v", err)
-		}
-		l.Ready()
-		l.AcceptEvt(t.Context())
-		l.Close()
-	}
-	sockettest.WaitDescriptors(t, before)
-}
-
-func TestAcceptWithoutDescriptorsWaitsWhileNoneIsPending(t *testing.T) {
-	if !sockettest.InChild(t, nil) {
-		return
-	}
-	l := sockettest.Listen(t)
-	free := sockettest.ExhaustDescriptors(t)
-	defer free()
-	ctx, cancel := context.WithCancel(t.Context())
-	errs := sockettest.Accepting(t, 1, func(int) (*unixsock.Conn, error) { return l.AcceptContext(ctx) })
-	select {
-	case err := <-errs:
-		t.Fatalf("AcceptContext without descriptors and connections: got %v, want it to wait", err)
-	case <-time.After(100 * time.Millisecond): // the call must not return for a while
-	}
-	cancel()
-	if err := sockettest.Receive(t, "AcceptContext", errs); !errors.Is(err, context.Canceled) {
-		t.Errorf("AcceptContext after the cancel: got %v, want context.Canceled", err)
-	}
-}
-
-func TestAcceptReportsEMFILEOfAPendingConnection(t *testing.T) {
-	if !sockettest.InChild(t, nil) {
-		return
-	}
-	l := sockettest.Listen(t)
-	for range 2 { // gVisor and macOS drop the first
-		sockettest.Connect(t, l.Addr().String())
-	}
-	free := sockettest.ExhaustDescriptors(t)
-	defer free()
-	if c, err := l.Accept(); c != nil || !errors.Is(err, syscall.EMFILE) {
-		t.Errorf("Accept without descriptors: got %v, %v; want nil, EMFILE", c, err)
-	}
-}
-
-func TestAcceptWithoutDescriptorsLosesNoConnection(t *testing.T) {
-	if !sockettest.InChild(t, nil) {
-		return
-	}
-	skipUnlessPendingIsKept(t)
-	l := sockettest.Listen(t)
-	client := sockettest.Connect(t, l.Addr().String())
-	free := sockettest.ExhaustDescriptors(t)
-	for range 5 {
-		c, err := l.Accept()
-		var opErr *net.OpError
-		if c != nil || !errors.Is(err, syscall.EMFILE) || !errors.As(err, &opErr) || opErr.Op != "accept" {
-			t.Fatalf("Accept without descriptors: got %v, %v; want nil, a *net.OpError of accept with EMFILE", c, err)
-		}
-	}
-	free()
-	mustTalk(t, client, sockettest.Accept(t, l))
-}
-
 func TestAbandonedListenerWithoutWatcherIsCollected(t *testing.T) {
 	path := filepath.Join(sockettest.ShortDir(t), "s")
 	func() {
@@ -715,16 +475,9 @@ func TestAbandonedListenerWithoutWatcherIsCollected(t *testing.T) {
 // every possible way. Other goroutines end the waits in every possible way, concurrently
 // and in random order.
 func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
-	rounds := 10000
-	switch {
-	case testing.Short():
-		rounds = 500
-	case sockettest.Race:
-		rounds = 4000
-	}
 	path := filepath.Join(sockettest.ShortDir(t), "s")
 	before := runtime.NumGoroutine()
-	for round := range rounds {
+	for round := range sockettest.Times(5000) {
 		l, err := unixsock.Listen(path, unixsock.Backlog(8))
 		if err != nil {
 			t.Fatalf("Listen: %v", err)
@@ -734,7 +487,7 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 
 		var waiters, enders sync.WaitGroup
 		for range 1 + rand.N(4) {
-			switch rand.N(6) {
+			switch rand.N(5) {
 			case 0:
 				waiters.Go(func() {
 					if c, err := l.Accept(); err == nil {
@@ -750,18 +503,13 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 			case 2:
 				waiters.Go(func() { <-l.Ready() })
 			case 3:
+				event := []context.Context{ctx, other}[rand.N(2)]
 				waiters.Go(func() {
-					for a := range l.AcceptEvt(ctx) {
+					for a := range l.AcceptEvt(event) {
 						a.Conn.Close()
 					}
 				})
 			case 4:
-				waiters.Go(func() {
-					for a := range l.AcceptEvt(other) {
-						a.Conn.Close()
-					}
-				})
-			case 5:
 				waiters.Go(func() {
 					select {
 					case a, ok := <-l.AcceptEvt(ctx):
@@ -811,152 +559,13 @@ func TestAnyOrderOfEndsWakesEveryWaitingCall(t *testing.T) {
 	sockettest.WaitGoroutines(t, before)
 }
 
-type stormKey struct{}
-
-// TestStormOfClientsIsServedExactlyOnce connects many clients at once. Goroutines accept
-// the connections in every possible way at the same time, while events begin and end.
-func TestStormOfClientsIsServedExactlyOnce(t *testing.T) {
-	clients, atOnce := 3000, 300
-	if testing.Short() {
-		clients = 500
-	}
-	l := sockettest.Listen(t, unixsock.Backlog(64))
-	beforeGoroutines, beforeFiles := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-
-	// A server counts its connection, writes one byte to it and closes it. A client that is
-	// served twice may read more than that byte.
-	var served atomic.Int64
-	serve := func(c net.Conn) {
-		served.Add(1)
-		c.Write([]byte("s"))
-		c.Close()
-	}
-	take := func(a unixsock.Accepted, ok bool) {
-		switch {
-		case ok && a.Err != nil:
-			t.Errorf("receive from AcceptEvt: got the error %v, want a connection", a.Err)
-		case ok:
-			serve(a.Conn)
-		}
-	}
-	var servers sync.WaitGroup
-	for range 2 {
-		servers.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				serve(c)
-			}
-		})
-		servers.Go(func() {
-			for ctx.Err() == nil {
-				own, cancelOwn := context.WithTimeout(ctx, time.Duration(rand.N(2000))*time.Microsecond)
-				if c, err := l.AcceptContext(own); err == nil {
-					serve(c)
-				}
-				cancelOwn()
-			}
-		})
-		servers.Go(func() { // one event for all calls of AcceptEvt
-			for ctx.Err() == nil {
-				a, ok := <-l.AcceptEvt(ctx)
-				take(a, ok)
-			}
-		})
-		servers.Go(func() { // Ready, and then an accept, which may find no connection
-			for {
-				if _, ok := <-l.Ready(); !ok {
-					return
-				}
-				own, cancelOwn := context.WithTimeout(ctx, 100*time.Microsecond)
-				if c, err := l.AcceptContext(own); err == nil {
-					serve(c)
-				}
-				cancelOwn()
-			}
-		})
-		servers.Go(func() { // events that end without a receive
-			for ctx.Err() == nil {
-				own, cancelOwn := context.WithCancel(ctx)
-				l.AcceptEvt(own)
-				for range rand.N(20) {
-					runtime.Gosched()
-				}
-				cancelOwn()
-			}
-		})
-		servers.Go(func() { // two events, with a receive from one of them
-			for ctx.Err() == nil {
-				own, cancelOwn := context.WithTimeout(ctx, time.Millisecond)
-				evt := l.AcceptEvt(own)
-				l.AcceptEvt(context.WithValue(ctx, stormKey{}, 1))
-				a, ok := <-evt
-				if ok {
-					// The end of own closes the connection. If own has ended, the connection
-					// is counted without being served.
-					if own.Err() == nil {
-						take(a, ok)
-					} else {
-						served.Add(1)
-						a.Conn.Close()
-					}
-				}
-				cancelOwn()
-			}
-		})
-	}
-	servers.Go(func() {
-		for ctx.Err() == nil {
-			l.SetDeadline(time.Now().Add(time.Hour))
-			runtime.Gosched()
-			l.SetDeadline(time.Time{})
-			time.Sleep(time.Millisecond)
-		}
-	})
-
-	// A client reads EOF instead of the byte if its server's context ended between the
-	// receive and the write. Its connection is counted once, too.
-	var wg sync.WaitGroup
-	var remaining atomic.Int64
-	remaining.Store(int64(clients))
-	for range atOnce {
-		wg.Go(func() {
-			for remaining.Add(-1) >= 0 {
-				c, err := unixsock.Connect(l.Addr().String())
-				if err != nil {
-					t.Errorf("Connect: %v", err)
-					return
-				}
-				c.SetDeadline(time.Now().Add(sockettest.Timeout))
-				b := make([]byte, 2)
-				n, err := c.Read(b)
-				if n > 1 || errors.Is(err, os.ErrDeadlineExceeded) {
-					t.Errorf("Read in a client: got %q, %v; want at most 1 byte before the deadline", b[:n], err)
-				}
-				c.Close()
-			}
-		})
-	}
-	sockettest.CheckReturns(t, "the clients", wg.Wait)
-	if n := served.Load(); n != int64(clients) {
-		t.Errorf("served connections after %d connects: got %d, want %d", clients, n, clients)
-	}
-	cancel()
-	l.Close()
-	sockettest.CheckReturns(t, "the servers", servers.Wait)
-	sockettest.WaitGoroutines(t, beforeGoroutines)
-	sockettest.WaitDescriptors(t, beforeFiles-1) // l is closed
-}
-
 func TestNilAndZeroListenersReturnErrors(t *testing.T) {
 	for name, l := range map[string]*unixsock.Listener{"nil": nil, "zero": new(unixsock.Listener)} {
 		for call, do := range map[string]func() error{
 			"Accept":        func() error { _, err := l.Accept(); return err },
 			"AcceptContext": func() error { _, err := l.AcceptContext(t.Context()); return err },
+			"TryAccept":     func() error { _, err := l.TryAccept(); return err },
+			"Drain":         l.Drain,
 			"SetDeadline":   func() error { return l.SetDeadline(time.Time{}) },
 			"SyscallConn":   func() error { _, err := l.SyscallConn(); return err },
 			"File":          func() error { _, err := l.File(); return err },
@@ -979,115 +588,4 @@ func TestNilAndZeroListenersReturnErrors(t *testing.T) {
 			t.Errorf("receive from AcceptEvt of a %s Listener: got a value, want a closed channel", name)
 		}
 	}
-}
-
-func TestCloseOnBackgroundReleasesTheListener(t *testing.T) {
-	l := sockettest.Listen(t)
-	ctx := newLedger()
-	l.CloseOn(ctx)
-	l.CloseOn(context.Background())
-	if n := ctx.entries(); n != 0 {
-		t.Errorf("CloseOn(context.Background()) after CloseOn(ctx): got %d entries on ctx, want 0", n)
-	}
-	sockettest.CheckExchange(t, l.Addr().String(), l)
-}
-
-// TestListenersCloseOnReplacedAsTheOldContextEnds is TestCloseOnReplacedAsTheOldContextEnds
-// for a Listener.
-func TestListenersCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
-	rounds := 10000
-	if testing.Short() {
-		rounds = 500
-	}
-	path := filepath.Join(sockettest.ShortDir(t), "s")
-	goroutines := runtime.NumGoroutine()
-	for range rounds {
-		l, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
-		if err != nil {
-			t.Fatalf("Listen: %v", err)
-		}
-		old, next := newLedger(), newLedger()
-		l.CloseOn(old)
-		go old.end()
-		l.CloseOn(next)
-		open := next.entries() == 1
-		for runtime.NumGoroutine() > goroutines { // until the function of the old context has returned
-			runtime.Gosched()
-		}
-		if err := l.SetDeadline(time.Time{}); (err == nil) != open {
-			t.Fatalf("SetDeadline after a CloseOn that replaced an ending context (replaced in time: %v): got %v", open, err)
-		}
-		l.Close()
-		if o, n := old.entries(), next.entries(); o != 0 || n != 0 {
-			t.Fatalf("Close: got %d entries on the old context, %d on the new one; want none", o, n)
-		}
-	}
-}
-
-// adopt returns a Listener for a duplicate of l's descriptor, such as a successor process
-// has.
-func adopt(t testing.TB, l *unixsock.Listener) *unixsock.Listener {
-	t.Helper()
-	f, err := l.File()
-	if err != nil {
-		t.Fatalf("File: %v", err)
-	}
-	defer f.Close()
-	adopted, err := unixsock.FileListener(f)
-	if err != nil {
-		t.Fatalf("FileListener: %v", err)
-	}
-	t.Cleanup(func() { adopted.Close() })
-	return adopted
-}
-
-func TestSetUnlinkOnCloseDecidesAtClose(t *testing.T) {
-	for _, adopted := range []bool{false, true} {
-		for _, unlink := range []bool{false, true} {
-			l := sockettest.Listen(t)
-			path := l.Addr().String()
-			if adopted {
-				next := adopt(t, l)
-				l.Close()
-				l = next
-			}
-			l.SetUnlinkOnClose(!unlink)
-			l.SetUnlinkOnClose(unlink)
-			if err := l.Close(); err != nil {
-				t.Fatalf("Close after SetUnlinkOnClose(%v), adopted %v: got %v, want nil", unlink, adopted, err)
-			}
-			if exists := sockettest.IsSocketFile(path); exists == unlink {
-				t.Errorf("Close after SetUnlinkOnClose(%v), adopted %v: got a file: %v, want %v", unlink, adopted, exists, !unlink)
-			}
-		}
-	}
-}
-
-func TestHandoverKeepsTheFileUntilTheSuccessorCloses(t *testing.T) {
-	old := sockettest.Listen(t, unixsock.UnlinkOnClose())
-	path := old.Addr().String()
-	successor := adopt(t, old)
-	old.SetUnlinkOnClose(false)
-	successor.SetUnlinkOnClose(true)
-	old.Close()
-	sockettest.CheckExchange(t, path, successor)
-	successor.Close()
-	if sockettest.IsSocketFile(path) {
-		t.Error("Close of the successor: got a file, want it removed")
-	}
-}
-
-func TestSetUnlinkOnCloseLeavesTheFileOfAnother(t *testing.T) {
-	l := sockettest.Listen(t)
-	path := l.Addr().String()
-	adopted := adopt(t, l)
-	l.SetUnlinkOnClose(true)
-	adopted.SetUnlinkOnClose(true)
-	if err := os.Remove(path); err != nil {
-		t.Fatalf("Remove of the socket file: %v", err)
-	}
-	other := sockettest.ListenAt(t, path)
-	l.Close()
-	adopted.Close()
-	sockettest.CheckExchange(t, path, other)
 }

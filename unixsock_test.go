@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-unixsock/unixsock"
@@ -235,16 +236,11 @@ func TestWaitingConnectEndsWithItsContext(t *testing.T) {
 			ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
 		}
 		defer cancel()
-		result := make(chan error, 1)
-		go func() {
-			_, err := unixsock.ConnectContext(ctx, l.Addr().String())
-			result <- err
-		}()
+		result := sockettest.Connecting(t, ctx, l.Addr().String())
 		if want == context.Canceled {
-			sockettest.WaitFor(t, "ConnectContext does not wait", func() bool { return sockettest.Parked("unixsock.ConnectContext(") > 0 })
 			cancel()
 		}
-		err := sockettest.Receive(t, "ConnectContext whose context is done", result)
+		err := sockettest.Receive(t, "ConnectContext whose context is done", result).Err
 		var opErr *net.OpError
 		if !errors.Is(err, want) || !errors.As(err, &opErr) || opErr.Op != "dial" || opErr.Addr.String() != l.Addr().String() {
 			t.Fatalf("ConnectContext whose context ends: got %#v, want a *net.OpError with %v, Op dial and Addr %v", err, want, l.Addr())
@@ -314,10 +310,12 @@ func TestWaitingConnectsUseLittleProcessorAndHoldNoThread(t *testing.T) {
 			defer cancel()
 			threads := pprof.Lookup("threadcreate").Count()
 			var wg sync.WaitGroup
-			before := sockettest.WaitingConnects()
+			var waits []<-chan struct{}
 			for range test.paths {
 				path := sockettest.FullListener(t).Addr().String()
 				for range test.waiters {
+					ctx, wait := sockettest.Watch(ctx)
+					waits = append(waits, wait)
 					wg.Go(func() {
 						if _, err := unixsock.ConnectContext(ctx, path); !errors.Is(err, context.Canceled) {
 							t.Errorf("ConnectContext to a full backlog, with a context that is canceled: got %v, want Canceled", err)
@@ -325,9 +323,11 @@ func TestWaitingConnectsUseLittleProcessorAndHoldNoThread(t *testing.T) {
 					})
 				}
 			}
-			n := test.paths * test.waiters
-			sockettest.WaitFor(t, "not all calls of ConnectContext wait", func() bool { return sockettest.WaitingConnects() >= before+n })
+			for _, wait := range waits {
+				sockettest.Receive(t, "ConnectContext to wait", wait)
+			}
 
+			n := len(waits)
 			start, used := time.Now(), sockettest.ProcessorTime(t)
 			time.Sleep(time.Second) // the time that is measured
 			share := float64(sockettest.ProcessorTime(t)-used) / float64(time.Since(start))
@@ -344,41 +344,74 @@ func TestWaitingConnectsUseLittleProcessorAndHoldNoThread(t *testing.T) {
 	}
 }
 
-// TestWaitingConnectPassesItsTurnWhenItsContextEnds cancels the waiters of one path one
-// after the other. Any of them may have the turn. The last one connects once the backlog
-// has room.
-func TestWaitingConnectPassesItsTurnWhenItsContextEnds(t *testing.T) {
+// TestWaitingConnectIsServedAfterOthersHaveGivenUp cancels the waiters of one path one
+// after the other. The last one connects once the backlog has room.
+func TestWaitingConnectIsServedAfterOthersHaveGivenUp(t *testing.T) {
 	l := sockettest.FullListener(t)
-	path := l.Addr().String()
-	goroutines := runtime.NumGoroutine()
 	var cancels []context.CancelFunc
-	ended := make(chan error, 10)
-	before := sockettest.WaitingConnects()
-	for range cap(ended) {
+	var results []<-chan sockettest.Dialed
+	goroutines := runtime.NumGoroutine()
+	for range 10 {
 		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		cancels = append(cancels, cancel)
-		go func() {
-			c, err := unixsock.ConnectContext(ctx, path)
-			if err == nil {
-				c.Close()
-			}
-			ended <- err
-		}()
+		results = append(results, sockettest.Connecting(t, ctx, l.Addr().String()))
 	}
-	sockettest.WaitFor(t, "not all calls of ConnectContext wait", func() bool { return sockettest.WaitingConnects() >= before+cap(ended) })
 	last := len(cancels) - 1
-	for _, cancel := range cancels[:last] {
+	for i, cancel := range cancels[:last] {
 		cancel()
-		if err := sockettest.Receive(t, "the end of a waiter", ended); !errors.Is(err, context.Canceled) {
-			t.Errorf("ConnectContext whose context is canceled: got %v, want Canceled", err)
+		if d := sockettest.Receive(t, "the end of a waiter", results[i]); !errors.Is(d.Err, context.Canceled) {
+			t.Errorf("ConnectContext whose context is canceled: got %v, want Canceled", d.Err)
 		}
 	}
 	sockettest.Accept(t, l)
-	if err := sockettest.Receive(t, "the last waiter", ended); err != nil {
-		t.Errorf("last waiting ConnectContext, once the backlog has room: got %v, want a connection", err)
+	if d := sockettest.Receive(t, "the last waiter", results[last]); d.Err != nil {
+		t.Errorf("last waiting ConnectContext, once the backlog has room: got %v, want a connection", d.Err)
 	}
 	cancels[last]()
 	sockettest.WaitGoroutines(t, goroutines)
+}
+
+// In the bubble the clock goes on only while all of its goroutines wait for each other or
+// for the clock.
+func TestConnectsInsideAndOutsideOfABubbleWaitForOnePath(t *testing.T) {
+	l := sockettest.FullListener(t)
+	outside := sockettest.Connecting(t, t.Context(), l.Addr().String())
+	room := make(chan struct{})
+	accepted := make(chan error, 3)
+	go func() {
+		<-room
+		for range cap(accepted) {
+			c, err := l.Accept()
+			if err == nil {
+				c.Close()
+			}
+			accepted <- err
+		}
+	}()
+	synctest.Test(t, func(t *testing.T) {
+		inside := make(chan error, 1)
+		go func() {
+			c, err := unixsock.Connect(l.Addr().String())
+			if err == nil {
+				c.Close()
+			}
+			inside <- err
+		}()
+		time.Sleep(time.Second)
+		close(room)
+		if err := <-inside; err != nil {
+			t.Errorf("Connect in a bubble: got %v, want a connection", err)
+		}
+	})
+	if d := sockettest.Receive(t, "the Connect outside of the bubble", outside); d.Err != nil {
+		t.Errorf("Connect outside of the bubble: got %v, want a connection", d.Err)
+	}
+	for range cap(accepted) {
+		if err := sockettest.Receive(t, "an accept", accepted); err != nil {
+			t.Errorf("Accept: got %v, want a connection", err)
+		}
+	}
 }
 
 func TestWaitingConnectsForOnePathDoNotBlockAnother(t *testing.T) {
@@ -444,6 +477,39 @@ func TestConnectLeavesNoGoroutine(t *testing.T) {
 	}
 	if after := runtime.NumGoroutine(); after > before {
 		t.Errorf("goroutines after 50 Connects: got %d, want at most %d", after, before)
+	}
+}
+
+func TestCloseWakesWritesBehindACallbackOfRawConnWrite(t *testing.T) {
+	c, _ := sockettest.Pair(t)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatalf("SyscallConn: %v", err)
+	}
+	inside, release := make(chan bool), make(chan bool)
+	go raw.Write(func(uintptr) bool { close(inside); <-release; return true })
+	<-inside
+	defer close(release)
+	writes := make(chan error, 2)
+	go func() {
+		_, err := c.Write([]byte("x"))
+		writes <- err
+	}()
+	go func() {
+		_, err := c.WriteBuffers(&net.Buffers{[]byte("x")})
+		writes <- err
+	}()
+	select {
+	case err := <-writes:
+		t.Fatalf("Write beside a callback of RawConn.Write: got a return with %v, want it to wait", err)
+	case <-time.After(20 * time.Millisecond): // nothing must happen for this time
+	}
+	go c.Close() // it returns after the callback
+	for range cap(writes) {
+		err := sockettest.Receive(t, "a Write or WriteBuffers behind a callback of RawConn.Write, after Close", writes)
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("Write or WriteBuffers behind a callback of RawConn.Write, after Close: got %v, want net.ErrClosed", err)
+		}
 	}
 }
 

@@ -1,5 +1,10 @@
 // Package netfd provides a socket descriptor that is registered with the
 // runtime's poller only once a call needs the poller.
+//
+// No method of a caller's context and no callback of a caller runs with a lock held. Here
+// that is mu, which [FD.Control] may hold: what it calls must be a system call of the
+// library. A caller's callback runs through [FD.SyscallConn]. It excludes other reads or
+// writes, which a close wakes.
 package netfd
 
 import (
@@ -18,7 +23,8 @@ import (
 )
 
 // maxDirect is the maximum number of bytes that a direct call moves. The call holds mu,
-// and while the peer reads, a write(2) continues until all of its bytes are written.
+// and while the peer reads, a write(2) continues until all of its bytes are written. A longer
+// Write registers the FD.
 const maxDirect = 1 << 20
 
 // An FD is a connected socket. It becomes an os.File, which is registered with the
@@ -31,14 +37,17 @@ const maxDirect = 1 << 20
 //	closed      neither
 //
 // A direct FD becomes one of the others. A registered FD is closed by closing its
-// file. The methods of a nil FD return [os.ErrInvalid].
+// file. A zero FD is closed.
 type FD struct {
-	file    atomic.Pointer[os.File]
-	writing sync.Mutex // held by a write until it has written its last byte or failed; locked before mu
+	file atomic.Pointer[os.File]
 
-	mu     sync.Mutex // guards direct, and every use of fd while direct is set
-	direct bool
-	fd     int32 // constant; the state says how it may be used
+	mu       sync.Mutex // guards the fields below, and every use of fd while direct is set
+	writes   *sync.Cond // of the writes that wait for their turn; nil before the first one
+	next     uint32     // the turn of the next write
+	turn     uint32     // of the write in progress; next if there is none
+	noWrites bool       // the output is shut down, or the FD is closed
+	direct   bool
+	fd       int32 // constant; the state says how it may be used
 }
 
 // New returns an FD for fd, which it owns from then on: like an os.File, it
@@ -73,9 +82,6 @@ func NewFile(fd int) (*os.File, error) {
 // File returns the FD as an os.File, for calls that may have to wait. The file
 // belongs to the FD. If the poller refuses the descriptor, the FD is closed.
 func (f *FD) File() (*os.File, error) {
-	if f == nil {
-		return nil, os.ErrInvalid
-	}
 	if f.lockDirect() {
 		defer f.mu.Unlock()
 		f.direct = false
@@ -92,9 +98,9 @@ func (f *FD) File() (*os.File, error) {
 	return nil, net.ErrClosed
 }
 
-// lockDirect locks mu if the FD is direct, and reports whether it is. A nil FD is not.
+// lockDirect locks mu if the FD is direct, and reports whether it is.
 func (f *FD) lockDirect() bool {
-	if f == nil || f.file.Load() != nil {
+	if f.file.Load() != nil {
 		return false
 	}
 	f.mu.Lock()
@@ -123,20 +129,15 @@ func (f *FD) Read(b []byte) (int, error) {
 
 // Write is [os.File.Write].
 func (f *FD) Write(b []byte) (n int, err error) {
-	if f == nil {
-		return 0, os.ErrInvalid
+	if err := f.lockWrites(); err != nil {
+		return 0, err
 	}
-	f.writing.Lock()
-	defer f.writing.Unlock()
-	for f.lockDirect() {
-		m, err := sys.Write(int(f.fd), b[n:min(len(b), n+maxDirect)])
+	defer f.unlockWrites()
+	if len(b) <= maxDirect && f.lockDirect() {
+		n, err = sys.Write(int(f.fd), b)
 		f.mu.Unlock()
-		n += m
 		if err != sys.ErrWouldBlock && (err != nil || n == len(b)) {
 			return n, err
-		}
-		if m < maxDirect {
-			break // the socket is full
 		}
 	}
 	file, err := f.File()
@@ -147,11 +148,48 @@ func (f *FD) Write(b []byte) (n int, err error) {
 	return n + m, err
 }
 
+// lockWrites waits for the end of the writes that began before, and keeps later ones waiting
+// until unlockWrites is called. It does not use the descriptor, so it does not delay Close,
+// which wakes it: it returns net.ErrClosed then.
+func (f *FD) lockWrites() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	turn := f.next
+	f.next++
+	for turn != f.turn && !f.noWrites {
+		if f.writes == nil {
+			f.writes = sync.NewCond(&f.mu)
+		}
+		f.writes.Wait()
+	}
+	if f.noWrites {
+		return net.ErrClosed
+	}
+	return nil
+}
+
+func (f *FD) unlockWrites() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.turn++
+	if f.writes != nil {
+		f.writes.Signal() // the one that has waited longest, whose turn it is
+	}
+}
+
+// endWrites makes all calls of lockWrites fail.
+func (f *FD) endWrites() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.noWrites = true
+	if f.writes != nil {
+		f.writes.Broadcast()
+	}
+}
+
 // Close closes the descriptor. Calls that wait for the peer do not delay it.
 func (f *FD) Close() error {
-	if f == nil {
-		return os.ErrInvalid
-	}
+	f.endWrites()
 	if f.lockDirect() {
 		f.direct = false
 		f.mu.Unlock()
@@ -173,15 +211,13 @@ func (f *FD) ShutdownRead() error {
 // ShutdownWrite shuts down the output. Calls that wait to write end, with EPIPE or
 // [os.ErrDeadlineExceeded].
 func (f *FD) ShutdownWrite() error {
+	f.endWrites()
 	return f.shutdown(sys.ShutdownWrite, (*os.File).SetWriteDeadline)
 }
 
 // shutdown sets a deadline because the shutdown alone does not wake a writer on Linux:
 // poll reports nothing for a socket whose buffer is full.
 func (f *FD) shutdown(half func(fd int) error, setDeadline func(*os.File, time.Time) error) error {
-	if f == nil {
-		return os.ErrInvalid
-	}
 	err := f.Control(half)
 	if file := f.file.Load(); file != nil { // else no call waits
 		_ = setDeadline(file, ALongTimeAgo)
@@ -215,21 +251,20 @@ type RawConn struct {
 func (r RawConn) Read(do func(fd uintptr) bool) error { return MapRawErr(r.RawConn.Read(do)) }
 
 func (r RawConn) Write(do func(fd uintptr) bool) error {
-	r.Lock()
+	if err := r.Lock(); err != nil {
+		return err
+	}
 	defer r.Unlock()
 	return r.WriteLocked(do)
 }
 
-// Lock keeps other writes of the FD waiting until Unlock is called. It does not use the
-// descriptor, so it does not delay Close.
-func (r RawConn) Lock()         { r.fd.writing.Lock() }
-func (r RawConn) TryLock() bool { return r.fd.writing.TryLock() }
-func (r RawConn) Unlock()       { r.fd.writing.Unlock() }
+// Lock waits for the end of the write in progress, and keeps other writes of the FD waiting
+// until Unlock is called. A lock does not delay Close, which makes Lock fail.
+func (r RawConn) Lock() error { return r.fd.lockWrites() }
+func (r RawConn) Unlock()     { r.fd.unlockWrites() }
 
 // WriteLocked is Write for a caller of Lock.
-func (r RawConn) WriteLocked(do func(fd uintptr) bool) error {
-	return MapRawErr(r.RawConn.Write(do))
-}
+func (r RawConn) WriteLocked(do func(fd uintptr) bool) error { return MapRawErr(r.RawConn.Write(do)) }
 
 // Control calls do with the descriptor, which stays open during the call, and
 // returns do's error. If the descriptor is closed already, the error is

@@ -3,13 +3,16 @@
 package netfd
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
@@ -127,6 +130,69 @@ func TestRefusedRegistrationClosesTheDescriptor(t *testing.T) {
 	}
 }
 
+func TestConcurrentWritesOfADirectFDAreNotInterleaved(t *testing.T) {
+	const writers = 4
+	for _, size := range []int{100 << 10, maxDirect + 1} {
+		for range 5 {
+			f, peer := newPair(t)
+			var wg sync.WaitGroup
+			for i := range writers {
+				wg.Go(func() {
+					b := bytes.Repeat([]byte{byte(i)}, size)
+					if n, err := f.Write(b); n != size || err != nil {
+						t.Errorf("Write of %d bytes: got %d, %v, want all", size, n, err)
+					}
+				})
+			}
+			b := make([]byte, size)
+			for range writers {
+				if _, err := io.ReadFull(peer, b); err != nil {
+					t.Fatalf("Read of %d bytes: %v", size, err)
+				}
+				if got := bytes.Count(b, b[:1]); got != size {
+					t.Fatalf("next %d bytes of concurrent Writes: got %d of one Write, want all", size, got)
+				}
+			}
+			wg.Wait()
+			f.Close()
+			peer.Close()
+		}
+	}
+}
+
+func TestCloseWakesWritesBehindACallbackOfRawConnWrite(t *testing.T) {
+	f, _ := newPair(t)
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatalf("SyscallConn: %v", err)
+	}
+	inside, release, done := make(chan bool), make(chan bool), make(chan error)
+	go func() {
+		done <- raw.Write(func(uintptr) bool { close(inside); <-release; return true })
+	}()
+	<-inside
+	writeErr, rawErr := make(chan error, 1), make(chan error, 1)
+	go func() { _, err := f.Write(make([]byte, 1)); writeErr <- MapErr(err) }()
+	go func() {
+		rawErr <- raw.Write(func(uintptr) bool { t.Error("second RawConn.Write: called its function"); return true })
+	}()
+	go f.Close() // it returns after the callback
+	for call, errs := range map[string]chan error{"Write": writeErr, "RawConn.Write": rawErr} {
+		select {
+		case err := <-errs:
+			if err != net.ErrClosed {
+				t.Errorf("%s behind a callback of RawConn.Write, after Close: got %v, want net.ErrClosed", call, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s behind a callback of RawConn.Write, after Close: got no return in 10 s", call)
+		}
+	}
+	close(release)
+	if err := <-done; err != nil {
+		t.Errorf("RawConn.Write whose callback ran during Close: got %v, want no error", err)
+	}
+}
+
 func TestClosedFDReturnsErrors(t *testing.T) {
 	for name, register := range map[string]bool{"direct": false, "registered": true} {
 		f, _ := newPair(t)
@@ -150,19 +216,22 @@ func TestClosedFDReturnsErrors(t *testing.T) {
 	}
 }
 
-func TestNilFDReturnsErrInvalid(t *testing.T) {
-	var f *FD
+func TestZeroFDIsClosed(t *testing.T) {
+	f := new(FD)
 	_, readErr := f.Read(make([]byte, 1))
 	_, writeErr := f.Write(make([]byte, 1))
 	_, fileErr := f.File()
 	_, rawErr := f.SyscallConn()
 	for call, err := range map[string]error{
 		"Read": readErr, "Write": writeErr, "File": fileErr, "SyscallConn": rawErr,
-		"Close": f.Close(), "Control": f.Control(nil),
+		"Control": f.Control(nil),
 	} {
-		if err != os.ErrInvalid {
-			t.Errorf("%s of a nil FD: got %v, want os.ErrInvalid", call, err)
+		if err != net.ErrClosed {
+			t.Errorf("%s of a zero FD: got %v, want net.ErrClosed", call, err)
 		}
+	}
+	if err := f.Close(); err != nil {
+		t.Errorf("Close of a zero FD: got %v, want no error", err)
 	}
 }
 

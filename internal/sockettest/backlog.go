@@ -5,7 +5,7 @@ package sockettest
 import (
 	"context"
 	"runtime"
-	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -115,7 +115,7 @@ type Dialed struct {
 // returns once it waits.
 func Connecting(t testing.TB, ctx context.Context, path string) <-chan Dialed {
 	t.Helper()
-	before := WaitingConnects()
+	ctx, waits := Watch(ctx)
 	result := make(chan Dialed, 1)
 	go func() {
 		c, err := unixsock.ConnectContext(ctx, path)
@@ -124,20 +124,26 @@ func Connecting(t testing.TB, ctx context.Context, path string) <-chan Dialed {
 		}
 		result <- Dialed{c, err}
 	}()
-	WaitFor(t, "ConnectContext does not wait", func() bool { return WaitingConnects() > before })
+	Receive(t, "ConnectContext to wait", waits)
 	return result
 }
 
-// WaitingConnects returns how many goroutines wait in ConnectContext because of a full
-// backlog, including those that try again at this moment: where a stack trace takes as
-// long as the interval between two attempts, it never shows all of them parked.
-func WaitingConnects() (n int) {
-	for _, stack := range Goroutines() {
-		if strings.Contains(stack, "/unixsock.waitForBacklog(") {
-			n++
-		}
-	}
-	return n
+// Watch returns a context for one call of ConnectContext, and a channel that is closed
+// once the call waits: it asks for Done only then.
+func Watch(ctx context.Context) (context.Context, <-chan struct{}) {
+	w := &watched{Context: ctx, waits: make(chan struct{})}
+	return w, w.waits
+}
+
+type watched struct {
+	context.Context
+	once  sync.Once
+	waits chan struct{}
+}
+
+func (w *watched) Done() <-chan struct{} {
+	w.once.Do(func() { close(w.waits) })
+	return w.Context.Done()
 }
 
 // Accepting calls accept(i) in n goroutines, closes what they accept, and

@@ -139,6 +139,16 @@ func connectErr(t testing.TB, socketType int, path string) error {
 	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 }
 
+// RefusesAfterShutdown reports whether the kernel refuses connections to a listening socket
+// that is shut down for reading. Linux and NetBSD do. gVisor, macOS and FreeBSD do not.
+func RefusesAfterShutdown(t testing.TB) bool {
+	t.Helper()
+	listener, path := probeListener(t, unix.SOCK_STREAM)
+	defer unix.Close(listener)
+	_ = unix.Shutdown(listener, unix.SHUT_RD) // an error means that it has no effect
+	return connectErr(t, unix.SOCK_STREAM, path) == unix.ECONNREFUSED
+}
+
 // ReportsClosedInput reports whether a write fails with EPIPE once the peer has shut down
 // its input. On macOS, OpenBSD and FreeBSD before 15 it does not.
 func ReportsClosedInput(t testing.TB) bool {

@@ -79,17 +79,6 @@ func Goroutines() []string {
 	}
 }
 
-// GoroutinesIn returns how many goroutines are in a state, as stack traces name
-// it: "IO wait" is the state of a goroutine that waits in the poller.
-func GoroutinesIn(state string) (n int) {
-	for _, stack := range Goroutines() {
-		if strings.HasPrefix(stateOf(stack), state) {
-			n++
-		}
-	}
-	return n
-}
-
 // Parked returns how many goroutines wait for an event, the poller or a timer
 // and have a function on their stack. The name of the function begins after the
 // last slash of its package path: "unixsock.ConnectContext(".
@@ -110,10 +99,4 @@ func stateOf(stack string) string {
 	_, state, _ := strings.Cut(head, " [")
 	state, _, _ = strings.Cut(state, "]")
 	return state
-}
-
-// WaitInPoller waits until n goroutines wait in the poller.
-func WaitInPoller(t testing.TB, n int) {
-	t.Helper()
-	WaitFor(t, "no goroutine waits in the poller", func() bool { return GoroutinesIn("IO wait") >= n })
 }

@@ -52,7 +52,7 @@ func isBoundTo(fd int, info fs.FileInfo) (bound, known bool) {
 		return false, true
 	}
 	// The kernel reports the inode number in 32 bits, and the device in its own encoding.
-	file := info.Sys().(*syscall.Stat_t)
-	device := unix.Major(uint64(file.Dev))<<20 | unix.Minor(uint64(file.Dev))
-	return native.Uint32(b[36:]) == uint32(file.Ino) && native.Uint32(b[40:]) == device, true
+	inode := uint32(info.Sys().(*syscall.Stat_t).Ino)
+	number := unix.Major(device(info))<<20 | unix.Minor(device(info))
+	return native.Uint32(b[36:]) == inode && native.Uint32(b[40:]) == number, true
 }

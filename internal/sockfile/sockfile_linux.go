@@ -22,18 +22,18 @@ func restrictMode(fd int, perm fs.FileMode) error {
 // check. do gets a descriptor only without access to /proc: then Fchmodat calls fchmodat2,
 // and the system call filters of many containers are older.
 func (f *File) with(do func(dir int, path string, flags int) error) error {
-	fd, err := open(f.path, unix.O_PATH|unix.O_NOFOLLOW)
+	file, err := os.OpenFile(f.path, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return errReplaced
 	case err != nil:
 		return err
 	}
-	file := os.NewFile(uintptr(fd), f.path)
 	defer file.Close()
 	if info, err := file.Stat(); err != nil || !os.SameFile(info, f.info) {
 		return errReplaced
 	}
+	fd := int(file.Fd())
 	err = do(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EACCES) {
 		err = do(fd, "", unix.AT_EMPTY_PATH)
@@ -76,14 +76,8 @@ var shared = map[uint32]string{
 // sharedFileSystem returns the name of the file system that holds a file if it is one of
 // shared, and otherwise "".
 func sharedFileSystem(name string) string {
-	fd, err := open(name, unix.O_PATH|unix.O_NOFOLLOW)
-	if err != nil {
-		return ""
-	}
-	defer sys.Close(fd)
 	var stat unix.Statfs_t
-	if err := sys.Repeat("fstatfs", func() error { return unix.Fstatfs(fd, &stat) }); err != nil {
-		return "" // a system call filter refuses it
-	}
+	// A system call filter may refuse it. The type stays 0 then.
+	_ = sys.Repeat("statfs", func() error { return unix.Statfs(name, &stat) })
 	return shared[uint32(stat.Type)]
 }

@@ -236,9 +236,9 @@ func TestReplaceStaleWaitsWithoutTheLock(t *testing.T) {
 			result <- err
 		}()
 		for longest, last := time.Duration(0), time.Now(); ; {
-			if unlock, locked := lockDirOf(path, time.Time{}); locked {
+			if lock := lockDirOf(path, time.Time{}); lock != nil {
 				longest, last = max(longest, time.Since(last)), time.Now()
-				unlock()
+				lock.Close()
 			}
 			select {
 			case err := <-result:
@@ -305,11 +305,11 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 func TestReplaceStaleProceedsWithoutTheLock(t *testing.T) {
 	dir := newDir(t)
 	path := filepath.Join(dir, "s")
-	unlock, locked := lockDirOf(path, time.Time{})
-	if !locked {
+	lock := lockDirOf(path, time.Time{})
+	if lock == nil {
 		t.Fatal("lockDirOf: got no lock, want one")
 	}
-	defer unlock()
+	defer lock.Close()
 	leaveStale(t, path)
 	start := time.Now()
 	if file, err := replace(t, path); file == nil || err != nil {
@@ -436,21 +436,16 @@ func TestNilFileDoesNothing(t *testing.T) {
 	}
 }
 
-// TestModeWithoutTheFileFails removes the file between bind(2) and the change of its mode.
+// TestModeWithoutTheFileFails has no file, as if it were removed just after bind(2).
 func TestModeWithoutTheFileFails(t *testing.T) {
-	path := filepath.Join(newDir(t), "s")
-	fd := newSocket(t, unix.SOCK_STREAM, path)
-	if err := os.Remove(path); err != nil {
-		t.Fatalf("Remove: %v", err)
-	}
 	mode := fs.FileMode(0o123)
 	withMode := Options{Mode: &mode}
-	if file, err := withMode.prepare(path, listen(fd)); file != nil || !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("mode, no file: got %v, %v, want EADDRINUSE", file, err)
+	if err := withMode.apply(nil); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("mode, no file: got %v, want EADDRINUSE", err)
 	}
 	o := Options{}
-	if file, err := o.prepare(path, listen(fd)); file != nil || err != nil {
-		t.Errorf("no options, no file: got %v, %v, want a listener without a file", file, err)
+	if err := o.apply(nil); err != nil {
+		t.Errorf("no options, no file: got %v, want no error", err)
 	}
 }
 
@@ -467,13 +462,13 @@ func TestUnlinkLeavesADirectory(t *testing.T) {
 func TestLockExcludesAnother(t *testing.T) {
 	path := filepath.Join(newDir(t), "s")
 	for range 2 {
-		unlock, locked := lockDirOf(path, time.Time{})
-		if !locked {
+		lock := lockDirOf(path, time.Time{})
+		if lock == nil {
 			t.Fatal("lockDirOf of a directory that is not locked: got no lock, want one")
 		}
-		if _, locked := lockDirOf(path, time.Time{}); locked {
+		if lockDirOf(path, time.Time{}) != nil {
 			t.Error("lockDirOf of a locked directory: got the lock, want none")
 		}
-		unlock()
+		lock.Close()
 	}
 }

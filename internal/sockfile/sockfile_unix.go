@@ -33,15 +33,14 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 	if o.ReplaceStale && !isAbstract(name) {
 		return o.replace(fd, name, listen)
 	}
+	return o.create(fd, name, listen)
+}
+
+// create binds fd to name, gives the new file its owner and its mode, and calls listen.
+func (o *Options) create(fd int, name string, listen func() error) (*File, error) {
 	if err := sys.Bind(fd, name); err != nil {
 		return nil, err
 	}
-	return o.prepare(name, listen)
-}
-
-// prepare gives the file at name, which bind(2) has just created, its owner and its mode,
-// and calls listen.
-func (o *Options) prepare(name string, listen func() error) (*File, error) {
 	file := FileOf(-1, name)
 	err := o.apply(file)
 	if err == nil {
@@ -100,21 +99,13 @@ const closing = 50 * time.Millisecond
 func (o *Options) replace(fd int, name string, listen func() error) (*File, error) {
 	giveUp := time.Now().Add(time.Second + rand.N(time.Second))
 	file, err := o.replaceNow(fd, name, listen, giveUp)
-	for limit := time.Now().Add(closing); errors.Is(err, errBound) && closes(name, limit); {
-		file, err = o.replaceNow(fd, name, listen, giveUp)
-	}
-	return file, err
-}
-
-// closes waits until limit for the socket that is bound to name to be closed.
-func closes(name string, limit time.Time) bool {
-	for time.Now().Before(limit) {
+	for limit := time.Now().Add(closing); errors.Is(err, errBound) && time.Now().Before(limit); {
 		time.Sleep(time.Millisecond)
-		if err := probe(unix.SOCK_DGRAM, name); err != errBound {
-			return err == nil || errors.Is(err, fs.ErrNotExist)
+		if probe(unix.SOCK_DGRAM, name) != errBound {
+			file, err = o.replaceNow(fd, name, listen, giveUp)
 		}
 	}
-	return false
+	return file, err
 }
 
 // unlockedPause is much longer than a process takes to probe, remove and bind, or
@@ -127,21 +118,18 @@ const unlockedPause = 50 * time.Millisecond
 func (o *Options) replaceNow(
 	fd int, name string, listen func() error, giveUp time.Time,
 ) (*File, error) {
-	unlock, locked := lockDirOf(name, giveUp)
-	defer unlock()
-	if err := removeStale(name, locked); err != nil {
+	lock := lockDirOf(name, giveUp)
+	defer lock.Close()
+	if err := removeStale(name, lock != nil); err != nil {
 		return nil, fmt.Errorf("%w: %w", errInUse, err)
 	}
-	if err := sys.Bind(fd, name); err != nil {
-		return nil, err
-	}
-	file, err := o.prepare(name, listen)
+	file, err := o.create(fd, name, listen)
 	if err != nil {
 		return nil, err
 	}
 	// A process without the lock may remove the file, if it has probed before this
 	// bind, or before this listen. Then that process wins.
-	if !locked {
+	if lock == nil {
 		time.Sleep(unlockedPause)
 	}
 	if file == nil || !file.isOwn() {
@@ -172,7 +160,8 @@ func removeStale(name string, locked bool) error {
 	if err != nil {
 		return err
 	}
-	if kind := sharedFileSystem(name); kind != "" && device("/") != device(name) {
+	root, err := os.Lstat("/")
+	if kind := sharedFileSystem(name); kind != "" && (err != nil || device(root) != device(info)) {
 		const uncertain = "cannot tell on %s whether a server is listening; remove the file if none is"
 		return fmt.Errorf(uncertain, kind)
 	}
@@ -221,12 +210,7 @@ func probe(socketType int, name string) error {
 }
 
 // device returns the device of a file. What serves the root of a container serves it alone.
-func device(name string) (n uint64) {
-	if info, err := os.Lstat(name); err == nil {
-		n = uint64(info.Sys().(*syscall.Stat_t).Dev)
-	}
-	return n
-}
+func device(info fs.FileInfo) uint64 { return uint64(info.Sys().(*syscall.Stat_t).Dev) }
 
 // unchanged reports whether the file called name is still the one that info
 // describes. The time distinguishes a new file from one whose inode it reuses.
@@ -278,8 +262,7 @@ func (f *File) Remove() error {
 	if f == nil {
 		return nil
 	}
-	unlock, _ := lockDirOf(f.path, time.Now().Add(time.Second))
-	defer unlock()
+	defer lockDirOf(f.path, time.Now().Add(time.Second)).Close()
 	return f.unlink()
 }
 
@@ -292,26 +275,25 @@ func (f *File) unlink() error {
 }
 
 // lockDirOf locks the directory of an absolute path against other processes that
-// replace or remove socket files there. It waits until giveUp only: any user who can
-// read the directory can hold the lock. The kernel releases it when the process dies.
-func lockDirOf(path string, giveUp time.Time) (unlock func(), locked bool) {
+// replace or remove socket files there, until the result is closed. It waits until giveUp
+// only, and returns nil then: any user who can read the directory can hold the lock. The
+// kernel releases it when the process dies.
+func lockDirOf(path string, giveUp time.Time) *os.File {
 	// filepath.Dir would resolve dot-dot lexically, which is another directory behind a
 	// symbolic link.
-	fd, err := open(path[:strings.LastIndexByte(path, '/')+1], unix.O_RDONLY|unix.O_DIRECTORY)
+	dir, err := os.Open(path[:strings.LastIndexByte(path, '/')+1])
 	if err != nil {
-		return func() {}, false
+		return nil
 	}
+	lock := func() error { return unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
-		err := sys.Repeat("flock", func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+		err := sys.Repeat("flock", lock)
 		if err == nil {
-			return func() {
-				_ = unix.Flock(fd, unix.LOCK_UN) // a child being forked may have the descriptor, too
-				unix.Close(fd)
-			}, true
+			return dir
 		}
 		if err != sys.ErrWouldBlock || time.Now().After(giveUp) {
-			unix.Close(fd)
-			return func() {}, false
+			dir.Close()
+			return nil
 		}
 		time.Sleep(rand.N(pause))
 	}
@@ -324,13 +306,4 @@ func unlink(name string) error {
 		return nil
 	}
 	return err
-}
-
-// open is open(2) of an existing file.
-func open(name string, flags int) (fd int, err error) {
-	err = sys.Repeat("open", func() (err error) {
-		fd, err = unix.Open(name, flags|unix.O_CLOEXEC, 0)
-		return err
-	})
-	return fd, err
 }

@@ -273,13 +273,19 @@ func (m *model) pair(client *modelEnd, c *unixsock.Conn) *modelPair {
 // that an accept waits.
 func (m *model) accept() {
 	if len(m.pending) > 0 {
-		if m.chance(50) {
+		switch m.r.IntN(3) {
+		case 0:
 			m.accepted(acceptors[0](m.t.Context(), m.l))
-		} else {
+		case 1:
 			m.accepted(m.l.AcceptContext(m.t.Context()))
+		case 2:
+			m.accepted(m.l.TryAccept())
 		}
 		m.exact = m.kept != nil
 		return
+	}
+	if _, err := m.l.TryAccept(); !errors.Is(err, syscall.EAGAIN) {
+		m.t.Fatalf("TryAccept without a pending client: got %v, want EAGAIN", err)
 	}
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Millisecond)
 	defer cancel()
@@ -1098,9 +1104,7 @@ func (m *crowd) byReady(ctx context.Context, r *rand.Rand) {
 			if !ok {
 				return
 			}
-			short, cancel := context.WithTimeout(ctx, time.Millisecond)
-			m.acceptIn(short)
-			cancel()
+			m.tryAccept()
 		case <-ctx.Done():
 			return
 		}
@@ -1110,10 +1114,20 @@ func (m *crowd) byReady(ctx context.Context, r *rand.Rand) {
 func (m *crowd) byKeptReady(ctx context.Context, r *rand.Rand) {
 	for range m.l.Ready() {
 		if r.IntN(4) == 0 {
-			short, cancel := context.WithTimeout(ctx, time.Millisecond)
-			m.acceptIn(short)
-			cancel()
+			m.tryAccept()
 		}
+	}
+}
+
+// tryAccept accepts a connection unless others have taken it.
+func (m *crowd) tryAccept() {
+	c, err := m.l.TryAccept()
+	switch {
+	case err == nil:
+		m.serve(c, false)
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, net.ErrClosed):
+	default:
+		m.t.Errorf("TryAccept: got %v, want a connection, EAGAIN or ErrClosed", err)
 	}
 }
 
@@ -1156,41 +1170,5 @@ func (m *crowd) byDeadlines(ctx context.Context, r *rand.Rand) {
 		m.l.SetDeadline(time.Now().Add(time.Duration(r.IntN(1000)) * time.Microsecond))
 		time.Sleep(time.Duration(r.IntN(2000)) * time.Microsecond)
 		m.l.SetDeadline(time.Time{})
-	}
-}
-
-// TestEventsFollowWithoutDelay connects many clients to a listener whose Ready is in use,
-// too. A receive from the event takes no longer than an accept, and does not wait for the
-// listener's tick.
-func TestEventsFollowWithoutDelay(t *testing.T) {
-	const clients, runs = 20, 10
-	l := sockettest.Listen(t, unixsock.Backlog(clients))
-	l.Ready()
-	evt := l.AcceptEvt(t.Context())
-	var slowest time.Duration
-	for range runs {
-		received := make(chan unixsock.Accepted, clients)
-		go func() {
-			for range clients {
-				received <- <-evt
-			}
-		}()
-		for range clients {
-			sockettest.Connect(t, l.Addr().String())
-		}
-		begin := time.Now()
-		for range clients {
-			a := sockettest.Receive(t, "an event", received)
-			if a.Err != nil {
-				t.Fatalf("receive from an event: got %v, want a connection", a.Err)
-			}
-			a.Conn.Close()
-		}
-		slowest = max(slowest, time.Since(begin))
-	}
-	// Some receives may wait up to 50 ms for a tick. The limit is the time of that wait for
-	// a quarter of the clients.
-	if limit := clients / 4 * 50 * time.Millisecond; slowest > limit {
-		t.Errorf("receive %d connections from an event: took %v, want at most %v", clients, slowest, limit)
 	}
 }

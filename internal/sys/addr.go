@@ -31,14 +31,8 @@ func encode(b *[maxAddress]byte, name string, linux bool) int {
 	return n
 }
 
-// decodeLinux returns the name in an address that the kernel has written, "" if it
-// has none. n is the length that the kernel reported, which may exceed len(b).
-func decodeLinux(b []byte, n int) string {
-	b = b[:max(0, min(n, len(b)))]
-	if len(b) <= headerSize || binary.NativeEndian.Uint16(b) != familyUnix {
-		return ""
-	}
-	name := b[headerSize:]
+// decodeLinux returns the name that the kernel has written after the header.
+func decodeLinux(name []byte) string {
 	if end := bytes.IndexByte(name, 0); end > 0 {
 		name = name[:end] // a path; the length ends an abstract name, which begins with NUL
 	}

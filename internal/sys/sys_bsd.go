@@ -8,13 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxWrapped is the maximum length of a name that x/sys/unix passes to the kernel.
-const maxWrapped = 103
+const (
+	maxWrapped   = 103 // the maximum length of a name that x/sys/unix passes to the kernel
+	pollShutDown = 0   // poll(2) does not report it
+)
 
 func accept(fd int) (int, string, error) {
 	defer holdForks()()
 	nfd, sa, err := acceptSocket(fd)
-	mark(err, nfd)
+	cloexec(err, nfd)
 	name, err := nameOf(sa, err)
 	return nfd, name, err
 }

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	sockFlags    = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	receiveFlags = unix.MSG_CMSG_CLOEXEC
 )
 
 // acceptSocket calls package syscall, because x/sys/unix lacks Accept4 on NetBSD and OpenBSD.
-func acceptSocket(fd int) (int, syscall.Sockaddr, error) { return syscall.Accept4(fd, birthFlags) }
+func acceptSocket(fd int) (int, syscall.Sockaddr, error) { return syscall.Accept4(fd, sockFlags) }

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	birthFlags   = 0 // macOS has no SOCK_CLOEXEC
+	sockFlags    = 0 // macOS has no SOCK_CLOEXEC
 	receiveFlags = 0
 )
 

@@ -13,35 +13,36 @@ import (
 
 const (
 	maxWrapped   = 0 // x/sys/unix changes some names of any length
-	birthFlags   = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	sockFlags    = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
 	receiveFlags = unix.MSG_CMSG_CLOEXEC
+	pollShutDown = unix.POLLRDHUP
 )
 
-func accept(fd int) (int, string, error) {
-	var b [maxAddress]byte
-	n := uint32(len(b))
-	nfd, _, errno := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&n)),
-		birthFlags, 0, 0)
-	if errno != 0 {
-		return -1, "", errno
-	}
-	return int(nfd), decodeLinux(b[:], int(n)), nil
+func accept(fd int) (int, string, error) { return getSockaddr(unix.SYS_ACCEPT4, fd) }
+
+func getsockname(fd int) (string, error) {
+	_, name, err := getSockaddr(unix.SYS_GETSOCKNAME, fd)
+	return name, err
 }
 
-func getsockname(fd int) (string, error) { return takeAddress(unix.SYS_GETSOCKNAME, fd) }
-func getpeername(fd int) (string, error) { return takeAddress(unix.SYS_GETPEERNAME, fd) }
+func getpeername(fd int) (string, error) {
+	_, name, err := getSockaddr(unix.SYS_GETPEERNAME, fd)
+	return name, err
+}
 
-// takeAddress makes a system call that reports an address.
-func takeAddress(trap uintptr, fd int) (string, error) {
+// getSockaddr makes a system call that reports an address. Only accept4(2) has flags.
+func getSockaddr(trap uintptr, fd int) (n int, name string, err error) {
 	var b [maxAddress]byte
-	n := uint32(len(b))
-	if _, _, errno := unix.Syscall(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)), uintptr(unsafe.Pointer(&n))); errno != 0 {
-		return "", errno
+	size := uint32(len(b))
+	r, _, errno := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)),
+		uintptr(unsafe.Pointer(&size)), sockFlags, 0, 0)
+	switch {
+	case errno != 0:
+		return -1, "", errno
+	case binary.NativeEndian.Uint16(b[:]) != familyUnix:
+		return -1, "", unix.EAFNOSUPPORT
 	}
-	if binary.NativeEndian.Uint16(b[:]) != familyUnix {
-		return "", unix.EAFNOSUPPORT
-	}
-	return decodeLinux(b[:], int(n)), nil
+	return int(r), decodeLinux(b[headerSize:min(int(size), len(b))]), nil
 }
 
 // PeerCred returns the peer's credentials.
@@ -67,22 +68,19 @@ func PeerPIDFD(fd int) (int, error) {
 
 // PeerGroups returns the peer's supplementary groups.
 func PeerGroups(fd int) ([]int, error) {
-	const maxGroups = 65536 // Linux's NGROUPS_MAX
-	groups := make([]uint32, 32)
-	for {
-		size := uint32(4 * len(groups))
+	for count := 32; ; count *= 2 { // up to Linux's NGROUPS_MAX, 65536
+		groups, size := make([]uint32, count), uint32(4*count)
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch {
-		case errno == unix.ERANGE && len(groups) < maxGroups:
-			groups = make([]uint32, 2*len(groups)) // not all kernels report the size
-			continue
-		case errno == unix.ENOPROTOOPT: // older than Linux 4.13
+		switch errno {
+		case 0:
+			return toInts(groups[:size/4]), nil
+		case unix.ERANGE: // not all kernels report the size
+		case unix.ENOPROTOOPT: // older than Linux 4.13
 			return nil, errors.ErrUnsupported
-		case errno != 0:
+		default:
 			return nil, os.NewSyscallError("getsockopt", errno)
 		}
-		return toInts(groups[:size/4]), nil
 	}
 }
 
@@ -93,17 +91,15 @@ func Sendfile(out, in, size int) (int, error) {
 	return repeat("sendfile", func() (int, error) { return syscall.Sendfile(out, in, nil, size) })
 }
 
-// Peek is Read at the offset of a file, which does not move.
-func Peek(fd int, b []byte) (int, error) {
+// AtEnd reports whether a file has no byte at its offset, which does not move.
+func AtEnd(fd int) bool {
 	offset, err := unix.Seek(fd, 0, io.SeekCurrent)
 	if err != nil {
-		return 0, os.NewSyscallError("lseek", err)
+		return false
 	}
-	n, err := repeat("pread", func() (int, error) { return unix.Pread(fd, b, offset) })
-	if n == 0 && err == nil {
-		err = io.EOF
-	}
-	return n, err
+	var b [1]byte
+	n, err := repeat("pread", func() (int, error) { return unix.Pread(fd, b[:], offset) })
+	return n == 0 && err == nil
 }
 
 // Splice moves up to size bytes between a pipe and another descriptor.

@@ -4,6 +4,9 @@ package sys
 
 import "errors"
 
+// EAGAIN is the error of a call that would have to wait.
+var EAGAIN = errors.ErrUnsupported
+
 // Package unixsock calls only Socketpair: no path is valid here, and every constructor but
 // Pair fails before it makes a call. The others let the portable code compile.
 
@@ -19,7 +22,8 @@ func Close(int) error                               { return errors.ErrUnsupport
 func Read(int, []byte) (int, error)                 { return 0, errors.ErrUnsupported }
 func Write(int, []byte) (int, error)                { return 0, errors.ErrUnsupported }
 func Writev(int, [][]byte) (int, error)             { return 0, errors.ErrUnsupported }
-func Readable(int) bool                             { return false }
+func Poll(int) (readable, shutDown bool)            { return false, false }
+func RefuseConnects(int)                            {}
 func ShutdownRead(int) error                        { return errors.ErrUnsupported }
 func ShutdownWrite(int) error                       { return errors.ErrUnsupported }
 func SetReadBuffer(int, int) error                  { return errors.ErrUnsupported }

@@ -198,7 +198,7 @@ func TestReadOfNothingIsNoEOF(t *testing.T) {
 
 func TestWritevOfEmptyBuffersWritesNothing(t *testing.T) {
 	fd, _ := pair(t)
-	for _, v := range [][][]byte{nil, {{}}, {nil, {}, nil}} {
+	for _, v := range [][][]byte{{{}}, {nil, {}, nil}} {
 		if n, err := sys.Writev(fd, v); n != 0 || err != nil {
 			t.Errorf("Writev(%v): got %d, %v, want 0, nil", v, n, err)
 		}

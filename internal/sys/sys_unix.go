@@ -7,15 +7,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// bornMarked reports whether the system has flags that make a new descriptor
-// close-on-exec and non-blocking.
-const bornMarked = birthFlags != 0
+// EAGAIN is the error of a call that would have to wait, as [ErrWouldBlock] is.
+const EAGAIN = unix.EAGAIN
 
 // Socket returns a stream socket.
 func Socket() (fd int, err error) { return SocketOf(unix.SOCK_STREAM) }
@@ -23,33 +23,34 @@ func Socket() (fd int, err error) { return SocketOf(unix.SOCK_STREAM) }
 // SocketOf returns a socket of the given type.
 func SocketOf(socketType int) (fd int, err error) {
 	defer holdForks()()
-	fd, err = unix.Socket(unix.AF_UNIX, socketType|birthFlags, 0)
-	mark(err, fd)
+	fd, err = unix.Socket(unix.AF_UNIX, socketType|sockFlags, 0)
+	cloexec(err, fd)
 	return fd, os.NewSyscallError("socket", err)
 }
 
 // Socketpair returns two connected stream sockets.
 func Socketpair() (fd1, fd2 int, err error) {
 	defer holdForks()()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|birthFlags, 0)
-	mark(err, fds[0], fds[1])
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|sockFlags, 0)
+	cloexec(err, fds[0], fds[1])
 	return fds[0], fds[1], os.NewSyscallError("socketpair", err)
 }
 
 // holdForks keeps this process from forking until release is called, if new descriptors
-// are inherited until mark is called.
+// are inherited until cloexec is called: sockFlags make them close-on-exec, where a system
+// has such flags.
 func holdForks() (release func()) {
-	if bornMarked {
+	if sockFlags != 0 {
 		return func() {}
 	}
 	syscall.ForkLock.RLock()
 	return syscall.ForkLock.RUnlock
 }
 
-// mark makes new sockets close-on-exec and non-blocking, unless the call that created
+// cloexec makes new sockets close-on-exec and non-blocking, unless the call that created
 // them has done so or has failed with err.
-func mark(err error, fds ...int) {
-	if bornMarked || err != nil {
+func cloexec(err error, fds ...int) {
+	if sockFlags != 0 || err != nil {
 		return
 	}
 	for _, fd := range fds {
@@ -60,12 +61,12 @@ func mark(err error, fds ...int) {
 
 // Bind binds fd to name.
 func Bind(fd int, name string) error {
-	return Repeat("bind", func() error { return giveAddress(unix.SYS_BIND, unix.Bind, fd, name) })
+	return Repeat("bind", func() error { return setSockaddr(unix.SYS_BIND, unix.Bind, fd, name) })
 }
 
-// giveAddress calls bind(2) or connect(2): for a name of up to maxWrapped bytes by the
+// setSockaddr calls bind(2) or connect(2): for a name of up to maxWrapped bytes by the
 // function of x/sys/unix, for a longer one by the raw system call, the only way.
-func giveAddress(trap uintptr, wrapper func(int, unix.Sockaddr) error, fd int, name string) error {
+func setSockaddr(trap uintptr, wrapper func(int, unix.Sockaddr) error, fd int, name string) error {
 	if len(name) <= maxWrapped {
 		return wrapper(fd, &unix.SockaddrUnix{Name: name})
 	}
@@ -86,7 +87,7 @@ func Listen(fd, backlog int) error {
 // full. On macOS and the BSDs that is ECONNREFUSED.
 func Connect(fd int, name string) error {
 	err := Repeat("connect", func() error {
-		return giveAddress(unix.SYS_CONNECT, unix.Connect, fd, name)
+		return setSockaddr(unix.SYS_CONNECT, unix.Connect, fd, name)
 	})
 	if errors.Is(err, unix.EISCONN) { // the interrupted call has succeeded
 		return nil
@@ -97,24 +98,20 @@ func Connect(fd int, name string) error {
 // Accept accepts a connection and returns its descriptor and the peer's name. It
 // returns ErrWouldBlock if no connection is pending.
 func Accept(fd int) (nfd int, peer string, err error) {
-	for {
+	nfd, err = repeat("accept", func() (nfd int, err error) {
 		nfd, peer, err = accept(fd)
-		switch err {
-		case nil:
-			return nfd, peer, nil
-		case unix.EINTR, unix.ECONNABORTED:
-			continue
-		case unix.EAGAIN:
-			return -1, "", ErrWouldBlock
-		case unix.EMFILE, unix.ENFILE:
-			// Linux allocates the descriptor before it checks the queue, so there need not
-			// be a connection.
-			if !Readable(fd) {
-				return -1, "", ErrWouldBlock
-			}
+		if err == unix.ECONNABORTED { // the peer has gone: accept the next one
+			err = unix.EINTR
 		}
-		return -1, "", os.NewSyscallError("accept", err)
+		return nfd, err
+	})
+	outOfDescriptors := errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+	if outOfDescriptors && poll(fd, unix.POLLIN) == 0 {
+		// Linux allocates the descriptor before it checks the queue, so there need not be
+		// a connection.
+		return -1, "", ErrWouldBlock
 	}
+	return nfd, peer, err
 }
 
 // AdoptStream returns the names of fd and makes it non-blocking if it is a Unix stream
@@ -124,17 +121,15 @@ func Accept(fd int) (nfd int, peer string, err error) {
 // macOS, NetBSD, OpenBSD and DragonFly do not report whether a socket listens.
 // There, one without a peer passes as listening, and its first accept fails.
 func AdoptStream(fd int, listening bool) (local, remote string, err error) {
-	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return "", "", fmt.Errorf("not a socket: %w", os.NewSyscallError("getsockopt", err))
-	}
-	local, err = getsockname(fd)
-	if err != nil {
-		return "", "", fmt.Errorf("not a unix socket: %w", os.NewSyscallError("getsockname", err))
-	}
+	kind, kindErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	local, localErr := getsockname(fd)
 	remote, peerErr := getpeername(fd)
 	accepting, acceptingErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	switch {
+	case kindErr != nil:
+		err = fmt.Errorf("not a socket: %w", os.NewSyscallError("getsockopt", kindErr))
+	case localErr != nil:
+		err = fmt.Errorf("not a unix socket: %w", os.NewSyscallError("getsockname", localErr))
 	case kind != unix.SOCK_STREAM:
 		err = errors.New("not a stream socket: it preserves message boundaries")
 	case !listening && peerErr != nil:
@@ -217,17 +212,21 @@ func repeat(name string, call func() (int, error)) (int, error) {
 	}
 }
 
-// Readable reports whether fd has a connection to accept, bytes to read, or an
-// end of input.
-func Readable(fd int) bool { return ready(fd, unix.POLLIN) }
-
 // Writable reports whether fd has room for bytes to write, or a write would fail.
-func Writable(fd int) bool { return ready(fd, unix.POLLOUT) }
+func Writable(fd int) bool { return poll(fd, unix.POLLOUT) != 0 }
 
-func ready(fd int, events int16) bool {
+// Poll reports whether fd has a connection to accept, bytes to read, or an end of input, and
+// whether its input is shut down, as far as the kernel reports that.
+func Poll(fd int) (readable, shutDown bool) {
+	events := poll(fd, unix.POLLIN|pollShutDown)
+	return events != 0, events&pollShutDown != 0
+}
+
+// poll returns those of the events that are there, and errors.
+func poll(fd int, events int16) int16 {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	n, _ := repeat("poll", func() (int, error) { return unix.Poll(fds, 0) })
-	return n > 0
+	_, _ = repeat("poll", func() (int, error) { return unix.Poll(fds, 0) })
+	return fds[0].Revents
 }
 
 // ShutdownRead shuts down the input of fd, and discards the unread data. The kernel
@@ -240,6 +239,15 @@ func ShutdownRead(fd int) error {
 		_, readErr = Read(fd, b[:])
 	}
 	return err
+}
+
+// RefuseConnects makes the kernel refuse new connections to the listening socket fd, if it
+// can: connections in the backlog stay. Linux and NetBSD can. macOS and gVisor do nothing. On
+// FreeBSD it would make an accept fail, and new connections would still succeed.
+func RefuseConnects(fd int) {
+	if AbstractNames || runtime.GOOS == "netbsd" {
+		_ = unix.Shutdown(fd, unix.SHUT_RD)
+	}
 }
 
 // ShutdownWrite shuts down the output of fd. A peer that has gone is no error.
@@ -289,7 +297,7 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 		defer holdForks()()
 		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
 		fds = rights(control[:controlLen])
-		if !bornMarked {
+		if sockFlags == 0 {
 			for _, received := range fds {
 				unix.CloseOnExec(received)
 			}
@@ -314,15 +322,12 @@ const scmPidfd = 4
 func rights(control []byte) (fds []int) {
 	messages, _ := unix.ParseSocketControlMessage(control)
 	for _, m := range messages {
-		pidfd := AbstractNames && m.Header.Level == unix.SOL_SOCKET && m.Header.Type == scmPidfd
-		if pidfd {
-			m.Header.Type = unix.SCM_RIGHTS
-		}
 		received, _ := unix.ParseUnixRights(&m)
-		if pidfd {
-			CloseAll(received)
-		} else {
-			fds = append(fds, received...)
+		fds = append(fds, received...)
+		if AbstractNames && m.Header.Level == unix.SOL_SOCKET && m.Header.Type == scmPidfd {
+			m.Header.Type = unix.SCM_RIGHTS // of the same form
+			pidfds, _ := unix.ParseUnixRights(&m)
+			CloseAll(pidfds)
 		}
 	}
 	return fds

@@ -14,15 +14,11 @@ func writev(fd int, v [][]byte) (int, error) {
 	var few [64]unix.Iovec
 	vector := few[:0]
 	for _, b := range v {
-		if len(b) > 0 {
-			vector = append(vector, unix.Iovec{Base: &b[0]})
-			vector[len(vector)-1].SetLen(len(b))
-		}
+		vector = append(vector, unix.Iovec{Base: unsafe.SliceData(b)})
+		vector[len(vector)-1].SetLen(len(b))
 	}
-	if len(vector) == 0 {
-		return 0, nil
-	}
-	n, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&vector[0])), uintptr(len(vector)))
+	first := unsafe.Pointer(unsafe.SliceData(vector))
+	n, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(fd), uintptr(first), uintptr(len(vector)))
 	if errno != 0 {
 		return 0, errno
 	}

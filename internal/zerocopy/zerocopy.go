@@ -11,11 +11,11 @@ import "errors"
 // Write have to copy the rest, or report the error.
 var ErrRefused = errors.New("the kernel refuses the copy")
 
-// A Socket is the destination of a file. Its lock excludes other writes. WriteLocked is the
-// Write of a [syscall.RawConn], called with the lock held.
+// A Socket is the destination of a file. Its lock excludes other writes, and does not delay a
+// close, which makes Lock fail. WriteLocked is the Write of a [syscall.RawConn], called with
+// the lock held.
 type Socket interface {
-	Lock()
-	TryLock() bool
+	Lock() error
 	Unlock()
 	WriteLocked(f func(fd uintptr) bool) error
 }

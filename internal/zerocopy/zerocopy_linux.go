@@ -1,16 +1,11 @@
 package zerocopy
 
 import (
-	"cmp"
 	"errors"
-	"io"
 	"syscall"
 
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
-
-// Available reports whether the package copies anything on this system.
-const Available = true
 
 // maxStep is the maximum number of bytes that one system call moves, and the size of a
 // pipe. Package net uses the same. Between two calls other goroutines may use the
@@ -19,88 +14,71 @@ const maxStep = 1 << 20
 
 // SendFile copies up to limit bytes of a regular file, starting at its offset, to dst. It
 // returns the number of bytes copied. The offset moves by as many, and is never ahead: the
-// kernel moves it as it sends. The error is [ErrRefused] or an error of dst.
+// kernel moves it as it sends. The error is [ErrRefused] or an error of dst. At the end of the
+// file, the copy waits for no other write.
 func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
-	for n < limit {
-		if !dst.TryLock() {
-			// A file at its end does not wait for the write of another goroutine.
-			if peek(src) == io.EOF {
-				return n, nil
-			}
-			dst.Lock()
-		}
-		sent, err := sendSome(dst, src, int(min(limit-n, maxStep)))
-		dst.Unlock()
-		n += int64(sent)
-		switch {
-		case err == nil:
-		case err == io.EOF || peek(src) == io.EOF:
-			return n, nil // all of the file is sent, so the copy succeeds
-		case err != sys.ErrWouldBlock:
-			return n, err
-		case peek(src) != nil:
-			return n, ErrRefused // the file is what would block
+	for n < limit && err == nil && !atEnd(src) {
+		if err = dst.Lock(); err == nil {
+			var sent int
+			sent, err = sendSome(dst, src, limit-n)
+			n += int64(sent)
+			dst.Unlock()
 		}
 	}
-	return n, nil
+	return n, err
 }
 
-// peek returns EOF if a file has no byte at its offset.
-func peek(file syscall.RawConn) (err error) {
-	_ = file.Read(func(fd uintptr) bool { // fails if it is closed, as the next call will
-		_, err = sys.Peek(int(fd), make([]byte, 1))
+// atEnd reports whether a file has no byte at its offset.
+func atEnd(file syscall.RawConn) (end bool) {
+	_ = file.Read(func(fd uintptr) bool { // fails if the file is closed, as in sendSome
+		end = sys.AtEnd(int(fd))
 		return true
 	})
-	return err
+	return end
 }
 
-// sendSome sends up to size bytes of src. If dst is full it sends none, and waits until there
-// is room. At the end of src it returns EOF, and ErrWouldBlock if dst is not full, so src may
-// be what would block.
+// sendSome sends some of the file, at most limit bytes. If dst is full, it waits until there
+// is room.
 //
 // It holds the lock of the file, which keeps other readers from its offset, for the system
 // calls only. It waits for that lock outside of WriteLocked, so that a reader which holds the
 // lock for long does not delay the close of dst.
-func sendSome(dst Socket, src syscall.RawConn, size int) (sent int, err error) {
-	var dstErr error
+func sendSome(dst Socket, src syscall.RawConn, limit int64) (sent int, err error) {
 	err = ErrRefused // if src is closed
 	_ = src.Read(func(in uintptr) bool {
-		dstErr = dst.WriteLocked(func(out uintptr) bool {
-			sent, err = send(int(out), int(in), size)
+		writeErr := dst.WriteLocked(func(out uintptr) bool {
+			sent, err = send(int(out), int(in), int(min(limit, maxStep)))
 			return true
 		})
+		if writeErr != nil {
+			err = writeErr
+		}
 		return true
 	})
-	switch {
-	case dstErr != nil:
-		return 0, dstErr
-	case err == sys.ErrWouldBlock:
-		dstErr = dst.WriteLocked(func(out uintptr) bool {
-			if err == nil || sys.Writable(int(out)) {
-				return true
-			}
-			err = nil
-			return false
-		})
-		return 0, cmp.Or(dstErr, err)
-	case errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET):
-		return 0, err // a Read, to continue the copy, would move the offset
-	case err != nil && err != io.EOF:
-		return 0, ErrRefused
+	if err == sys.ErrWouldBlock {
+		err = dst.WriteLocked(func(out uintptr) bool { return sys.Writable(int(out)) })
 	}
 	return sent, err
 }
 
-// send is sendfile(2), which sends nothing at the size that the file reports. Some file
-// systems report fewer bytes than a file has. If there are more, it tries again, because the
-// file may just have grown, and then returns ErrRefused.
+// send is sendfile(2). It returns ErrWouldBlock if the socket is full, and ErrRefused if Read
+// and Write have to go on. An error of the socket is returned here: a Read, to continue the
+// copy, would move the offset.
+//
+// The kernel sends nothing at the size that the file reports, and some file systems report
+// fewer bytes than a file has. send tries again, because the file may just have grown, or the
+// socket just got room. Otherwise the file is what would block.
 func send(out, in, size int) (sent int, err error) {
-	for range 2 {
-		if sent, err = sys.Sendfile(out, in, size); sent > 0 || err != nil {
-			return sent, err
-		}
-		if _, err = sys.Peek(in, make([]byte, 1)); err != nil {
+	for range 3 {
+		sent, err = sys.Sendfile(out, in, size)
+		switch {
+		case sent > 0:
+			return sent, nil
+		case err == sys.ErrWouldBlock && !sys.Writable(out),
+			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 			return 0, err
+		case err != nil && err != sys.ErrWouldBlock:
+			return 0, ErrRefused
 		}
 	}
 	return 0, ErrRefused

@@ -4,9 +4,6 @@ package zerocopy
 
 import "syscall"
 
-// Available reports whether the package copies anything on this system.
-const Available = false
-
 // SendFile copies nothing.
 func SendFile(Socket, syscall.RawConn, int64) (int64, error) { return 0, ErrRefused }
 
