@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/go-unixsock/unixsock"
@@ -32,8 +33,7 @@ func newPath() (path string, remove func()) {
 }
 
 // A server waits for clients, a ticker and a context in one select. It stops without
-// losing a client: it removes the socket file, so that later clients are refused, and
-// serves the ones that are pending.
+// losing a client: Drain refuses new ones, and the loop goes on until none is pending.
 func Example() {
 	path, remove := newPath()
 	defer remove()
@@ -57,36 +57,30 @@ func Example() {
 	})
 	defer client.Wait()
 
-	ticker := time.NewTicker(time.Minute)
+	ticker, done := time.NewTicker(time.Minute), ctx.Done()
 	defer ticker.Stop()
-	for stopping := false; ; {
+	for {
 		select {
 		case _, ok := <-listener.Ready(): // a client is pending
 			if !ok {
-				return // the listener was closed
+				fmt.Println("the server stops")
+				return // the listener has drained
 			}
-			conn, err := listener.Accept()
-			if err != nil {
+			conn, err := listener.TryAccept()
+			if errors.Is(err, syscall.EAGAIN) {
+				continue // another goroutine or process was first
+			} else if err != nil {
 				log.Print(err) // out of descriptors, for example: the client stays pending
 				time.Sleep(100 * time.Millisecond)
 				continue
 			}
 			fmt.Fprint(conn, "hello")
 			conn.Close()
-			continue
-		default: // no client is pending
-			if stopping {
-				fmt.Println("the server stops")
-				return
-			}
-		}
-		select {
-		case <-listener.Ready():
 		case <-ticker.C:
 			fmt.Println("another minute")
-		case <-ctx.Done():
-			os.Remove(path) // no new client finds it; the pending ones are served
-			stopping = true
+		case <-done:
+			listener.Drain() // no new client comes in; the pending ones are served
+			done = nil
 		}
 	}
 
@@ -192,7 +186,7 @@ func ExampleConnectContext() {
 }
 
 // A listener's Ready is one case of a select. It accepts nothing: the connection stays
-// pending until Accept takes it.
+// pending until TryAccept or another accept takes it.
 func ExampleListener_Ready() {
 	path, remove := newPath()
 	defer remove()
@@ -219,7 +213,7 @@ func ExampleListener_Ready() {
 	defer client.Close()
 	poll()
 	poll()
-	conn, err := listener.Accept()
+	conn, err := listener.TryAccept()
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -43,55 +43,42 @@ func main() {
 func serve(ctx context.Context, path string, idle time.Duration) error {
 	var clients sync.WaitGroup
 	defer clients.Wait()
-	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
+	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale())
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
 	log.Printf("listening on %s", listener.Addr())
 
-	for ticker, last := time.NewTicker(max(idle/4, time.Millisecond)), time.Now(); ; {
+	ticker, interrupted := time.NewTicker(max(idle/4, time.Millisecond)), ctx.Done()
+	for last := time.Now(); ; {
 		select {
 		case _, ok := <-listener.Ready():
 			if !ok {
-				return nil // the listener was closed
+				return nil // the listener has drained
 			}
 			accept(listener, &clients)
 			last = time.Now()
+			continue
 		case <-ticker.C:
-			if time.Since(last) >= idle {
-				log.Print("idle, stopping")
-				return drain(listener, path, &clients)
+			if time.Since(last) < idle {
+				continue
 			}
-		case <-ctx.Done():
+			log.Print("idle, stopping")
+		case <-interrupted:
+			interrupted = nil
 			log.Print("interrupted, stopping")
-			return drain(listener, path, &clients)
 		}
-	}
-}
-
-// drain serves the clients that have connected already. It removes the file first, so that
-// later clients are refused and not lost.
-func drain(listener *unixsock.Listener, path string, clients *sync.WaitGroup) error {
-	if err := os.Remove(path); err != nil {
-		return err
-	}
-	for {
-		select {
-		case _, ok := <-listener.Ready():
-			if !ok {
-				return nil // the listener was closed
-			}
-			accept(listener, clients)
-		default:
-			return nil
+		if err := listener.Drain(); err != nil { // no new client comes in
+			return err
 		}
+		last = time.Now()
 	}
 }
 
 // accept serves the next client. If it fails, the loop that called it tries again.
 func accept(listener *unixsock.Listener, clients *sync.WaitGroup) {
-	conn, err := listener.AcceptContext(context.Background())
+	conn, err := listener.TryAccept()
 	if err != nil {
 		log.Print(err)
 		time.Sleep(100 * time.Millisecond) // out of descriptors, for example
