@@ -27,10 +27,10 @@ type Accepted struct {
 // a default case is exact. With a channel kept in a variable, a blocking receive misses
 // no connection, but a select with a default case may.
 //
-// The channel is empty when the accept that took the last connection returns, or within
-// 50 ms if another process took it, or if a receive from [Listener.AcceptEvt] did and the
-// channel was kept in a variable. It is closed when the listener is, so a loop must check
-// the second value of the receive. The first call starts a goroutine, which ends with Close.
+// The channel is empty when the accept that took the last connection returns. If another
+// process took it, or a receive from [Listener.AcceptEvt] did, a channel kept in a variable
+// is empty within 50 ms. It is closed when the listener is, so a loop must check the second
+// value of the receive. The first call starts a goroutine, which ends with Close.
 func (l *Listener) Ready() <-chan *Listener {
 	if !l.ok() {
 		return closedReady
@@ -39,8 +39,8 @@ func (l *Listener) Ready() <-chan *Listener {
 }
 
 // AcceptEvt returns a channel that yields accepted connections, each to one receiver, which
-// closes it when it is done. The same ctx gives the same channel, so a loop can call
-// AcceptEvt in each select. ctx is the custodian of the connections, as if by
+// must close it. The same ctx gives the same channel, so a loop can call AcceptEvt in each
+// select; one over several listeners must set the channel of a closed one to nil. ctx is the custodian of the connections, as if by
 // [Conn.CloseOn]: when it is done, the channel is closed, and so are the connections that it
 // delivered. Closing the listener closes the channel only. AcceptEvt mirrors
 // unix-socket-accept-evt, which uses Racket's current custodian.
@@ -52,8 +52,9 @@ func (l *Listener) Ready() <-chan *Listener {
 //
 // To offer a connection, the listener accepts one ahead. Ready reports it, and the next
 // Accept, TryAccept or receive from any of the channels gets it, even after ctx is done. But
-// another process, or another Listener of the same socket, cannot get it, and Close
-// disconnects it. A process that shares its socket, and may stop receiving, should use Ready.
+// another process, or another Listener of the same socket, cannot get it. Close disconnects
+// it, and [Listener.Drain] delivers it. A process that shares its socket, and may stop
+// receiving without a drain, should use Ready.
 func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 	if !l.ok() {
 		return closedEvt

@@ -190,8 +190,9 @@ type custodian struct {
 // replaces it. It never closes anything.
 var undelivered = new(custodian)
 
-// closeOn puts the custodian that calls close with itself when ctx is done into slot, if free
-// returns true. mu guards slot, and is held while free runs, but not while methods of ctx do.
+// closeOn makes a custodian of ctx and stores it in slot if free returns true. When ctx is
+// done, it calls close with that custodian. mu guards slot. It is held while free runs, and
+// not while a method of ctx does.
 func closeOn(ctx context.Context, mu *sync.Mutex, slot **custodian, free func() bool,
 	close func(*custodian)) {
 	k := new(custodian)
@@ -206,7 +207,7 @@ func closeOn(ctx context.Context, mu *sync.Mutex, slot **custodian, free func() 
 	}
 	mu.Unlock()
 	old.release()
-	if ctx.Err() != nil { // perhaps since before k was in place, when close has no effect
+	if ctx.Err() != nil { // perhaps since before k was in slot: that call of close did nothing
 		go close(k)
 	}
 }
@@ -258,7 +259,8 @@ func unixAddr(name string) *net.UnixAddr {
 }
 
 // String returns "unix ", and the names of this end and of the other one with "->" between
-// them. A name with a control character is quoted: the peer chooses its own name.
+// them. A name that has a control character or is not valid UTF-8 is quoted, because the peer
+// chooses its name.
 func (c *Conn) String() string {
 	if c == nil {
 		return "<nil>"

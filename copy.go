@@ -108,8 +108,8 @@ func unwrap(v any) any {
 // sendFile copies f in the kernel. After ErrRefused, Read and Write have to continue the
 // copy.
 func (c *Conn) sendFile(f *os.File, limited *io.LimitedReader) (int64, error) {
-	// A Read of a pipe or a terminal may hold the file's lock for ever. A file without a
-	// size, in /proc, is generated again where a call ends before all of it is sent.
+	// A Read of a pipe or a terminal may hold the file's lock for ever. A file in /proc, whose
+	// size is 0, is generated again for each call, so several calls may mix two versions.
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
 		return 0, zerocopy.ErrRefused
@@ -200,8 +200,8 @@ func (s *stream) copyTo(w io.Writer, to *Conn) (n int64, err error) {
 
 // wait calls take, as it is RawConn's, until it has taken something or fails, and returns the
 // error as the Read of the stream's connection would. If the input of a Conn is closed then,
-// it discards what was taken, for the reason in Conn.Read, and leaves the pipe to the garbage
-// collector.
+// wait discards what was taken, because CloseRead may have discarded bytes before it. The
+// garbage collector closes the pipe.
 func (s *stream) wait(take func(fd uintptr) bool) error {
 	err := cmp.Or(s.Read(take), s.err)
 	if c, ok := s.conn.(*Conn); ok {

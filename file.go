@@ -125,10 +125,9 @@ func (c *Conn) File() (*os.File, error) {
 //  1. starts its successor with the copy in ExtraFiles of os/exec,
 //  2. waits until the successor has adopted it by [FileListener], called
 //     SetUnlinkOnClose(true) and reported that, for example on a pipe,
-//  3. calls SetUnlinkOnClose(false) and Close, and serves its connections to their end.
+//  3. calls SetUnlinkOnClose(false) and Drain, and serves its connections to their end.
 //
-// Both processes accept by Accept, or by [Listener.Ready]: what [Listener.AcceptEvt] has
-// accepted ahead cannot move to the successor.
+// With [Listener.Ready], both processes accept by [Listener.TryAccept].
 func (l *Listener) File() (*os.File, error) {
 	if !l.ok() {
 		return nil, l.opError("file", os.ErrInvalid)

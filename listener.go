@@ -104,7 +104,7 @@ type Listener struct {
 	addr  *net.UnixAddr
 	queue *pending.Queue[*Listener, Accepted]
 
-	// arrived is the function of the Wait in progress, and onReadable calls it.
+	// Of the Wait in progress. They are fields because a closure for each Wait would allocate.
 	arrived    func() bool
 	onReadable func(fd uintptr) bool
 
@@ -213,12 +213,11 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	return a.Conn, l.opError("accept", err)
 }
 
-// TryAccept accepts a pending connection, and does not wait. If none is pending, errors.Is
-// finds [syscall.EAGAIN] in the error, whose Timeout method returns true, and
-// [Listener.Ready] is empty. It is the accept to use after a receive from Ready when other
-// goroutines or processes accept, too. It ignores the deadline.
-//
-// It waits only if another process has set the shared socket to blocking mode.
+// TryAccept accepts a pending connection, and does not wait, unless another process has set
+// the shared socket to blocking mode. If none is pending, errors.Is finds [syscall.EAGAIN] in
+// the error, whose Timeout method returns true, and [Listener.Ready] is empty. If l drains,
+// errors.Is finds [net.ErrClosed] instead. TryAccept is the accept to use after a receive
+// from Ready when other goroutines or processes accept, too. It ignores the deadline.
 func (l *Listener) TryAccept() (*Conn, error) {
 	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
@@ -230,18 +229,19 @@ func (l *Listener) TryAccept() (*Conn, error) {
 	return a.Conn, l.opError("accept", err)
 }
 
-// Drain ends the listener without losing a client: Accept, TryAccept, Ready and AcceptEvt
-// go on until no connection is pending, and then the listener closes itself. Drain does not
-// wait for that. Close ends a drain. While the process is out of descriptors, it does not
-// end.
+// Drain lets no later client in, and closes l once no connection is pending. Until then
+// Accept, TryAccept, Ready and AcceptEvt continue. Drain does not wait for the pending
+// connections. Close ends a drain. A drain does not end while the process is out of
+// descriptors. After Close, Drain does nothing.
 //
-// The owner of the socket, which is a listener made by [Listen] unless
-// SetUnlinkOnClose(false) was called, or one from [FileListener] after
-// SetUnlinkOnClose(true), first makes the kernel refuse every later connect (Linux,
-// NetBSD), and removes the socket file. Other systems cannot refuse: there, a client that
-// connects while the file is removed may be lost. A listener that is not the owner leaves
-// the socket, its file and its backlog to the other processes: it serves only what
-// [Listener.AcceptEvt] has accepted ahead.
+// A listener made by [Listen] owns its socket, and one from [FileListener] does not.
+// [Listener.SetUnlinkOnClose] changes that. The owner's Drain removes the socket file and, on
+// Linux and NetBSD, makes the kernel refuse later connects: the listeners of all processes
+// that share the socket then drain, too. On other systems a client that connects during the
+// removal may be lost. Drain of any other listener leaves the file and the backlog to the
+// other processes, and serves only what [Listener.AcceptEvt] has accepted ahead.
+//
+// If the file cannot be removed, Drain returns the error, and the drain proceeds.
 func (l *Listener) Drain() error {
 	if !l.ok() {
 		return l.opError("drain", os.ErrInvalid)
@@ -263,7 +263,8 @@ func (l *Listener) Drain() error {
 }
 
 // ended is called when the queue has closed itself. The socket file is not the Listener's any
-// more: Drain has removed it, or another process has shut down the socket.
+// more: Drain has removed it, another process has shut down the socket, or the Listener was
+// not the owner.
 func (l *Listener) ended() {
 	l.mu.Lock()
 	l.unlinkOnClose = false
@@ -331,7 +332,8 @@ func (l *Listener) CloseOn(ctx context.Context) {
 
 // SetUnlinkOnClose sets whether Close removes the socket file, as in
 // [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with
-// [UnlinkOnClose]. For a restart of the server, see [Listener.File].
+// [UnlinkOnClose]. For a restart of the server, see [Listener.File]. It also sets whether l
+// owns its socket, which decides what [Listener.Drain] does.
 //
 // Close removes only the file that l is bound to, and waits at most a second for a process
 // that is replacing it. The setting has no effect on an abstract name, which vanishes with
@@ -361,7 +363,7 @@ func (l *Listener) Addr() net.Addr {
 	return l.addr
 }
 
-// String returns "unix " and the listener's name, quoted as in [Conn.String].
+// String returns "unix " and the listener's name, in quotes where [Conn.String] would use them.
 func (l *Listener) String() string {
 	if l == nil {
 		return "<nil>"

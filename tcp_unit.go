@@ -61,7 +61,7 @@ func (u *TCPUnit) DialContext(ctx context.Context, network, address string) (net
 	return &tcpConn{c}, nil
 }
 
-// String returns "unix " and the unit's path, quoted as in [Conn.String].
+// String returns "unix " and the unit's path, in quotes where [Conn.String] would use them.
 func (u *TCPUnit) String() string {
 	if u == nil {
 		return "<nil>"

@@ -56,7 +56,7 @@
 // Abstract names, a Connect that waits, and copies in the kernel exist on Linux only. For
 // what else differs on macOS and the BSDs, see [MaxPathLen], [Mode], [Conn.CloseRead],
 // [Conn.PeerCred], [Conn.PeerPIDFD], [Conn.PeerGroups], [Conn.WriteFiles],
-// [Listener.Accept] and [FileListener].
+// [Listener.Accept], [Listener.Drain] and [FileListener].
 package unixsock
 
 import (
@@ -78,9 +78,9 @@ func Connect(path string) (*Conn, error) {
 //
 // On Linux it waits while the listener's backlog is full, until ctx is done; then
 // errors.Is finds ctx.Err() in the error. No kernel event reports room in a backlog, so
-// ConnectContext tries again at intervals of about 20 ms, longer where system calls are
-// slow or goroutines wait for many paths. Of the goroutines that wait for one path, any
-// may be the next to connect. All waiting goroutines of a process together use less than a
+// ConnectContext tries again after about 20 ms, plus 1 ms for each other goroutine that waits
+// for the path, and later where system calls are slow or goroutines wait for many paths. Of
+// the goroutines that wait for one path, any may be the next to connect. All waiting goroutines of a process together use less than a
 // fifth of one core. Once connected, ctx has no effect on the Conn. On macOS and the BSDs
 // a full backlog is reported as ECONNREFUSED, as if no process were listening.
 //

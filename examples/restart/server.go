@@ -34,7 +34,7 @@ func serve(path string) error {
 			}
 			log.Print("no successor: ", err)
 		}
-		listener.Close() // ends the loop below
+		listener.Drain() // ends the loop below, without losing a client
 	}()
 	log.Printf("process %d serves", os.Getpid())
 	var clients sync.WaitGroup

@@ -11,6 +11,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -76,10 +77,12 @@ func serve(ctx context.Context, path string, idle time.Duration) error {
 	}
 }
 
-// accept serves the next client. If it fails, the loop that called it tries again.
+// accept serves the next client.
 func accept(listener *unixsock.Listener, clients *sync.WaitGroup) {
 	conn, err := listener.TryAccept()
-	if err != nil {
+	if errors.Is(err, syscall.EAGAIN) {
+		return // another goroutine or process was first
+	} else if err != nil {
 		log.Print(err)
 		time.Sleep(100 * time.Millisecond) // out of descriptors, for example
 		return

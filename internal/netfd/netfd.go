@@ -1,10 +1,9 @@
 // Package netfd provides a socket descriptor that is registered with the
 // runtime's poller only once a call needs the poller.
 //
-// No method of a caller's context and no callback of a caller runs with a lock held. Here
-// that is mu, which [FD.Control] may hold: what it calls must be a system call of the
-// library. A caller's callback runs through [FD.SyscallConn]. It excludes other reads or
-// writes, which a close wakes.
+// [FD.Control] may hold a lock, so its function must only make a system call. A caller's
+// callback runs through [FD.SyscallConn], without that lock: other reads or writes wait for
+// it, and a close wakes them.
 package netfd
 
 import (

@@ -197,9 +197,8 @@ func (q *Queue[L, E]) cancelOffer() {
 // cancelled, or the context of an event is done.
 //
 // Closing a Done channel takes the waiting goroutine out of its select before the cancel
-// returns, so no later receive finds it there. A receive that begins after the cancel, while
-// the goroutine is between its check of the context and its wait, may still get a connection,
-// which its context closes at once.
+// returns. A receive that begins after the cancel may still get a connection, which its
+// context closes at once, if the goroutine did not wait yet.
 func (o *offer[E]) send(e E) *event[E] {
 	value := reflect.ValueOf(e)
 	cases := []reflect.SelectCase{{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(o.cancel)}}

@@ -7,7 +7,7 @@
 //
 // Until the first call of Ready, Event or Drain, a queue only accepts: one Accept waits in
 // the source, and the others wait for their turn. From then on the queue is watched: one
-// goroutine, the watcher, waits in the source, and this invariant holds:
+// goroutine, the watcher, waits in the source, and sync establishes this invariant:
 //
 //   - While a connection is pending, ready is full, and wake holds a token unless an Accept
 //     has just taken it. If there are events, or the queue drains, one connection is ahead,
@@ -15,14 +15,14 @@
 //   - While none is pending, ready and wake are empty, and nothing is on offer. A queue that
 //     drains is closed.
 //
-// Only sync establishes the invariant. It is called with mu held whenever the invariant may
-// be broken: at each arrival, after every accept, when an event begins or an offer ends, and
-// at each tick. It never blocks.
+// sync is called with mu held whenever the invariant may be broken: at each arrival, after
+// every accept, when an event begins or an offer ends, and at each tick, because receives
+// empty ready and another process may accept. It never blocks.
 //
 // No method of a caller's context runs while a lock is held: not Done, Err, Value or
 // AfterFunc, and not the stop function of [context.AfterFunc], which calls Done and Value.
-// A lock is mu, the turn to wait in the source, or the callback of a Wait. A Done channel
-// may be received from at any time.
+// Locks, in this rule, are mu and the turn to wait in the source, and the callback of a Wait
+// counts as one. A Done channel may be received from at any time.
 package pending
 
 import (
@@ -69,8 +69,8 @@ const (
 
 // Hooks are functions that a Queue calls with its mutex held. They must not call the Queue.
 type Hooks[E any] struct {
-	// Delivered is called when an event has delivered a connection, which uses c until it
-	// calls Release.
+	// Delivered is called when an event has delivered the connection e, which uses c until
+	// c.Release is called.
 	Delivered func(e E, c *Custody)
 
 	// Ended is called when the queue has closed itself.

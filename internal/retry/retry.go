@@ -2,8 +2,8 @@
 // reports when to try: a connection to a socket whose backlog is full.
 //
 // Invariant: the attempts of all goroutines of a [Group] together use less than a fifth of
-// one core, whatever an attempt costs, and each name has the same number of them, however
-// many goroutines wait for it. [Group.interval] establishes it.
+// one core, whatever an attempt costs. While that limit applies, each name has the same number
+// of attempts, however many goroutines wait for it. [Group.interval] establishes it.
 //
 // Goroutines that wait share counts and durations, but no channel and no time, so some of
 // them may be inside and others outside of a bubble of testing/synctest. For the same
@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	// An interval is at least share times as long as one attempt for each name.
+	// Between two attempts for a name is at least share times the cost of one attempt for
+	// every name.
 	share = 6
 
 	// A goroutine sleeps about minPause after its first attempt, and twice as long after
@@ -33,22 +34,24 @@ const (
 	overhead    = 9
 	maxOverhead = 3 * time.Millisecond
 
-	// With one attempt for a name, its cost at most doubles and grows by maxRise, because the
-	// process may have been stopped, and falls by half at most.
+	// A measured cost at most doubles and grows by maxRise, because the process may have been
+	// stopped, and falls by half at most.
 	maxRise = 4 * time.Millisecond
 )
 
 // A Group is a set of names that goroutines wait for.
 type Group struct {
-	again error // the error of an attempt that is to be repeated
+	retryOn error // the error of an attempt that is to be repeated
 
 	mu     sync.Mutex
 	queues map[string]*queue
 	cost   time.Duration // the sum of the queues' costs
 }
 
-// New returns an empty Group, whose attempts are repeated while their error is again.
-func New(again error) *Group { return &Group{again: again, queues: make(map[string]*queue)} }
+// New returns an empty Group, whose attempts are repeated while their error is retryOn.
+func New(retryOn error) *Group {
+	return &Group{retryOn: retryOn, queues: make(map[string]*queue)}
+}
 
 // A queue represents the goroutines that wait for one name. The mutex of its Group guards
 // it.
@@ -57,7 +60,7 @@ type queue struct {
 	cost    time.Duration // of an attempt, as measured
 }
 
-// Do calls try until it returns another result than New's again, and returns that, or
+// Do calls try until its result is not the error given to New, and returns that result, or
 // ctx.Err() once ctx is done. It calls try at once, and then at intervals that depend on how
 // long the calls take and on how many goroutines wait. Goroutines that wait for the same
 // thing use the same name.
@@ -66,7 +69,7 @@ func (g *Group) Do(ctx context.Context, name string, try func() error) error {
 	defer g.add(name, -1)
 	for attempt := 0; ; attempt++ {
 		start := time.Now()
-		if err := try(); err != g.again {
+		if err := try(); err != g.retryOn {
 			return err
 		}
 		select {
@@ -94,8 +97,8 @@ func (g *Group) add(name string, waiters int) *queue {
 	return q
 }
 
-// interval returns how long a goroutine of q sleeps after its attempt number attempt, which
-// took so long. Goroutines that begin to wait try in turn. Later the range is wide, so that
+// interval returns how long a goroutine of q sleeps after one of its attempts, which are
+// counted from 0. Goroutines that begin to wait try in turn. Later the range is wide, so that
 // those that have tried at the same moment, for example because the process was stopped, do
 // not do so again.
 func (g *Group) interval(q *queue, attempt int, took time.Duration) time.Duration {

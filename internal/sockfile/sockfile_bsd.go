@@ -13,10 +13,10 @@ import (
 // listen(2) no process can connect.
 func restrictMode(int, fs.FileMode) error { return nil }
 
-// removeACL does nothing: ACLs are not asked when a process connects.
+// removeACL does nothing: connect(2) does not check ACLs here.
 func removeACL(string, string) error { return nil }
 
-// isBoundTo does not know: these kernels do not report which file a socket is bound to.
+// isBoundTo reports that the answer is not known: these kernels do not report it.
 func isBoundTo(int, fs.FileInfo) (bound, known bool) { return false, false }
 
 // with calls do with arguments that denote the file, not the target of a symbolic link. It

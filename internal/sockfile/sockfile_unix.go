@@ -160,7 +160,7 @@ func removeStale(name string, locked bool) error {
 	if err != nil {
 		return err
 	}
-	root, err := os.Lstat("/")
+	root, err := os.Lstat("/") // what serves the root of a container serves no other kernel
 	if kind := sharedFileSystem(name); kind != "" && (err != nil || device(root) != device(info)) {
 		const uncertain = "cannot tell on %s whether a server is listening; remove the file if none is"
 		return fmt.Errorf(uncertain, kind)
@@ -209,7 +209,7 @@ func probe(socketType int, name string) error {
 	return fmt.Errorf("cannot probe the existing socket: %w", err)
 }
 
-// device returns the device of a file. What serves the root of a container serves it alone.
+// device returns the device of a file.
 func device(info fs.FileInfo) uint64 { return uint64(info.Sys().(*syscall.Stat_t).Dev) }
 
 // unchanged reports whether the file called name is still the one that info
@@ -228,8 +228,8 @@ type File struct {
 }
 
 // FileOf returns the socket file at path, nil if there is none or path is an abstract name.
-// If fd is a socket of another process that is called path, the methods ask the kernel
-// whether fd is bound to the file. If the file has just been bound, fd is -1.
+// If fd is an adopted socket whose name is path, the methods ask the kernel whether fd is
+// bound to the file. If the file has just been bound, fd is -1.
 func FileOf(fd int, path string) *File {
 	if !strings.HasPrefix(path, "/") {
 		return nil // a chdir may have changed the meaning of a relative path
@@ -242,7 +242,8 @@ func FileOf(fd int, path string) *File {
 }
 
 // isOwn reports whether the file that is at the path now is the one that the socket is bound
-// to. A kernel that cannot tell is taken to have said so when the socket was adopted.
+// to. If the kernel cannot tell, the file that was at the path when the socket was adopted
+// counts as its own.
 func (f *File) isOwn() bool {
 	info, err := os.Lstat(f.path)
 	if err != nil {

@@ -13,9 +13,8 @@ import (
 const maxStep = 1 << 20
 
 // SendFile copies up to limit bytes of a regular file, starting at its offset, to dst. It
-// returns the number of bytes copied. The offset moves by as many, and is never ahead: the
-// kernel moves it as it sends. The error is [ErrRefused] or an error of dst. At the end of the
-// file, the copy waits for no other write.
+// returns the number of bytes copied. The kernel moves the offset as it sends. The error is
+// [ErrRefused] or an error of dst. SendFile locks dst only while the file has bytes to send.
 func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
 	for n < limit && err == nil && !atEnd(src) {
 		if err = dst.Lock(); err == nil {
@@ -67,7 +66,7 @@ func sendSome(dst Socket, src syscall.RawConn, limit int64) (sent int, err error
 //
 // The kernel sends nothing at the size that the file reports, and some file systems report
 // fewer bytes than a file has. send tries again, because the file may just have grown, or the
-// socket just got room. Otherwise the file is what would block.
+// socket may just have got room. If not, the file would block.
 func send(out, in, size int) (sent int, err error) {
 	for range 3 {
 		sent, err = sys.Sendfile(out, in, size)
