@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/go-unixsock/unixsock/internal/netfd"
@@ -84,6 +85,11 @@ func (s *source) Accept() (Accepted, error) {
 		c.custodian = undelivered
 		return Accepted{Conn: c}, nil
 	case sys.ErrWouldBlock:
+		return Accepted{}, pending.ErrNone
+	}
+	// A process may have set the shared socket to blocking mode. Then Linux does not return
+	// EAGAIN if it is shut down.
+	if errors.Is(err, syscall.EINVAL) && s.State() == pending.ShutDown {
 		return Accepted{}, pending.ErrNone
 	}
 	return Accepted{Err: (*Listener)(s).opError("accept", err)}, err

@@ -171,6 +171,44 @@ func TestDrainServesPendingClientsAndCloses(t *testing.T) {
 	}
 }
 
+func TestSecondDrainLosesNoClient(t *testing.T) {
+	l := sockettest.Listen(t)
+	path := l.Addr().String()
+	clients := []*unixsock.Conn{sockettest.Connect(t, path), sockettest.Connect(t, path)}
+	for _, owner := range []bool{true, false} {
+		l.SetUnlinkOnClose(owner)
+		if err := l.Drain(); err != nil {
+			t.Fatalf("Drain: got %v, want nil", err)
+		}
+	}
+	for _, client := range clients {
+		mustTalk(t, client, sockettest.Accept(t, l))
+	}
+}
+
+// A process that is not written in Go may set the shared socket to blocking mode. accept(2)
+// does not wait on a socket that is shut down, and fails with another error than EAGAIN.
+func TestDrainEndsASocketInBlockingMode(t *testing.T) {
+	if !sockettest.RefusesAfterShutdown(t) {
+		t.Skip("the kernel cannot refuse connections to a listening socket")
+	}
+	l := sockettest.Listen(t)
+	f, err := l.File()
+	if err != nil {
+		t.Fatalf("File: %v", err)
+	}
+	defer f.Close()
+	if err := syscall.SetNonblock(int(f.Fd()), false); err != nil {
+		t.Fatalf("SetNonblock: %v", err)
+	}
+	if err := l.Drain(); err != nil {
+		t.Fatalf("Drain: got %v, want nil", err)
+	}
+	if c, err := l.TryAccept(); c != nil || !errors.Is(err, net.ErrClosed) {
+		t.Errorf("TryAccept after Drain of a socket in blocking mode: got %v, %v; want nil, net.ErrClosed", c, err)
+	}
+}
+
 func TestCloseEndsADrain(t *testing.T) {
 	l := sockettest.Listen(t)
 	client := sockettest.Connect(t, l.Addr().String())

@@ -115,6 +115,7 @@ type Listener struct {
 	custodian     *custodian // of CloseOn
 	unlinkOnClose bool
 	owner         bool // Drain ends the socket, not only this Listener
+	drained       bool // Drain was called
 
 	fileMu   sync.Mutex     // guards sockFile; while it is held, the descriptor stays open
 	sockFile *sockfile.File // nil: none, not known, or removed
@@ -241,14 +242,19 @@ func (l *Listener) TryAccept() (*Conn, error) {
 // removal may be lost. Drain of any other listener leaves the file and the backlog to the
 // other processes, and serves only what [Listener.AcceptEvt] has accepted ahead.
 //
-// If the file cannot be removed, Drain returns the error, and the drain proceeds.
+// If the file cannot be removed, Drain returns the error, and the drain proceeds. A second
+// Drain does nothing.
 func (l *Listener) Drain() error {
 	if !l.ok() {
 		return l.opError("drain", os.ErrInvalid)
 	}
 	l.mu.Lock()
-	owner := l.owner
+	first, owner := !l.drained, l.owner
+	l.drained = true
 	l.mu.Unlock()
+	if !first {
+		return nil // a socket that is shut down has no other process to leave its backlog to
+	}
 	var err error
 	if owner {
 		// The lock comes first: the queue may end, and close the file, as soon as it
