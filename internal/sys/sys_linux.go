@@ -68,17 +68,17 @@ func PeerPIDFD(fd int) (int, error) {
 
 // PeerGroups returns the peer's supplementary groups.
 func PeerGroups(fd int) ([]int, error) {
-	for count := 32; ; count *= 2 { // up to Linux's NGROUPS_MAX, 65536
+	const maxGroups = 65536 // Linux's NGROUPS_MAX
+	for count := 32; ; count *= 2 {
 		groups, size := make([]uint32, count), uint32(4*count)
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch errno {
-		case 0:
+		switch {
+		case errno == 0:
 			return toInts(groups[:size/4]), nil
-		case unix.ERANGE: // not all kernels report the size
-		case unix.ENOPROTOOPT: // older than Linux 4.13
+		case errno == unix.ENOPROTOOPT: // older than Linux 4.13
 			return nil, errors.ErrUnsupported
-		default:
+		case errno != unix.ERANGE || count == maxGroups: // not all kernels report the size
 			return nil, os.NewSyscallError("getsockopt", errno)
 		}
 	}
