@@ -145,22 +145,3 @@ func (w *watched) Done() <-chan struct{} {
 	w.once.Do(func() { close(w.waits) })
 	return w.Context.Done()
 }
-
-// Accepting calls accept(i) in n goroutines, closes what they accept, and
-// returns once all of them wait. The channel yields their errors.
-func Accepting(t testing.TB, n int, accept func(i int) (*unixsock.Conn, error)) <-chan error {
-	t.Helper()
-	errs := make(chan error, n)
-	before := Parked("sockettest.Accepting.func")
-	for i := range n {
-		go func() {
-			c, err := accept(i)
-			if c != nil {
-				c.Close()
-			}
-			errs <- err
-		}()
-	}
-	WaitFor(t, "not all accepts wait", func() bool { return Parked("sockettest.Accepting.func") >= before+n })
-	return errs
-}

@@ -57,7 +57,7 @@ func CheckDescriptors(t testing.TB) {
 func WaitGoroutines(t testing.TB, n int) {
 	t.Helper()
 	what := func() string {
-		return fmt.Sprintf("%d goroutines are left, want at most %d:\n%s", runtime.NumGoroutine(), n, strings.Join(Goroutines(), "\n\n"))
+		return fmt.Sprintf("%d goroutines are left, want at most %d:\n%s", runtime.NumGoroutine(), n, strings.Join(goroutines(), "\n\n"))
 	}
 	waitFor(t, what, func() bool { return runtime.NumGoroutine() <= n })
 }

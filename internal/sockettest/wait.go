@@ -4,7 +4,6 @@ package sockettest
 
 import (
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -66,37 +65,15 @@ func CheckReturns(t testing.TB, what string, f func()) {
 	select {
 	case <-done:
 	case <-timer.C:
-		t.Fatalf("waited %v for %s\n%s", Timeout, what, strings.Join(Goroutines(), "\n\n"))
+		t.Fatalf("waited %v for %s\n%s", Timeout, what, strings.Join(goroutines(), "\n\n"))
 	}
 }
 
-// Goroutines returns the stack trace of each goroutine.
-func Goroutines() []string {
+// goroutines returns the stack trace of each goroutine, for the message of a failure.
+func goroutines() []string {
 	for b := make([]byte, 64<<10); ; b = make([]byte, 2*len(b)) {
 		if n := runtime.Stack(b, true); n < len(b) {
 			return strings.Split(strings.TrimSpace(string(b[:n])), "\n\n")
 		}
 	}
-}
-
-// Parked returns how many goroutines wait for an event, the poller or a timer
-// and have a function on their stack. The name of the function begins after the
-// last slash of its package path: "unixsock.ConnectContext(".
-func Parked(function string) (n int) {
-	for _, stack := range Goroutines() {
-		state, _, _ := strings.Cut(stateOf(stack), ",")
-		if slices.Contains([]string{"select", "chan receive", "IO wait", "sleep"}, state) &&
-			strings.Contains(stack, "/"+function) {
-			n++
-		}
-	}
-	return n
-}
-
-// stateOf returns the text between brackets in the first line of a stack trace.
-func stateOf(stack string) string {
-	head, _, _ := strings.Cut(stack, "\n")
-	_, state, _ := strings.Cut(head, " [")
-	state, _, _ = strings.Cut(state, "]")
-	return state
 }
