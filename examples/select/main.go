@@ -11,10 +11,10 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
+	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -80,7 +80,7 @@ func serve(ctx context.Context, path string, idle time.Duration) error {
 // accept serves the next client.
 func accept(listener *unixsock.Listener, clients *sync.WaitGroup) {
 	conn, err := listener.TryAccept()
-	if errors.Is(err, syscall.EAGAIN) {
+	if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
 		return // another goroutine or process was first
 	} else if err != nil {
 		log.Print(err)

@@ -29,9 +29,9 @@ const (
 	maxPause  = 20 * time.Millisecond
 	perWaiter = time.Millisecond
 
-	// The timer and the wakeup of an attempt cost about overhead times as much processor
+	// The timer and the wakeup of an attempt cost up to overhead times as much processor
 	// time as its system call takes, on Linux and on gVisor, but at most maxOverhead.
-	overhead    = 9
+	overhead    = 30
 	maxOverhead = 3 * time.Millisecond
 
 	// A measured cost at most doubles and grows by maxRise, because the process may have been
@@ -114,7 +114,7 @@ func (g *Group) interval(q *queue, attempt int, took time.Duration) time.Duratio
 	pause := min(minPause<<min(attempt, 20), maxPause+(n-1)*perWaiter)
 	each := max(pause/n, share*g.cost) // between two attempts of the n goroutines
 	if attempt == 0 {
-		return n*each + rand.N(each+1)
+		return 2*n*each + rand.N(each+1) // twice as long, because more may begin
 	}
 	return each + rand.N(2*(n-1)*each+each/8+1)
 }
