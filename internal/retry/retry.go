@@ -20,7 +20,7 @@ import (
 const (
 	// Between two attempts for a name is at least share times the cost of one attempt for
 	// every name.
-	share = 6
+	share = 8
 
 	// A goroutine sleeps about minPause after its first attempt, and twice as long after
 	// each further one, up to maxPause, and perWaiter longer for each other goroutine that
