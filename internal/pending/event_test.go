@@ -21,7 +21,8 @@ func TestContextsWithOneDoneChannelShareAnEvent(t *testing.T) {
 		c := f.context("e")
 		var calls atomic.Int32
 		c.enter = func() { calls.Add(1) }
-		if ch := f.q.Event(context.WithValue(c, struct{}{}, 1)); ch != f.events["e"] || c.registered.Load() != 1 || calls.Load() != 1 {
+		type key struct{}
+		if ch := f.q.Event(context.WithValue(c, key{}, 1)); ch != f.events["e"] || c.registered.Load() != 1 || calls.Load() != 1 {
 			t.Errorf("Event with a derived context: got another channel, %d callbacks on the context or %d calls of it; want the same channel, 1, 1", c.registered.Load(), calls.Load())
 		}
 		if ch := f.q.Event(context.Background()); ch != f.q.Event(context.TODO()) || ch == f.events["e"] {
