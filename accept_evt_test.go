@@ -438,7 +438,7 @@ func TestErrorOfAcceptIsReportedAndLosesNoConnection(t *testing.T) {
 		t.Error("select on Ready() while accepts fail: got not ready, want ready")
 	}
 	free()
-	l.Ready() // accepts anew, so the error on offer passes
+	l.Ready() // accepts again, so the error on offer passes
 	mustTalk(t, client, mustReceive(t, evt))
 	mustTalk(t, sockettest.Connect(t, l.Addr().String()), mustReceive(t, evt))
 }
