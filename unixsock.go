@@ -78,11 +78,11 @@ func Connect(path string) (*Conn, error) {
 //
 // On Linux it waits while the listener's backlog is full, until ctx is done; then
 // errors.Is finds ctx.Err() in the error. No kernel event reports room in a backlog, so
-// ConnectContext tries again after about 20 ms, plus 1 ms for each other goroutine that waits
-// for the path, and later where system calls are slow or goroutines wait for many paths. Of
-// the goroutines that wait for one path, any may be the next to connect. All waiting goroutines of a process together use less than a
-// fifth of one core. Once connected, ctx has no effect on the Conn. On macOS and the BSDs
-// a full backlog is reported as ECONNREFUSED, as if no process were listening.
+// ConnectContext tries again about every 20 ms, and less often where system calls are slow or
+// goroutines wait for many paths. Goroutines that wait for one path take turns. All waiting
+// goroutines of a process together use less than a fifth of one core. Once connected, ctx
+// has no effect on the Conn. On macOS and the BSDs a full backlog is reported as ECONNREFUSED,
+// as if no process were listening.
 //
 // Errors are *[net.OpError] with Op "dial". Among others, errors.Is finds
 // [ErrInvalidPath], [io/fs.ErrNotExist], [io/fs.ErrPermission] and

@@ -1,13 +1,12 @@
 // Package retry decides how often goroutines try to get what they wait for, where no event
 // reports when to try: a connection to a socket whose backlog is full.
 //
-// Invariant: the attempts of all goroutines of a [Group] together use less than a fifth of
-// one core, whatever an attempt costs. While that limit applies, each name has the same number
-// of attempts, however many goroutines wait for it. [Group.interval] establishes it.
+// Invariant: one goroutine tries at a time for each name, and the attempts for all names of a
+// [Group] together use less than a fifth of one core, whatever an attempt costs.
+// [Group.interval] establishes it.
 //
-// Goroutines that wait share counts and durations, but no channel and no time, so some of
-// them may be inside and others outside of a bubble of testing/synctest. For the same
-// reason none can wake another: each sleeps until it tries itself.
+// A goroutine in a bubble of testing/synctest may share no channel and no time with a
+// goroutine outside. It tries on its own.
 package retry
 
 import (
@@ -18,16 +17,14 @@ import (
 )
 
 const (
-	// Between two attempts for a name is at least share times the cost of one attempt for
-	// every name.
+	// Between two attempts for a name is on average at least share times the cost of one
+	// attempt for every name.
 	share = 8
 
-	// A goroutine sleeps about minPause after its first attempt, and twice as long after
-	// each further one, up to maxPause, and perWaiter longer for each other goroutine that
-	// waits for the name.
-	minPause  = 100 * time.Microsecond
-	maxPause  = 20 * time.Millisecond
-	perWaiter = time.Millisecond
+	// In its turn a goroutine sleeps about minPause after an attempt, and twice as long after
+	// each further one, up to maxPause.
+	minPause = 100 * time.Microsecond
+	maxPause = 20 * time.Millisecond
 
 	// The timer and the wakeup of an attempt cost up to overhead times as much processor
 	// time as its system call takes, on Linux and on gVisor, but at most maxOverhead.
@@ -35,8 +32,8 @@ const (
 	maxOverhead = 3 * time.Millisecond
 
 	// A measured cost at most doubles and grows by maxRise, because the process may have been
-	// stopped, and falls by half at most.
-	maxRise = 4 * time.Millisecond
+	// stopped.
+	maxRise = 3 * time.Millisecond
 )
 
 // A Group is a set of names that goroutines wait for.
@@ -53,30 +50,61 @@ func New(retryOn error) *Group {
 	return &Group{retryOn: retryOn, queues: make(map[string]*queue)}
 }
 
-// A queue represents the goroutines that wait for one name. The mutex of its Group guards
-// it.
+// A queue represents the goroutines that wait for one name.
 type queue struct {
+	turn chan struct{} // holds a token while one of them tries
+
+	// The mutex of the Group guards these fields.
 	waiters int
 	cost    time.Duration // of an attempt, as measured
 }
 
 // Do calls try until its result is not the error given to New, and returns that result, or
-// ctx.Err() once ctx is done. It calls try at once, and then at intervals that depend on how
-// long the calls take and on how many goroutines wait. Goroutines that wait for the same
-// thing use the same name.
+// ctx.Err() once ctx is done. It calls try at once. Then the goroutines that wait for the same
+// name take turns: each calls try when the turn passes to it, and at intervals that depend on
+// how long the calls take.
 func (g *Group) Do(ctx context.Context, name string, try func() error) error {
+	start := time.Now()
+	if err := try(); err != g.retryOn {
+		return err
+	}
+	took := time.Since(start)
+	if took == 0 { // in a bubble, whose clock stands still during a system call
+		return g.repeat(ctx, new(queue), minPause, took, try)
+	}
 	q := g.add(name, 1)
 	defer g.add(name, -1)
-	for attempt := 0; ; attempt++ {
+	pause := minPause
+	select {
+	case q.turn <- struct{}{}:
+	default:
+		pause = 0 // after the wait
+		select {
+		case q.turn <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	defer func() { <-q.turn }()
+	return g.repeat(ctx, q, pause, took, try)
+}
+
+// repeat calls try as Do does, during a turn. It sleeps before it calls try for the first
+// time if pause is not 0. The last attempt for q took a time, which is 0 in a bubble.
+func (g *Group) repeat(ctx context.Context, q *queue, pause, took time.Duration, try func() error) error {
+	for ; ; pause = max(minPause, min(2*pause, maxPause)) {
+		if d := max(pause, g.interval(q, took)); pause > 0 {
+			select {
+			case <-time.After(d*3/4 + rand.N(d/2)): // so that processes do not try at the same moments
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		start := time.Now()
 		if err := try(); err != g.retryOn {
 			return err
 		}
-		select {
-		case <-time.After(g.interval(q, attempt, time.Since(start))):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		took = time.Since(start)
 	}
 }
 
@@ -86,7 +114,7 @@ func (g *Group) add(name string, waiters int) *queue {
 	defer g.mu.Unlock()
 	q := g.queues[name]
 	if q == nil {
-		q = new(queue)
+		q = &queue{turn: make(chan struct{}, 1)}
 		g.queues[name] = q
 	}
 	q.waiters += waiters
@@ -97,24 +125,15 @@ func (g *Group) add(name string, waiters int) *queue {
 	return q
 }
 
-// interval returns how long a goroutine of q sleeps after one of its attempts, which are
-// counted from 0. Goroutines that begin to wait try in turn. Later the range is wide, so that
-// those that have tried at the same moment, for example because the process was stopped, do
-// not do so again.
-func (g *Group) interval(q *queue, attempt int, took time.Duration) time.Duration {
+// interval returns the shortest average time between two attempts for a name, given how long
+// the last one for q took.
+func (g *Group) interval(q *queue, took time.Duration) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if took > 0 { // it is 0 in a bubble
-		g.cost -= q.cost
+	if took > 0 {
 		cost := min(took+min(overhead*took, maxOverhead), 2*q.cost+maxRise)
-		q.cost = max(cost, q.cost/2)
-		g.cost += q.cost
+		g.cost += cost - q.cost
+		q.cost = cost
 	}
-	n := time.Duration(q.waiters)
-	pause := min(minPause<<min(attempt, 20), maxPause+(n-1)*perWaiter)
-	each := max(pause/n, share*g.cost) // between two attempts of the n goroutines
-	if attempt == 0 {
-		return 2*n*each + rand.N(each+1) // twice as long, because more may begin
-	}
-	return each + rand.N(2*(n-1)*each+each/8+1)
+	return share * g.cost
 }

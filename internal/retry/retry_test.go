@@ -177,48 +177,46 @@ func TestDisturbedAttemptDelaysNoOther(t *testing.T) {
 	}
 }
 
-// After a stop of the process the timers of all goroutines have expired, and all try at
-// once. The next attempt must not be long after that.
-func TestRoomIsFoundWithin100msAfterAStop(t *testing.T) {
-	for _, waiters := range []int{1, 2, 10, 100, 1000} {
-		for range 20 {
-			g := New(errFull)
-			var q *queue
-			for range waiters {
-				q = g.add("name", 1)
-				g.interval(q, 0, 4*time.Microsecond)
-			}
-			first := time.Hour
-			for range waiters {
-				first = min(first, g.interval(q, 20, 4*time.Microsecond))
-			}
-			if first > 100*time.Millisecond {
-				t.Errorf("first attempt of %d goroutines after all have tried at once: got after %v, want at most 100 ms", waiters, first)
-			}
-		}
-	}
-}
-
-func TestEachGoroutineIsServed(t *testing.T) {
+func TestGoroutinesAreServedInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const goroutines, gap = 300, 200 * time.Microsecond
+		const goroutines = 300
 		g := New(errFull)
 		s := &server{took: 4 * time.Microsecond}
-		errs := wait(g, t.Context(), "name", s, goroutines)
-		start := time.Now()
-		go func() {
-			for range goroutines {
-				time.Sleep(gap)
-				s.mu.Lock()
-				s.room++
-				s.mu.Unlock()
-			}
-		}()
-		for range goroutines {
-			<-errs
+		served := make(chan int, goroutines)
+		for i := range goroutines {
+			go func() {
+				if err := g.Do(t.Context(), "name", s.try); err != nil {
+					t.Errorf("Do: got %v, want no error", err)
+				}
+				served <- i
+			}()
+			time.Sleep(time.Millisecond)
 		}
-		if d := time.Since(start); d > 10*goroutines*gap {
-			t.Errorf("%d goroutines, room for one every %v: got all served in %v, want at most %v", goroutines, gap, d, 10*goroutines*gap)
+		set(s, &s.room, goroutines)
+		start := time.Now()
+		for i := range goroutines {
+			if got := <-served; got != i {
+				t.Fatalf("goroutine served as number %d: got %d, want the one that has waited longest", i, got)
+			}
+		}
+		if d := time.Since(start); d > 50*time.Millisecond {
+			t.Errorf("time to serve %d goroutines, once there is room: got %v, want at most 50 ms", goroutines, d)
+		}
+	})
+}
+
+func TestTurnPassesAfterOthersHaveGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(errFull)
+		s := &server{took: 4 * time.Microsecond}
+		ctx, cancel := context.WithCancel(t.Context())
+		wait(g, ctx, "name", s, 1000)
+		time.Sleep(time.Second)
+		errs := wait(g, t.Context(), "name", s, 1)
+		time.Sleep(time.Second)
+		cancel()
+		if d := delay(t, s, errs); d > 100*time.Millisecond {
+			t.Errorf("time from room to an attempt that succeeds, after 1000 others have given up: got %v, want at most 100 ms", d)
 		}
 	})
 }
@@ -304,8 +302,8 @@ func TestBubbleAndAGoroutineOutsideWaitForOneName(t *testing.T) {
 		wait(g, t.Context(), "other", s, 1)
 		time.Sleep(time.Second)
 		g.mu.Lock()
-		if c := g.queues["other"].cost; c != 0 {
-			t.Errorf("cost of an attempt in a bubble: got %v, want none", c)
+		if n := len(g.queues); n != 1 {
+			t.Errorf("queues while goroutines wait in a bubble and one outside: got %d, want that of the one outside", n)
 		}
 		g.mu.Unlock()
 		set(s, &s.room, 3)
