@@ -1,6 +1,7 @@
 package zerocopy
 
 import (
+	"cmp"
 	"errors"
 	"syscall"
 
@@ -19,7 +20,7 @@ func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error)
 	for n < limit && err == nil && !atEnd(src) {
 		if err = dst.Lock(); err == nil {
 			var sent int
-			sent, err = sendSome(dst, src, limit-n)
+			sent, err = sendSome(dst, src, int(min(limit-n, maxStep)))
 			n += int64(sent)
 			dst.Unlock()
 		}
@@ -36,47 +37,69 @@ func atEnd(file syscall.RawConn) (end bool) {
 	return end
 }
 
-// sendSome sends some of the file, at most limit bytes. If dst is full, it waits until there
-// is room.
+// sendSome sends up to size bytes of the file, fewer if it ends. While dst is full, it waits
+// until there is room.
 //
 // It holds the lock of the file, which keeps other readers from its offset, for the system
 // calls only. It waits for that lock outside of WriteLocked, so that a reader which holds the
 // lock for long does not delay the close of dst.
-func sendSome(dst Socket, src syscall.RawConn, limit int64) (sent int, err error) {
-	err = ErrRefused // if src is closed
-	_ = src.Read(func(in uintptr) bool {
-		writeErr := dst.WriteLocked(func(out uintptr) bool {
-			sent, err = send(int(out), int(in), int(min(limit, maxStep)))
+func sendSome(dst Socket, src syscall.RawConn, size int) (sent int, err error) {
+	for hadRoom := false; sent < size; {
+		n := 0
+		err = ErrRefused // if src is closed
+		_ = src.Read(func(in uintptr) bool {
+			writeErr := dst.WriteLocked(func(out uintptr) bool {
+				n, err = send(int(out), int(in), size-sent)
+				return true
+			})
+			err = cmp.Or(writeErr, err)
 			return true
 		})
-		if writeErr != nil {
-			err = writeErr
+		sent += n
+		room := false
+		if err == sys.ErrWouldBlock {
+			if room, err = waitForRoom(dst); room && hadRoom {
+				err = ErrRefused // it is the file that blocks
+			}
+		} else if n == 0 {
+			return sent, err
 		}
-		return true
-	})
-	if err == sys.ErrWouldBlock {
-		err = dst.WriteLocked(func(out uintptr) bool { return sys.Writable(int(out)) })
+		if hadRoom = room; err != nil {
+			return sent, err
+		}
 	}
-	return sent, err
+	return sent, nil
 }
 
-// send is sendfile(2). It returns ErrWouldBlock if the socket is full, and ErrRefused if Read
-// and Write have to go on. An error of the socket is returned here: a Read, to continue the
-// copy, would move the offset.
+// waitForRoom waits until a write to dst may succeed. It reports whether dst had room at
+// once.
+func waitForRoom(dst Socket) (room bool, err error) {
+	waited := false
+	err = dst.WriteLocked(func(out uintptr) bool {
+		if waited {
+			return true
+		}
+		waited = true
+		room = sys.Writable(int(out)) // the poller does not report it twice
+		return room
+	})
+	return room, err
+}
+
+// send is sendfile(2). It returns 0 at the end of the file, ErrWouldBlock if the socket is
+// full, and ErrRefused if Read and Write have to go on. An error of the socket is returned
+// here: a Read, to continue the copy, would move the offset.
 //
 // The kernel sends nothing at the size that the file reports, and some file systems report
-// fewer bytes than a file has. send tries again, because the file may just have grown, or the
-// socket may just have got room. If not, the file would block.
+// fewer bytes than a file has. send tries again, because the file may just have grown.
 func send(out, in, size int) (sent int, err error) {
-	for range 3 {
+	for range 2 {
 		sent, err = sys.Sendfile(out, in, size)
 		switch {
-		case sent > 0:
-			return sent, nil
-		case err == sys.ErrWouldBlock && !sys.Writable(out),
-			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
-			return 0, err
-		case err != nil && err != sys.ErrWouldBlock:
+		case sent > 0 || err == nil && sys.AtEnd(in),
+			err == sys.ErrWouldBlock, errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+			return sent, err
+		case err != nil:
 			return 0, ErrRefused
 		}
 	}
