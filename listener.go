@@ -119,7 +119,7 @@ type Listener struct {
 
 	fileMu   sync.Mutex     // guards sockFile; while it is held, the descriptor stays open
 	sockFile *sockfile.File // nil: none, not known, or removed
-	removed  chan struct{}  // closed once Close has dealt with the socket file
+	gone     chan struct{}  // closed once Close is complete
 }
 
 var (
@@ -182,7 +182,7 @@ func newListener(fd int, name string, sockFile *sockfile.File) (*Listener, error
 		return nil, err
 	}
 	raw, _ := file.SyscallConn() // fails only if the file is nil
-	l := &Listener{file: file, raw: raw, addr: unixAddr(name), sockFile: sockFile, removed: make(chan struct{})}
+	l := &Listener{file: file, raw: raw, addr: unixAddr(name), sockFile: sockFile, gone: make(chan struct{})}
 	raw.Control(func(fd uintptr) { l.fd = int(fd) })
 	l.onReadable = func(uintptr) bool { return l.arrived() }
 	l.queue = pending.New(l, (*source)(l), pending.Hooks[Accepted]{Delivered: delivered, Ended: l.ended})
@@ -264,7 +264,9 @@ func (l *Listener) Drain() error {
 		err = l.removeFile(true)
 		l.fileMu.Unlock()
 	}
-	l.queue.Drain(!owner)
+	if l.queue.Drain(!owner) {
+		l.Close()
+	}
 	return l.opError("drain", err)
 }
 
@@ -292,8 +294,8 @@ func (l *Listener) removeFile(unlink bool) error {
 // Close closes the listener. Accepts that are waiting fail with [net.ErrClosed]. Pending
 // clients are disconnected, unless the listening socket is open elsewhere, for example in
 // another process. The socket file stays unless [UnlinkOnClose] or
-// [Listener.SetUnlinkOnClose] says otherwise. A second Close waits until the first one has
-// dealt with the file, and returns nil. Close mirrors unix-socket-close-listener.
+// [Listener.SetUnlinkOnClose] says otherwise. A second Close waits for the first one, and
+// returns nil. Close mirrors unix-socket-close-listener.
 func (l *Listener) Close() error { return l.close(nil) }
 
 // close closes the listener. If by is set, it does so only if by is still the custodian.
@@ -311,14 +313,14 @@ func (l *Listener) close(by *custodian) error {
 	l.mu.Unlock()
 	custodian.release()
 	if !first {
-		<-l.removed // not for the first Close, which may wait for a callback that calls Close
+		<-l.gone
 		return nil
 	}
+	defer close(l.gone)
 	a, ahead := l.queue.Close()
 	l.fileMu.Lock()
 	err := l.removeFile(unlink)
 	l.fileMu.Unlock()
-	close(l.removed)
 	err = errors.Join(err, netfd.MapErr(l.file.Close()))
 	if ahead {
 		a.Conn.Close() // last: a client that connects again must not reach this listener
@@ -388,7 +390,7 @@ func (l *Listener) SetDeadline(t time.Time) error {
 
 // SyscallConn returns access to the descriptor by the RawConn's Control. Its Read and Write
 // fail with [errors.ErrUnsupported]. Several callbacks may run concurrently. A callback must
-// not call Close, which waits for it. If it accepts a connection, the channel of
+// not call Close or Drain, which wait for it. If it accepts a connection, the channel of
 // [Listener.Ready] agrees with the backlog afterwards.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	if !l.ok() {

@@ -248,23 +248,39 @@ func TestTryAcceptTakesNoWakeupOfAnAccept(t *testing.T) {
 	}
 }
 
-func TestSecondCloseInACallbackReturns(t *testing.T) {
+// A context that is done closes a Conn or a Listener by Close, in a goroutine. The caller's own
+// Close is complete when it returns, too.
+func TestSecondCloseWaitsForTheFirst(t *testing.T) {
 	l := sockettest.Listen(t)
-	raw, err := l.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	var closing sync.WaitGroup
-	sockettest.CheckReturns(t, "Control, whose callback calls Close,", func() {
-		raw.Control(func(uintptr) {
-			closing.Go(func() { l.Close() })
-			sockettest.WaitClosing(t, l)
-			if err := l.Close(); err != nil {
-				t.Errorf("second Close in a callback: got %v, want nil", err)
+	direct, waited := sockettest.Connect(t, l.Addr().String()), sockettest.Connect(t, l.Addr().String())
+	waited.SetDeadline(time.Time{}) // registers the descriptor with the poller
+	for what, s := range map[string]interface {
+		io.Closer
+		syscall.Conn
+	}{"Listener": l, "Conn": direct, "Conn that has waited": waited} {
+		raw, err := s.SyscallConn()
+		if err != nil {
+			t.Fatalf("SyscallConn: %v", err)
+		}
+		inside, release := make(chan bool), make(chan bool)
+		go raw.Control(func(uintptr) { close(inside); <-release })
+		<-inside
+		closes := make(chan error, 2)
+		for range cap(closes) {
+			go func() { closes <- s.Close() }()
+		}
+		select {
+		case <-closes:
+			t.Errorf("%s: two calls of Close while a callback has the descriptor: got a return, want both to wait", what)
+		case <-time.After(20 * time.Millisecond): // nothing must happen for this time
+		}
+		close(release)
+		for range cap(closes) {
+			if err := sockettest.Receive(t, what+": Close", closes); err != nil {
+				t.Errorf("%s: Close: got %v, want no error", what, err)
 			}
-		})
-	})
-	sockettest.CheckReturns(t, "the first Close", closing.Wait)
+		}
+	}
 }
 
 func TestClosedListenerReturnsErrClosed(t *testing.T) {
@@ -710,6 +726,26 @@ func TestDrainOfAnIdleListenerClosesIt(t *testing.T) {
 	}
 	if err := l.Drain(); err != nil {
 		t.Errorf("Drain after Close: got %v, want nil", err)
+	}
+}
+
+// An abstract name is free once the descriptor is closed.
+func TestDrainOfAnIdleListenerIsComplete(t *testing.T) {
+	if !hasAbstract() {
+		t.Skip("no abstract names")
+	}
+	name := unixsock.Abstract(fmt.Sprint(t.Name(), os.Getpid()))
+	for i := range 200 {
+		l, err := unixsock.Listen(name)
+		if err != nil {
+			t.Fatalf("Listen after %d drains of listeners of the same name: got %v, want a listener", i, err)
+		}
+		if i%2 == 0 {
+			l.Ready()
+		}
+		if err := l.Drain(); err != nil {
+			t.Fatalf("Drain: got %v, want no error", err)
+		}
 	}
 }
 

@@ -38,7 +38,8 @@ const maxDirect = 1 << 20
 // A direct FD becomes one of the others. A registered FD is closed by closing its
 // file. A zero FD is closed.
 type FD struct {
-	file atomic.Pointer[os.File]
+	file    atomic.Pointer[os.File]
+	closing sync.Mutex // held by Close
 
 	mu       sync.Mutex // guards the fields below, and every use of fd while direct is set
 	writes   *sync.Cond // of the writes that wait for their turn; nil before the first one
@@ -186,17 +187,22 @@ func (f *FD) endWrites() {
 	}
 }
 
-// Close closes the descriptor. Calls that wait for the peer do not delay it.
+// Close closes the descriptor. Calls that wait for the peer do not delay it. A second Close
+// waits for the first one, and returns nil.
 func (f *FD) Close() error {
 	f.endWrites()
+	f.closing.Lock()
+	defer f.closing.Unlock()
 	if f.lockDirect() {
+		defer f.mu.Unlock()
 		f.direct = false
-		f.mu.Unlock()
 		runtime.SetFinalizer(f, nil)
 		return sys.Close(int(f.fd))
 	}
 	if file := f.file.Load(); file != nil {
-		return file.Close()
+		if err := file.Close(); !errors.Is(err, os.ErrClosed) {
+			return err
+		}
 	}
 	return nil
 }

@@ -294,14 +294,16 @@ func (q *Queue[L, E]) Sync() {
 }
 
 // Drain closes the queue once no connection is pending. If the connections in the backlog
-// are left to others, only the one that is ahead is pending.
-func (q *Queue[L, E]) Drain(leaveBacklog bool) {
+// are left to others, only the one that is ahead is pending. Drain reports whether the queue
+// is closed now.
+func (q *Queue[L, E]) Drain(leaveBacklog bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.draining = true
 	q.refusing = q.refusing || leaveBacklog
 	q.watch()
 	q.sync()
+	return isClosed(q.done)
 }
 
 // Close closes the queue, and returns the connection that was ahead. ok is false if there
