@@ -62,6 +62,7 @@ package unixsock
 import (
 	"context"
 	"net"
+	"time"
 
 	"github.com/go-unixsock/unixsock/internal/retry"
 	"github.com/go-unixsock/unixsock/internal/sys"
@@ -95,12 +96,18 @@ func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, pathError("dial", name, err)
 	}
+	start := time.Now()
 	fd, err := sys.Socket()
 	if err != nil {
 		return nil, pathError("dial", name, err)
 	}
-	if err = sys.Connect(fd, name); err == sys.ErrWouldBlock {
-		err = connecting.Do(ctx, name, func() error { return sys.Connect(fd, name) })
+	err = sys.ErrWouldBlock
+	if !connecting.IsUrgent(name) {
+		err = sys.Connect(fd, name)
+	}
+	if err == sys.ErrWouldBlock {
+		took := time.Since(start)
+		err = connecting.Do(ctx, name, took, func() error { return sys.Connect(fd, name) })
 	}
 	if err != nil {
 		sys.Close(fd)

@@ -227,6 +227,30 @@ func TestThousandConnectsAgainstABacklogOf4AreServed(t *testing.T) {
 	sockettest.WaitDescriptors(t, before)
 }
 
+// Each accept makes room for one client, and another Connect begins just then.
+func TestWaitingConnectIsServedBeforeNewcomers(t *testing.T) {
+	l := sockettest.FullListener(t)
+	path := l.Addr().String()
+	result := sockettest.Connecting(t, t.Context(), path)
+	for rooms := 1; ; rooms++ {
+		time.Sleep(5 * time.Millisecond) // the server's work for each client
+		sockettest.Accept(t, l)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		if c, err := unixsock.ConnectContext(ctx, path); err == nil {
+			defer c.Close()
+		}
+		cancel()
+		select {
+		case d := <-result:
+			if d.Err != nil || rooms > 20 {
+				t.Errorf("Connect that waits beside newcomers: got %v after room for %d, want a connection after at most 20", d.Err, rooms)
+			}
+			return
+		default:
+		}
+	}
+}
+
 func TestWaitingConnectEndsWithItsContext(t *testing.T) {
 	l := sockettest.FullListener(t)
 	before := sockettest.CountDescriptors(t)

@@ -1,16 +1,20 @@
 // Package retry decides how often goroutines try to get what they wait for, where no event
 // reports when to try: a connection to a socket whose backlog is full.
 //
-// Invariant: one goroutine tries at a time for each name, and the attempts for all names of a
-// [Group] together use less than a fifth of one core, whatever an attempt costs.
-// [Group.interval] establishes it.
+// Invariant: for each name one of the goroutines that wait tries at a time, and the attempts
+// for all names of a [Group] together use less than a fifth of one core, whatever an attempt
+// costs. [Group.next] establishes it. The first attempt of a goroutine is its caller's.
 //
 // A goroutine in a bubble of testing/synctest may share no channel and no time with a
 // goroutine outside. It tries on its own.
+//
+// No method of a caller's context runs during a turn, which is a lock.
 package retry
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -21,8 +25,8 @@ const (
 	// attempt for every name.
 	share = 8
 
-	// In its turn a goroutine sleeps about minPause after an attempt, and twice as long after
-	// each further one, up to maxPause.
+	// In its turn a goroutine sleeps about minPause before its first attempt, and twice as
+	// long before each further one, up to maxPause.
 	minPause = 100 * time.Microsecond
 	maxPause = 20 * time.Millisecond
 
@@ -52,88 +56,112 @@ func New(retryOn error) *Group {
 
 // A queue represents the goroutines that wait for one name.
 type queue struct {
-	turn chan struct{} // holds a token while one of them tries
+	// turn holds a token while none of them has its turn: the time of the next attempt.
+	turn chan time.Time
 
 	// The mutex of the Group guards these fields.
 	waiters int
+	urgent  bool          // the next attempt must come before the first one of any newcomer
 	cost    time.Duration // of an attempt, as measured
 }
 
-// Do calls try until its result is not the error given to New, and returns that result, or
-// ctx.Err() once ctx is done. It calls try at once. Then the goroutines that wait for the same
-// name take turns: each calls try when the turn passes to it, and at intervals that depend on
-// how long the calls take.
-func (g *Group) Do(ctx context.Context, name string, try func() error) error {
-	start := time.Now()
-	if err := try(); err != g.retryOn {
-		return err
-	}
-	took := time.Since(start)
-	if took == 0 { // in a bubble, whose clock stands still during a system call
-		return g.repeat(ctx, new(queue), minPause, took, try)
-	}
-	q := g.add(name, 1)
-	defer g.add(name, -1)
-	pause := minPause
-	select {
-	case q.turn <- struct{}{}:
-	default:
-		pause = 0 // after the wait
-		select {
-		case q.turn <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	defer func() { <-q.turn }()
-	return g.repeat(ctx, q, pause, took, try)
-}
-
-// repeat calls try as Do does, during a turn. It sleeps before it calls try for the first
-// time if pause is not 0. The last attempt for q took a time, which is 0 in a bubble.
-func (g *Group) repeat(ctx context.Context, q *queue, pause, took time.Duration, try func() error) error {
-	for ; ; pause = max(minPause, min(2*pause, maxPause)) {
-		if d := max(pause, g.interval(q, took)); pause > 0 {
-			select {
-			case <-time.After(d*3/4 + rand.N(d/2)): // so that processes do not try at the same moments
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		start := time.Now()
-		if err := try(); err != g.retryOn {
-			return err
-		}
-		took = time.Since(start)
-	}
-}
-
-// add adds waiters to the queue for name, which exists while it has any.
-func (g *Group) add(name string, waiters int) *queue {
+// IsUrgent reports whether a goroutine waits for name whose turn has lasted for long. Then a
+// caller of Do must not try before, or it may overtake that goroutine again and again.
+func (g *Group) IsUrgent(name string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	q := g.queues[name]
+	return q != nil && q.urgent
+}
+
+// Do calls try until its result is not the error given to New, and returns that result, or
+// ctx.Err() once ctx is done. The goroutines that wait for the same name take turns. One that
+// is served passes its turn to another, which tries at once. Otherwise the intervals depend on
+// how long the calls take.
+//
+// took is how long the caller's first attempt has taken, or another system call. It is 0 in a
+// bubble, whose clock stands still during a system call.
+func (g *Group) Do(ctx context.Context, name string, took time.Duration, try func() error) error {
+	err := g.wait(ctx.Done(), name, took, try)
+	if err == errDone {
+		return cmp.Or(ctx.Err(), context.Canceled)
+	}
+	return err
+}
+
+var errDone = errors.New("the context is done")
+
+// wait is Do, but returns errDone once done is closed.
+func (g *Group) wait(done <-chan struct{}, name string, took time.Duration, try func() error) error {
+	var q *queue // nil in a bubble
+	isNew := true
+	if took > 0 {
+		q, isNew = g.join(name)
+		defer g.leave(name, q)
+	}
+	var next time.Time
+	if isNew {
+		next = g.next(q, minPause, took, false)
+	} else {
+		select {
+		case next = <-q.turn:
+		case <-done:
+			return errDone
+		}
+	}
+	if q != nil {
+		defer func() { q.turn <- next }()
+	}
+	began := time.Now()
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		select {
+		case <-time.After(time.Until(next)):
+		case <-done:
+			return errDone
+		}
+		start := time.Now()
+		if err := try(); err != g.retryOn {
+			next = time.Time{} // there may be room for another one
+			return err
+		}
+		next = g.next(q, pause, time.Since(start), time.Since(began) > maxPause)
+	}
+}
+
+// join adds a waiter to the queue for name, which exists while it has any. If the queue is
+// new, the caller has the turn.
+func (g *Group) join(name string) (q *queue, isNew bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	q = g.queues[name]
 	if q == nil {
-		q = &queue{turn: make(chan struct{}, 1)}
+		q = &queue{turn: make(chan time.Time, 1)}
 		g.queues[name] = q
 	}
-	q.waiters += waiters
-	if q.waiters == 0 {
+	q.waiters++
+	return q, q.waiters == 1
+}
+
+func (g *Group) leave(name string, q *queue) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if q.waiters--; q.waiters == 0 {
 		g.cost -= q.cost
 		delete(g.queues, name)
 	}
-	return q
 }
 
-// interval returns the shortest average time between two attempts for a name, given how long
-// the last one for q took.
-func (g *Group) interval(q *queue, took time.Duration) time.Duration {
+// next returns the time of the next attempt for a name. The last one took a time, and the
+// next one is urgent or not. q is nil in a bubble.
+func (g *Group) next(q *queue, pause, took time.Duration, urgent bool) time.Time {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if took > 0 {
+	if q != nil {
 		cost := min(took+min(overhead*took, maxOverhead), 2*q.cost+maxRise)
 		g.cost += cost - q.cost
 		q.cost = cost
+		q.urgent = urgent
 	}
-	return share * g.cost
+	d := max(pause, share*g.cost)
+	return time.Now().Add(d*7/8 + rand.N(d/4)) // so that processes do not try at the same moments
 }

@@ -60,7 +60,7 @@ func get[T any](s *server, field *T) T {
 func wait(g *Group, ctx context.Context, name string, s *server, goroutines int) <-chan error {
 	errs := make(chan error, goroutines)
 	for range goroutines {
-		go func() { errs <- g.Do(ctx, name, s.try) }()
+		go func() { errs <- g.Do(ctx, name, s.took, s.try) }()
 	}
 	return errs
 }
@@ -98,7 +98,6 @@ func TestAttemptsUseLessThanAFifthOfACore(t *testing.T) {
 					}
 					return sum
 				}
-				time.Sleep(test.took + test.first) // the first attempts, which nothing can spread
 				for _, period := range []time.Duration{2 * time.Second, 20 * time.Second} {
 					before := used()
 					time.Sleep(period)
@@ -185,7 +184,7 @@ func TestGoroutinesAreServedInTurn(t *testing.T) {
 		served := make(chan int, goroutines)
 		for i := range goroutines {
 			go func() {
-				if err := g.Do(t.Context(), "name", s.try); err != nil {
+				if err := g.Do(t.Context(), "name", s.took, s.try); err != nil {
 					t.Errorf("Do: got %v, want no error", err)
 				}
 				served <- i
@@ -246,29 +245,88 @@ func TestDoEndsWithItsContext(t *testing.T) {
 	})
 }
 
-func TestContextRunsWithoutALock(t *testing.T) {
+// Waiters with the same timeout give up one after the other, in their turns.
+func TestGivingUpInTurnCostsLittle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(errFull)
-		ctx := &checkedContext{Context: t.Context(), g: g}
-		s := &server{took: time.Microsecond}
-		errs := wait(g, ctx, "name", s, 1)
-		time.Sleep(time.Second)
+		s := &server{took: 100 * time.Microsecond}
+		const goroutines = 1000
+		for range goroutines {
+			ctx, cancel := context.WithTimeout(t.Context(), goroutines*time.Millisecond)
+			defer cancel()
+			wait(g, ctx, "name", s, 1)
+			time.Sleep(time.Millisecond)
+		}
+		before := get(s, &s.used)
+		time.Sleep(goroutines * time.Millisecond)
+		if got := get(s, &s.used) - before; got > goroutines*time.Millisecond/5 {
+			t.Errorf("processor time of attempts while %d goroutines give up in %d ms: got %v, want at most a fifth", goroutines, goroutines, got)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestLongTurnIsUrgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(errFull)
+		s := &server{took: 4 * time.Microsecond}
+		errs := wait(g, t.Context(), "name", s, 2)
+		for _, step := range []struct {
+			after  time.Duration
+			urgent bool
+		}{{time.Millisecond, false}, {100 * time.Millisecond, true}} {
+			time.Sleep(step.after)
+			if got := g.IsUrgent("name"); got != step.urgent || g.IsUrgent("other") {
+				t.Errorf("IsUrgent after a wait of about %v: got %t, want %t, and false for another name", step.after, got, step.urgent)
+			}
+		}
 		delay(t, s, errs)
-		if ctx.locked.Load() || ctx.calls.Load() == 0 {
-			t.Errorf("methods of the context: got %d calls, one with the lock held: %t; want some, none", ctx.calls.Load(), ctx.locked.Load())
+		time.Sleep(time.Millisecond)
+		if g.IsUrgent("name") {
+			t.Error("IsUrgent after an attempt in the turn of the next goroutine: got true, want false")
+		}
+		delay(t, s, errs)
+		if g.IsUrgent("name") {
+			t.Error("IsUrgent while no goroutine waits: got true, want false")
 		}
 	})
 }
 
-type checkedContext struct {
-	context.Context
-	g      *Group
-	calls  atomic.Int32
-	locked atomic.Bool
+func TestContextRunsWithoutALock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(errFull)
+		s := &server{took: time.Microsecond}
+		cancelable, cancel := context.WithCancel(t.Context())
+		ctx := &slowContext{Context: cancelable, g: g, release: make(chan struct{})}
+		first := wait(g, ctx, "name", s, 1)
+		time.Sleep(time.Second)
+		second := wait(g, t.Context(), "name", s, 1)
+		time.Sleep(time.Second)
+		cancel() // the method Err of the first one's context does not return
+		if d := delay(t, s, second); d > 100*time.Millisecond {
+			t.Errorf("time from room to an attempt that succeeds, while the context of another call is busy: got %v, want at most 100 ms", d)
+		}
+		close(ctx.release)
+		if err := <-first; err != context.Canceled {
+			t.Errorf("Do whose context is canceled: got %v, want Canceled", err)
+		}
+		if done := ctx.done.Load(); done != 1 || ctx.locked.Load() {
+			t.Errorf("calls of Done: got %d, and one with the lock held: %t; want 1 before the turn, and no lock", done, ctx.locked.Load())
+		}
+	})
 }
 
-func (c *checkedContext) Done() <-chan struct{} {
-	c.calls.Add(1)
+// A slowContext is a context whose method Err waits.
+type slowContext struct {
+	context.Context
+	g       *Group
+	release chan struct{}
+	done    atomic.Int32
+	locked  atomic.Bool
+}
+
+func (c *slowContext) Done() <-chan struct{} {
+	c.done.Add(1)
 	if c.g.mu.TryLock() {
 		c.g.mu.Unlock()
 	} else {
@@ -277,12 +335,33 @@ func (c *checkedContext) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
+func (c *slowContext) Err() error {
+	<-c.release
+	return c.Context.Err()
+}
+
+func TestContextThatIsDoneWithoutAnErrorIsNoSuccess(t *testing.T) {
+	done := make(chan struct{})
+	close(done)
+	ctx := doneContext{context.Background(), done}
+	if err := New(errFull).Do(ctx, "name", 0, func() error { return errFull }); err != context.Canceled {
+		t.Errorf("Do whose context is done, and has no error: got %v, want Canceled", err)
+	}
+}
+
+type doneContext struct {
+	context.Context
+	done chan struct{}
+}
+
+func (c doneContext) Done() <-chan struct{} { return c.done }
+
 func TestBubbleAndAGoroutineOutsideWaitForOneName(t *testing.T) {
 	g := New(errFull)
 	outside := make(chan error, 1)
 	tried, room := make(chan bool, 1), make(chan bool)
 	go func() {
-		outside <- g.Do(context.Background(), "name", func() error {
+		outside <- g.Do(context.Background(), "name", time.Microsecond, func() error {
 			select {
 			case tried <- true:
 			default:
