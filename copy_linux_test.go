@@ -339,6 +339,30 @@ func TestLockOfAFileDelaysNoClose(t *testing.T) {
 	}
 }
 
+// A copy that waits for the lock of a file does not keep others from writing.
+func TestLockOfAFileDelaysNoWrite(t *testing.T) {
+	f := largeFile(t)
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatalf("SyscallConn of the file: %v", err)
+	}
+	c, peer := sockettest.Pair(t)
+	done := blockedCopy(t, c, f)
+	held, release := make(chan struct{}), make(chan struct{})
+	go raw.Read(func(uintptr) bool { close(held); <-release; return true })
+	sockettest.Receive(t, "the lock of the file", held)
+	go io.Copy(io.Discard, peer)
+	sockettest.CheckReturns(t, "Write during a copy of a file whose lock is held", func() {
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Errorf("Write during a copy of a file whose lock is held: got %v, want no error", err)
+		}
+	})
+	close(release)
+	if got := sockettest.Receive(t, "the end of the copy", done); got.err != nil {
+		t.Errorf("copy, once the lock of the file is free: got %d bytes, %v; want no error", got.n, got.err)
+	}
+}
+
 func TestCopyWithoutDescriptorsToSpareIsAPlainOne(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return

@@ -8,14 +8,15 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// maxStep is the maximum number of bytes that one system call moves, and the size of a
-// pipe. Package net uses the same. Between two calls other goroutines may use the
-// descriptors, and a close or a deadline takes effect.
+// maxStep is the size of a pipe, and the maximum number of bytes that are moved before other
+// goroutines may use the descriptors, and a close or a deadline takes effect. Package net
+// uses the same.
 const maxStep = 1 << 20
 
 // SendFile copies up to limit bytes of a regular file, starting at its offset, to dst. It
 // returns the number of bytes copied. The kernel moves the offset as it sends. The error is
-// [ErrRefused] or an error of dst. SendFile locks dst only while the file has bytes to send.
+// [ErrRefused] or an error of dst. SendFile does not wait for writes of others to dst if the
+// file has no more bytes to send.
 func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
 	for n < limit && err == nil && !atEnd(src) {
 		if err = dst.Lock(); err == nil {
@@ -37,53 +38,57 @@ func atEnd(file syscall.RawConn) (end bool) {
 	return end
 }
 
-// sendSome sends up to size bytes of the file, fewer if it ends. While dst is full, it waits
-// until there is room.
-//
-// It holds the lock of the file, which keeps other readers from its offset, for the system
-// calls only. It waits for that lock outside of WriteLocked, so that a reader which holds the
-// lock for long does not delay the close of dst.
+// sendSome sends up to size bytes of the file, fewer if it ends, or if dst was full and then
+// has room again: another goroutine may hold the lock of the file by then, and writes to dst
+// must not wait for that.
 func sendSome(dst Socket, src syscall.RawConn, size int) (sent int, err error) {
 	for hadRoom := false; sent < size; {
-		n := 0
-		err = ErrRefused // if src is closed
-		_ = src.Read(func(in uintptr) bool {
-			writeErr := dst.WriteLocked(func(out uintptr) bool {
-				n, err = send(int(out), int(in), size-sent)
-				return true
-			})
-			err = cmp.Or(writeErr, err)
-			return true
-		})
+		n, err := sendOnce(dst, src, size-sent)
 		sent += n
-		room := false
-		if err == sys.ErrWouldBlock {
-			if room, err = waitForRoom(dst); room && hadRoom {
-				err = ErrRefused // it is the file that blocks
+		if err != sys.ErrWouldBlock {
+			if n == 0 {
+				return sent, err
 			}
-		} else if n == 0 {
+			hadRoom = false
+			continue
+		}
+		room, err := waitForRoom(dst)
+		if room && hadRoom {
+			err = ErrRefused // it is the file that blocks
+		}
+		if err != nil || !room {
 			return sent, err
 		}
-		if hadRoom = room; err != nil {
-			return sent, err
-		}
+		hadRoom = true
 	}
 	return sent, nil
+}
+
+// sendOnce calls send with the lock of the file, which keeps other readers from its offset.
+// It waits for that lock outside of WriteLocked, so that a reader which holds the lock for
+// long does not delay the close of dst.
+func sendOnce(dst Socket, src syscall.RawConn, size int) (n int, err error) {
+	err = ErrRefused // if src is closed
+	_ = src.Read(func(in uintptr) bool {
+		writeErr := dst.WriteLocked(func(out uintptr) bool {
+			n, err = send(int(out), int(in), size)
+			return true
+		})
+		err = cmp.Or(writeErr, err)
+		return true
+	})
+	return n, err
 }
 
 // waitForRoom waits until a write to dst may succeed. It reports whether dst had room at
 // once.
 func waitForRoom(dst Socket) (room bool, err error) {
-	waited := false
+	calls := 0
 	err = dst.WriteLocked(func(out uintptr) bool {
-		if waited {
-			return true
-		}
-		waited = true
-		room = sys.Writable(int(out)) // the poller does not report it twice
-		return room
+		calls++
+		return calls > 1 || sys.Writable(int(out)) // the poller does not report it twice
 	})
-	return room, err
+	return calls == 1 && err == nil, err
 }
 
 // send is sendfile(2). It returns 0 at the end of the file, ErrWouldBlock if the socket is
