@@ -144,9 +144,9 @@ func (c *Conn) close(h half, by *custodian) error {
 
 	var err error
 	switch {
+	case now == was && h != bothHalves: // closed already
 	case now == bothHalves:
-		err = c.fd.Close() // if the Conn is closed already, this waits until it is done
-	case now == was:
+		err = c.fd.Close() // a second one waits for the first
 	case h == readHalf:
 		err = c.fd.ShutdownRead()
 	default:
