@@ -6,7 +6,7 @@ require (
 	github.com/go-unixsock/unixsock v0.0.0
 	github.com/hanwen/go-fuse/v2 v2.12.1
 	golang.org/x/net v0.62.0
-	golang.org/x/sys v0.49.0
+	golang.org/x/sys v0.50.0
 	google.golang.org/grpc v1.85.0
 )
 
