@@ -1,8 +1,8 @@
-// Package conformance tests unixsock with other modules: golang.org/x/net's
-// nettest, which checks what every net.Conn must do, and crypto/tls, net/rpc,
-// gRPC and HTTP/2, combined as users combine them, and go-fuse, which makes file
-// systems that a server may meet. It is a separate module, so
-// that users of unixsock do not download its dependencies.
+// Package conformance tests unixsock with other modules: golang.org/x/net's nettest, which
+// checks what every net.Conn must do; crypto/tls, net/rpc, gRPC, ttrpc, HTTP/2, websockets,
+// tableflip and systemd's activation, combined as users combine them; and go-fuse, which
+// makes file systems that a server may meet. It is a separate module, so that users of
+// unixsock do not download its dependencies.
 package conformance
 
 import (
@@ -25,8 +25,22 @@ func TestMain(m *testing.M) {
 		fmt.Println("no unix domain sockets on", runtime.GOOS)
 		os.Exit(0)
 	}
+	if role := os.Getenv(roleVar); role != "" {
+		if err := roles[role](os.Args[1:]); err != nil {
+			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
+
+// roleVar is the environment variable that makes this program a process of a test: it holds
+// a key of roles.
+const roleVar = "CONFORMANCE_ROLE"
+
+// roles holds the functions of the processes that tests start.
+var roles = map[string]func(args []string) error{}
 
 // socketPath returns a path for a socket in a new directory. The path is short enough for
 // a socket file, which that of t.TempDir may not be.

@@ -8,6 +8,9 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/go-unixsock/unixsock"
 )
 
 // testHTTP sends concurrent requests and checks the protocol and the body of each response.
@@ -100,4 +103,31 @@ func TestHTTP2OverTLSUsesOneConnection(t *testing.T) {
 			&http.Server{TLSConfig: serverConfig.Clone()},
 			&http.Transport{TLSClientConfig: clientConfig.Clone(), ForceAttemptHTTP2: true})
 	})
+}
+
+// A TCPUnit's methods fit where those of a net.Dialer are expected.
+func TestTransportDialsThroughTCPUnit(t *testing.T) {
+	unit := unixsock.NewTCPUnit(socketPath(t))
+	l, err := unit.Listen("tcp", "localhost:80")
+	if err != nil {
+		t.Fatalf("TCPUnit.Listen: %v", err)
+	}
+	remote := make(chan string, 1)
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { remote <- r.RemoteAddr })}
+	go server.Serve(l)
+	defer server.Close()
+
+	transport := &http.Transport{DialContext: unit.DialContext}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: 30 * time.Second}
+	for range 3 {
+		res, err := client.Get("http://localhost:80/")
+		if err != nil {
+			t.Fatalf("GET through a TCPUnit: %v", err)
+		}
+		res.Body.Close()
+		if got, want := <-remote, "127.0.0.1:0"; got != want {
+			t.Errorf("RemoteAddr of a request through a TCPUnit: got %q, want %q", got, want)
+		}
+	}
 }
