@@ -1,10 +1,13 @@
 // Command http serves net/http on a Unix domain socket, and is its own first client. The
 // kernel reports the user of each client to the server. Only the server's own user and
 // group can connect; for a front end of another group, such as nginx, add unixsock.Owner.
-// The server replaces the socket that a crash has left, and stops at Ctrl-C.
+// The server replaces the socket that a crash has left. At Ctrl-C or SIGTERM it answers the
+// clients that are pending, and stops.
 //
-//	go run ./examples/http                # and in another terminal:
+//	go build -o http.out ./examples/http
+//	./http.out & server=$!; sleep 1
 //	curl --unix-socket http.sock http://localhost/hello
+//	kill $server; wait $server; rm http.out
 package main
 
 import (
@@ -62,18 +65,31 @@ func run(ctx context.Context, path string) error {
 		return err
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second) // for requests in progress
+	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return server.Shutdown(grace)
+	if err := listener.Drain(); err != nil { // no new client comes in
+		return err
+	}
+	select {
+	case <-served: // the pending clients have been accepted
+	case <-grace.Done():
+	}
+	return server.Shutdown(grace) // requests in progress are answered
 }
 
-// withPeer adds the peer's credentials to the context of a connection.
+// withPeer adds the peer's credentials to the context of a connection. The connection is not
+// a *unixsock.Conn if something wraps the listener: ServeTLS, netutil.LimitListener, a TCPUnit.
 func withPeer(ctx context.Context, conn net.Conn) context.Context {
-	cred, err := conn.(*unixsock.Conn).PeerCred()
-	if err != nil {
-		return context.WithValue(ctx, peerKey{}, err.Error())
+	if wrapper, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = wrapper.NetConn()
 	}
-	return context.WithValue(ctx, peerKey{}, fmt.Sprintf("process %d of user %d", cred.PID, cred.UID))
+	peer := "an unknown peer"
+	if c, ok := conn.(*unixsock.Conn); ok {
+		if cred, err := c.PeerCred(); err == nil {
+			peer = fmt.Sprintf("process %d of user %d", cred.PID, cred.UID)
+		}
+	}
+	return context.WithValue(ctx, peerKey{}, peer)
 }
 
 type peerKey struct{}
