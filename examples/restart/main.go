@@ -2,13 +2,16 @@
 
 // Command restart is a server that replaces itself on SIGHUP without losing a client, and a
 // client that watches it. The server, in server.go, starts its successor, which inherits the
-// listening socket and with it the backlog. (pkill is in Debian's package procps.)
+// listening socket and with it the backlog. Each process prints its number, and so does the
+// program with pid.
 //
 //	go build -o restart.out ./examples/restart
-//	./restart.out serve restart.sock &
-//	./restart.out client restart.sock                  # in another terminal
-//	pkill -HUP -f '^./restart.out serve restart.sock'  # in a third terminal, several times
-//	pkill -f '^./restart.out serve restart.sock'       # now the client's requests fail
+//	./restart.out serve restart.sock & sleep 1
+//	./restart.out client restart.sock & client=$!; sleep 1
+//	kill -HUP $(./restart.out pid restart.sock); sleep 1
+//	kill -HUP $(./restart.out pid restart.sock); sleep 1
+//	kill $client; wait $client  # it has counted 0 failures
+//	kill $(./restart.out pid restart.sock); sleep 1; rm restart.out
 package main
 
 import (
@@ -20,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/go-unixsock/unixsock"
@@ -28,7 +32,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	if len(os.Args) != 3 {
-		log.Fatal("usage: restart serve PATH, or restart client PATH")
+		log.Fatal("usage: restart serve PATH, restart client PATH, or restart pid PATH")
 	}
 	switch role, path := os.Args[1], os.Args[2]; role {
 	case "serve":
@@ -37,16 +41,22 @@ func main() {
 		}
 	case "client":
 		watch(path)
+	case "pid":
+		answer, err := request(path)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(strings.Fields(answer)[1])
 	default:
 		log.Fatalf("unknown role %q", role)
 	}
 }
 
-// watch sends requests, each over a connection of its own, until Ctrl-C. It prints the first
-// answer of each process, and each failure.
+// watch sends requests, each over a connection of its own, until Ctrl-C or SIGTERM. It prints the
+// first answer of each process, and each failure.
 func watch(path string) {
 	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt)
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 	answers, failures, last := 0, 0, ""
 	for ticker := time.NewTicker(10 * time.Millisecond); ; {
 		answer, err := request(path)
