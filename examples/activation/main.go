@@ -4,18 +4,21 @@
 // systemd, nc in netcat-openbsd.)
 //
 //	go build -o activation.out ./examples/activation
-//	systemd-socket-activate -l /tmp/one.sock ./activation.out -idle 5s & sleep 1
-//	nc -U -N /tmp/one.sock </dev/null
-//	./activation.out -start /tmp/many.sock -idle 1s & sleep 1
-//	nc -U -N /tmp/many.sock </dev/null
-//	kill %%; rm /tmp/one.sock /tmp/many.sock activation.out
+//	systemd-socket-activate -l /tmp/one.sock ./activation.out -idle 2s & sleep 1
+//	nc -U -N /tmp/one.sock </dev/null; wait
+//	./activation.out -start /tmp/many.sock -idle 1s & server=$!; sleep 1
+//	nc -U -N /tmp/many.sock </dev/null; sleep 2
+//	nc -U -N /tmp/many.sock </dev/null; sleep 2
+//	kill $server; rm /tmp/one.sock /tmp/many.sock activation.out
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -58,21 +61,30 @@ func main() {
 	servers.Wait()
 }
 
-// serve answers clients until none has come for idle. It loses none: a client is
-// answered, or stays in the backlog for the next start.
+// serve answers clients until none has come for idle. It loses none: a client is answered, or
+// stays in the backlog for the next start. Drain leaves the socket, its file and its backlog
+// to the process that has passed them, because a listener of FileListener is not the owner.
 func serve(listener *unixsock.Listener, name string, idle time.Duration) {
-	defer listener.Close()
-	for n := 1; ; n++ {
+	for n := 1; ; {
 		ctx, cancel := context.WithTimeout(context.Background(), idle)
 		conn, err := listener.AcceptContext(ctx)
 		cancel()
-		if err != nil {
-			log.Printf("process %d stops serving %q: %v", os.Getpid(), name, err)
+		switch {
+		case errors.Is(err, net.ErrClosed): // the listener has drained
+			log.Printf("process %d stops serving %q", os.Getpid(), name)
 			return
+		case errors.Is(err, context.DeadlineExceeded):
+			listener.Drain()
+			continue
+		case err != nil:
+			log.Print(err) // out of descriptors, for example: the client stays pending
+			time.Sleep(100 * time.Millisecond)
+			continue
 		}
 		conn.SetDeadline(time.Now().Add(time.Second))
 		fmt.Fprintf(conn, "client %d of process %d\n", n, os.Getpid())
 		conn.Close()
+		n++
 	}
 }
 

@@ -4,8 +4,10 @@
 // once: it replaces the socket file that was left behind. (nc is in Debian's package
 // netcat-openbsd.)
 //
-//	go run ./examples/select              # within 10 seconds, in another terminal:
+//	go build -o select.out ./examples/select
+//	./select.out -idle 3s & server=$!; sleep 1
 //	echo hello | nc -U -N select.sock
+//	wait $server; rm select.out
 package main
 
 import (
