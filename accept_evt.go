@@ -19,19 +19,19 @@ type Accepted struct {
 	Err  error
 }
 
-// Ready returns a channel from which a receive succeeds while a connection is pending.
-// Each receive yields l, and every call returns the same channel. A receive accepts
-// nothing: another goroutine or process may take the connection first, so use
-// [Listener.TryAccept]. The channel mirrors Racket's listener as a synchronizable event.
+// Ready returns a channel from which a receive succeeds while a connection is pending. Each
+// receive yields l, and every call returns the same channel. A receive accepts nothing:
+// another goroutine or process may take the connection first, so use [Listener.TryAccept].
+// The channel mirrors Racket's listener as a synchronizable event.
 //
-// Call Ready in the select itself. Each call checks the kernel's queue, so a select with
-// a default case is exact. With a channel kept in a variable, a blocking receive misses
-// no connection, but a select with a default case may.
+// Call Ready in the select itself. Each call checks the kernel's queue, so a select with a
+// default case is exact. With a channel kept in a variable, a blocking receive misses no
+// connection, but a select with a default case may.
 //
-// The channel is empty when the accept that took the last connection returns. If another
-// process took it, or a receive from [Listener.AcceptEvt] did, a channel kept in a variable
-// is empty within 50 ms. It is closed when the listener is, so a loop must check the second
-// value of the receive. The first call starts a goroutine, which ends with Close.
+// The channel is empty when the accept that took the last connection returns, or within 50
+// ms if another process or a receive from [Listener.AcceptEvt] took it. It is closed when
+// the listener is, so a loop must check the second value of the receive. The first call
+// starts a goroutine, which ends with Close.
 func (l *Listener) Ready() <-chan *Listener {
 	if !l.ok() {
 		return closedReady
@@ -39,23 +39,24 @@ func (l *Listener) Ready() <-chan *Listener {
 	return l.queue.Ready()
 }
 
-// AcceptEvt returns a channel that yields accepted connections, each to one receiver, which
-// must close it. The same ctx gives the same channel, so a loop can call AcceptEvt in each
-// select; one over several listeners must set the channel of a closed one to nil. ctx is the custodian of the connections, as if by
-// [Conn.CloseOn]: when it is done, the channel is closed, and so are the connections that it
-// delivered. Closing the listener closes the channel only. AcceptEvt mirrors
-// unix-socket-accept-evt, which uses Racket's current custodian.
+// AcceptEvt returns a channel of accepted connections. Each connection goes to one receiver,
+// which must close it. The same ctx gives the same channel, so a loop can call AcceptEvt in
+// each select. ctx is the custodian of the connections, as if by [Conn.CloseOn]: when it is
+// done, the channel is closed, and so are the connections that it has delivered. To stop a
+// loop and let its connections finish, use another context, or Drain. Closing the listener
+// closes the channel only. AcceptEvt mirrors unix-socket-accept-evt, whose connections
+// belong to Racket's current custodian.
 //
 // An error of accept(2), such as EMFILE, is delivered as an Accepted with Err, one per
-// receive, and the channel stays open. In a select with a default case, use
-// [Listener.Ready] and [Listener.TryAccept] instead: a receive from this channel succeeds
-// only once a goroutine offers the connection.
+// receive, and the channel stays open. A receive succeeds only once a goroutine offers a
+// connection, so a select with a default case uses [Listener.Ready] and [Listener.TryAccept]
+// instead. A select over several listeners must set the channel of a closed one to nil.
 //
-// To offer a connection, the listener accepts one ahead. Ready reports it, and the next
-// Accept, TryAccept or receive from any of the channels gets it, even after ctx is done. But
-// another process, or another Listener of the same socket, cannot get it. Close disconnects
-// it, and [Listener.Drain] delivers it. A process that shares its socket, and may stop
-// receiving without a drain, should use Ready.
+// To offer a connection, the listener accepts one ahead. If no goroutine receives it, the
+// next Accept, TryAccept or receive from any of the channels gets it, even after ctx is
+// done. Another process, or another Listener of the same socket, cannot get it: a process
+// that shares its socket should use Ready. Close disconnects it, and [Listener.Drain]
+// delivers it.
 func (l *Listener) AcceptEvt(ctx context.Context) <-chan Accepted {
 	if !l.ok() {
 		return closedEvt

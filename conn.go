@@ -105,12 +105,9 @@ func (c *Conn) Write(b []byte) (int, error) {
 // was sent. To avoid that, call CloseRead first.
 func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 
-// CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including
-// those that are waiting. Unread data is discarded.
-//
-// On Linux and FreeBSD 15, the peer's writes fail with EPIPE from then on. On macOS the
-// kernel discards what the peer writes. On OpenBSD and older FreeBSD, the peer's writes
-// succeed until a buffer is full, and wait then.
+// CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including those
+// that are waiting. Unread data is discarded. On Linux the peer's writes fail with EPIPE
+// from then on. Other kernels do not tell the peer.
 func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
 
 // CloseWrite closes the output. The peer reads EOF. Writes fail with [net.ErrClosed]
@@ -155,14 +152,13 @@ func (c *Conn) close(h half, by *custodian) error {
 	return c.opError("close", err)
 }
 
-// CloseOn makes ctx the custodian of the Conn: the Conn is closed when ctx is done.
-// A Conn has one custodian at a time. A later call replaces ctx, and
-// CloseOn(context.Background()) releases the Conn. A Conn that is closed or
-// released leaves nothing behind on ctx.
+// CloseOn makes ctx the custodian of the Conn: the Conn is closed when ctx is done. A Conn
+// has one custodian at a time. A later call replaces ctx, and CloseOn(context.Background())
+// releases the Conn. A Conn that is closed or released leaves nothing behind on ctx.
 //
-// A goroutine closes the Conn just after ctx is done, so calls may succeed for a moment. If
-// that matters, call Close, which is complete when it returns. CloseOn mirrors Racket's
-// custodians, whose shutdown is synchronous.
+// A goroutine closes the Conn just after ctx is done, so calls may succeed for a moment. (In
+// Racket, the shutdown of a custodian is synchronous.) Where that matters, call Close, which
+// is complete when it returns.
 func (c *Conn) CloseOn(ctx context.Context) {
 	if c.ok() {
 		c.closeOn(ctx)
@@ -394,19 +390,19 @@ func (p *OutputPort) Close() error { return (*Conn)(p).CloseWrite() }
 // SetWriteDeadline is [Conn.SetWriteDeadline].
 func (p *OutputPort) SetWriteDeadline(t time.Time) error { return (*Conn)(p).SetWriteDeadline(t) }
 
-// Cred holds the peer's credentials as recorded by the kernel when the peer called
-// connect or listen. A user or a group that this user namespace does not map appears as
-// 65534: never authorize that number.
+// Cred holds the peer's credentials as recorded by the kernel when the peer called connect
+// or listen. A user or a group that this user namespace does not map appears as 65534: never
+// authorize that number.
 type Cred struct {
 	PID int // 0 if the platform, or a PID namespace, hides it
 	UID int
 	GID int
 }
 
-// PeerCred returns the peer's credentials: SO_PEERCRED on Linux, LOCAL_PEERCRED and
-// LOCAL_PEERPID on macOS, LOCAL_PEERCRED without a PID on FreeBSD. On other platforms
-// the error is [errors.ErrUnsupported]. Both ends of a [Pair] report the process that made
-// it. The PID may be reused once the peer has ended; see [Conn.PeerPIDFD].
+// PeerCred returns the peer's credentials. For a Conn of [Connect], the peer is the process
+// that called listen, and for both ends of a [Pair] the process that made it. The PID may be
+// reused once the peer has ended; see [Conn.PeerPIDFD]. On NetBSD, OpenBSD and DragonFly the
+// error is [errors.ErrUnsupported].
 func (c *Conn) PeerCred() (cred Cred, err error) {
 	err = c.netfd().Control(func(fd int) (err error) {
 		cred.PID, cred.UID, cred.GID, err = sys.PeerCred(fd)
@@ -415,10 +411,9 @@ func (c *Conn) PeerCred() (cred Cred, err error) {
 	return cred, c.opError("peercred", err)
 }
 
-// PeerPIDFD returns a pidfd of the peer's process: SO_PEERPIDFD of Linux 6.5. Unlike a PID,
-// it denotes that process for ever. It becomes readable when the process ends. The caller
-// closes it. For a Conn of [Connect], the peer is the process that called listen. On other
-// kernels the error is [errors.ErrUnsupported].
+// PeerPIDFD returns a pidfd of the peer's process. Unlike a PID, it denotes that process for
+// ever. It becomes readable when the process ends. The caller closes it. Before Linux 6.5,
+// and on other systems, the error is [errors.ErrUnsupported].
 //
 // Never authorize a peer by the name, the executable or the arguments of its process: exec
 // changes them, and the pidfd stays the same.
@@ -434,11 +429,10 @@ func (c *Conn) PeerPIDFD() (*os.File, error) {
 	return os.NewFile(uintptr(pidfd), "pidfd"), nil
 }
 
-// PeerGroups returns the IDs of the peer's supplementary groups, as recorded by the
-// kernel together with [Cred]: SO_PEERGROUPS on Linux, LOCAL_PEERCRED, which has at
-// most 15, on macOS and FreeBSD. A server that authorizes by group must also compare
-// Cred.GID, which need not be among them. On other platforms, and on kernels that do
-// not record the groups, the error is [errors.ErrUnsupported].
+// PeerGroups returns the IDs of the peer's supplementary groups, as recorded by the kernel
+// together with [Cred]. A server that authorizes by group must also compare Cred.GID, which
+// need not be among them. Where the kernel does not record the groups, the error is
+// [errors.ErrUnsupported].
 func (c *Conn) PeerGroups() (groups []int, err error) {
 	err = c.netfd().Control(func(fd int) (err error) {
 		groups, err = sys.PeerGroups(fd)

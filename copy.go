@@ -14,23 +14,22 @@ import (
 	"github.com/go-unixsock/unixsock/internal/zerocopy"
 )
 
-// ReadFrom reads from r until EOF and writes the bytes to the Conn. It returns the
-// number of bytes written. [io.Copy] calls it. Close and deadlines apply as they do
-// to Write. Errors are those of Write, and the errors of r unchanged.
+// ReadFrom reads from r until EOF and writes the bytes to the Conn. It returns the number of
+// bytes written. [io.Copy] calls it. Close and deadlines apply as they do to Write. Errors
+// are those of Write, and the errors of r unchanged. Concurrent Writes may be interleaved
+// with the bytes of r.
 //
 // On Linux the kernel moves the bytes if r is an *[os.File] of a regular file, a
 // *[net.TCPConn], a *[net.UnixConn] of the network "unix", a *Conn, an *[InputPort], a
-// connection of a [TCPUnit], or an *[io.LimitedReader] around one of these. For every other
-// type ReadFrom calls its Read method, even if the type embeds a connection or has a
-// SyscallConn method. (io.Copy itself prefers a WriteTo or ReadFrom to Read and Write. A
-// type that embeds a *Conn inherits both, so it should embed a [net.Conn] if its own Read
-// and Write count.)
+// connection of a [TCPUnit], or an *[io.LimitedReader] around one of these. Any other type
+// is read by its own Read method, even if it embeds one of these. (io.Copy prefers a type's
+// WriteTo and ReadFrom to its Read and Write. A type that embeds a *Conn inherits both, so
+// it should embed a [net.Conn] if its own Read and Write count.)
 //
-// Concurrent writes by other goroutines may be interleaved with the bytes of r. A copy of a
-// file waits for a read of the same *os.File that is in progress. Another process that reads
-// the same open file at the same time may get bytes that are sent, too. The kernel may send
-// a file's pages without copying them: bytes that are overwritten or truncated before the
-// peer has read them may arrive changed, or as zeros.
+// A copy of a file waits for a read of the same *os.File that is in progress. Another
+// process that reads the same open file at the same time may get bytes that are sent, too.
+// The kernel may send a file's pages without copying them: bytes that are overwritten or
+// truncated before the peer has read them may arrive changed, or as zeros.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.isClosed(writeHalf) {
 		return 0, c.opError("write", net.ErrClosed)

@@ -40,14 +40,14 @@ func FileConn(f *os.File) (*Conn, error) {
 	return c, nil
 }
 
-// FileListener returns a Listener for a copy of f's descriptor, which was inherited
-// from systemd or a parent process, or received. It must be a listening AF_UNIX
-// stream socket, or FileListener returns an error. (macOS, NetBSD, OpenBSD and
-// DragonFly do not report whether a socket listens. There the first accept fails.)
-// f stays open, and the caller closes it. Both descriptors share the backlog and the
-// non-blocking mode, which FileListener sets.
+// FileListener returns a Listener for a copy of f's descriptor, which was inherited from
+// systemd or a parent process, or received. It must be a listening AF_UNIX stream socket, or
+// FileListener returns an error. (macOS and DragonFly do not report whether a socket
+// listens. There the first accept fails.) f stays open, and the caller closes it. Both
+// descriptors share the backlog and the non-blocking mode, which FileListener sets.
 //
-// Close leaves the socket file unless [Listener.SetUnlinkOnClose] says otherwise.
+// Close leaves the socket file, and Drain leaves the socket to the other processes, unless
+// [Listener.SetUnlinkOnClose] says otherwise.
 func FileListener(f *os.File) (*Listener, error) {
 	fd, name, _, err := adopt(f, true)
 	if err != nil {
@@ -116,9 +116,9 @@ func (c *Conn) File() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "unix:"+c.local.Name+"->"+c.remote), nil
 }
 
-// File returns a copy of the Listener's descriptor, non-blocking and close-on-exec as
-// that of [Conn.File], which says what a program expects that is not written in Go. Each
-// descriptor must be closed, but both share one backlog.
+// File returns a copy of the Listener's descriptor, non-blocking and close-on-exec as that
+// of [Conn.File]. Each descriptor must be closed, but all share one backlog. If a process
+// uses [Listener.Ready], it accepts by [Listener.TryAccept].
 //
 // To restart a server without losing a client, a process
 //
@@ -126,8 +126,6 @@ func (c *Conn) File() (*os.File, error) {
 //  2. waits until the successor has adopted it by [FileListener], called
 //     SetUnlinkOnClose(true) and reported that, for example on a pipe,
 //  3. calls SetUnlinkOnClose(false) and Drain, and serves its connections to their end.
-//
-// With [Listener.Ready], both processes accept by [Listener.TryAccept].
 func (l *Listener) File() (*os.File, error) {
 	if !l.ok() {
 		return nil, l.opError("file", os.ErrInvalid)
@@ -139,17 +137,17 @@ func (l *Listener) File() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "unix:"+l.addr.Name), nil
 }
 
-// WriteFiles writes b, and passes copies of the descriptors of files with its first
-// byte (SCM_RIGHTS). It returns the number of bytes written. If n is not 0, the
-// descriptors have been sent. The files stay open in this process.
+// WriteFiles writes b, and passes copies of the descriptors of files with its first byte
+// (SCM_RIGHTS). It returns the number of bytes written. If n is not 0, the descriptors have
+// been sent. The files stay open in this process.
 //
-// WriteFiles returns an error and sends nothing if there are more than 253 files, if one
-// is closed, or if b is empty but files is not: a stream carries them only with data. On
-// Linux the error is ETOOMANYREFS if too many files are sent and not yet received.
+// WriteFiles returns an error and sends nothing if there are more than 253 files, if one is
+// closed, or if b is empty but files is not: a stream carries them only with data. On Linux
+// the error is ETOOMANYREFS if too many files are sent and not yet received.
 //
 // The peer must use [Conn.ReadFiles], which never returns the files of two calls together.
 // With a plain Read, the kernel discards the descriptors, or, on macOS, leaves them open in
-// the peer's process, which does not learn of them.
+// the peer's process.
 func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	switch {
 	case len(files) == 0:

@@ -38,49 +38,42 @@ func Backlog(n int) ListenOption {
 }
 
 // Mode sets the permission bits of the socket file to exactly perm before the socket
-// listens, whatever the umask, which stays unchanged. To connect takes write permission,
-// except on systems that ignore the bits of sockets: there, protect the directory.
+// listens. The umask neither limits perm nor changes. On Linux the bits are never wider than
+// perm, and they alone decide: the ACL that a directory gives to its new files is removed,
+// with the entries that refuse a user.
 //
-// On Linux the bits are never wider than perm, and they alone decide: what a default ACL of
-// the directory has added goes, entries that refuse a user, too. On macOS and the BSDs the
-// bits may be wider between bind(2) and chmod(2): a connect that the kernel admits then may
-// succeed.
+// To connect takes write permission on the file. Some systems do not check that: there, use
+// a directory that other users cannot enter.
 //
 // [Listen] returns an error if perm has bits outside [fs.ModePerm], or for an abstract name.
 func Mode(perm fs.FileMode) ListenOption {
 	return func(c *listenConfig) { c.file.Mode = &perm }
 }
 
-// Owner sets the owner and the group of the socket file before the socket listens. -1
-// leaves one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a front-end
-// server of another group connect. On a file system that refuses changes, Owner may name
-// the owner that the file has.
-//
-// Use it with Mode: on Linux, the file then admits only the user of this process until
-// its owner is set. Without Mode, a connect that only the first owner or group admits may
-// succeed if it comes just before the change.
+// Owner sets the owner and the group of the socket file before the socket listens. -1 leaves
+// one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a front-end server of
+// another group connect. Without Mode, a process that only the first owner or group admits
+// may connect just before the change.
 //
 // [Listen] returns an error, and leaves no socket file, if the process may not make the
-// change, or for an abstract name. Changing the owner requires root's privileges. The
-// group may be one of the process's own.
+// change, or for an abstract name. Only root may change the owner. Other users may set the
+// group to one of their own. What the file has already is not set again, so Owner may name
+// it on file systems that refuse changes.
 func Owner(uid, gid int) ListenOption {
 	return func(c *listenConfig) { c.file.Owner = &sockfile.Owner{UID: uid, GID: gid} }
 }
 
-// ReplaceStale makes [Listen] replace a socket file that no process has open. If a server
-// is listening, if the file is a link or not a socket, or if the kernel's answer is not
-// certain, Listen fails with [syscall.EADDRINUSE] and leaves the file. The error says why,
-// and if the probe was refused, errors.Is finds [fs.ErrPermission], too. Listen waits up to
-// 50 ms for a closed socket that a child process still holds between fork and exec.
+// ReplaceStale makes [Listen] replace a socket file that no process has open. If a server is
+// listening, if the file is a link or not a socket, or if the kernel's answer is not
+// certain, Listen fails with [syscall.EADDRINUSE] and leaves the file. The error says why.
+// If the process may not connect to the socket, errors.Is finds [fs.ErrPermission], too.
 //
 // No answer is certain on FUSE, NFS, SMB, 9P and other file systems through which a live
 // socket can be seen but not reached, unless the file is on the device of "/". The upper
 // directory of a mounted overlay cannot be told from any other: do not listen there.
 //
-// If several processes race for a path, one succeeds. They exclude each other with a lock
-// on the directory, for which Listen waits at most two seconds, because every user who can
-// read the directory can hold it. Use a directory that the server can read: without the
-// lock, two may succeed if one is suspended between its probe and the removal.
+// If several processes race for a path, one succeeds. They lock the directory, so they must
+// be able to read it. Listen waits for the lock at most two seconds.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.file.ReplaceStale = true }
 }
@@ -193,8 +186,8 @@ func (l *Listener) ok() bool { return l != nil && l.file != nil }
 
 // Accept waits for a connection and returns it as a *[Conn]. If the process is out of
 // descriptors, the error is EMFILE: a loop should pause before it tries again. The
-// connection stays pending, except on gVisor and macOS, which drop it. If no other one is
-// pending there, Accept reports no error and waits. Accept mirrors unix-socket-accept.
+// connection stays pending, except on macOS and gVisor, whose kernels drop it. Accept
+// mirrors unix-socket-accept.
 func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.AcceptContext(context.Background())
 	if err != nil {
@@ -214,11 +207,13 @@ func (l *Listener) AcceptContext(ctx context.Context) (*Conn, error) {
 	return a.Conn, l.opError("accept", err)
 }
 
-// TryAccept accepts a pending connection, and does not wait, unless another process has set
-// the shared socket to blocking mode. If none is pending, errors.Is finds [syscall.EAGAIN] in
-// the error, whose Timeout method returns true, and [Listener.Ready] is empty. If l drains,
-// errors.Is finds [net.ErrClosed] instead. TryAccept is the accept to use after a receive
-// from Ready when other goroutines or processes accept, too. It ignores the deadline.
+// TryAccept accepts a pending connection and does not wait. If none is pending, errors.Is
+// finds [syscall.EAGAIN] in the error, whose Timeout method returns true, and
+// [Listener.Ready] is empty. If l has drained, errors.Is finds [net.ErrClosed] instead.
+//
+// TryAccept is the accept to use after a receive from Ready when other goroutines or
+// processes accept, too. It ignores the deadline. It waits only if another process has set
+// the shared socket to blocking mode.
 func (l *Listener) TryAccept() (*Conn, error) {
 	if !l.ok() {
 		return nil, l.opError("accept", os.ErrInvalid)
@@ -230,20 +225,21 @@ func (l *Listener) TryAccept() (*Conn, error) {
 	return a.Conn, l.opError("accept", err)
 }
 
-// Drain lets no later client in, and closes l once no connection is pending. Until then
-// Accept, TryAccept, Ready and AcceptEvt continue. Drain does not wait for the pending
-// connections. Close ends a drain. A drain does not end while the process is out of
-// descriptors. After Close, Drain does nothing.
+// Drain lets no later client in, and closes l once no connection is pending. It does not
+// wait for that: until then Accept, TryAccept, Ready and AcceptEvt continue, so the loop
+// that serves l goes on until it sees the close. Close ends a drain. A drain does not end
+// while the process is out of descriptors.
 //
-// A listener made by [Listen] owns its socket, and one from [FileListener] does not.
-// [Listener.SetUnlinkOnClose] changes that. The owner's Drain removes the socket file and, on
-// Linux and NetBSD, makes the kernel refuse later connects: the listeners of all processes
-// that share the socket then drain, too. On other systems a client that connects during the
-// removal may be lost. Drain of any other listener leaves the file and the backlog to the
-// other processes, and serves only what [Listener.AcceptEvt] has accepted ahead.
+// What Drain does depends on who owns the socket: a listener made by [Listen] does, and one
+// from [FileListener] does not, unless [Listener.SetUnlinkOnClose] has changed that. The
+// owner's Drain removes the socket file and, on Linux and NetBSD, makes the kernel refuse
+// later connects: the listeners of all processes that share the socket then drain, too. On
+// other systems a client that connects during the removal may be lost. Drain of any other
+// listener leaves the file and the backlog to the other processes. It delivers only what
+// [Listener.AcceptEvt] has accepted ahead.
 //
 // If the file cannot be removed, Drain returns the error, and the drain proceeds. A second
-// Drain does nothing.
+// Drain, or one after Close, does nothing.
 func (l *Listener) Drain() error {
 	if !l.ok() {
 		return l.opError("drain", os.ErrInvalid)
@@ -329,7 +325,7 @@ func (l *Listener) close(by *custodian) error {
 }
 
 // CloseOn makes ctx the custodian of the Listener, as [Conn.CloseOn] does for a Conn. A
-// goroutine closes it just after ctx is done; Close is complete when it returns.
+// goroutine closes the Listener just after ctx is done. Close is complete when it returns.
 func (l *Listener) CloseOn(ctx context.Context) {
 	if !l.ok() {
 		return
@@ -339,19 +335,13 @@ func (l *Listener) CloseOn(ctx context.Context) {
 }
 
 // SetUnlinkOnClose sets whether Close removes the socket file, as in
-// [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with
-// [UnlinkOnClose]. For a restart of the server, see [Listener.File]. It also sets whether l
-// owns its socket, which decides what [Listener.Drain] does.
+// [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with [UnlinkOnClose].
+// It also sets whether l owns its socket, which decides what [Listener.Drain] does.
 //
-// Close removes only the file that l is bound to, and waits at most a second for a process
-// that is replacing it. The setting has no effect on an abstract name, which vanishes with
-// its socket.
-//
-// For a listener from [FileListener], Linux 6 and later is asked through netlink which file
-// that is. If it does not answer, or names another device, the file stays: in another
-// network namespace, in a sandbox without netlink, on btrfs, and on an overlay over several
-// file systems. On other kernels it is the socket file that was at the path when
-// FileListener was called.
+// Close removes only the file that l is bound to. If a process is replacing the file, Close
+// waits for it, at most a second. If the kernel cannot say which file that is, the file of a
+// listener from [FileListener] stays: on btrfs, on an overlay over several file systems, in
+// another network namespace, and in a sandbox without netlink.
 func (l *Listener) SetUnlinkOnClose(unlink bool) {
 	if !l.ok() {
 		return

@@ -19,11 +19,14 @@
 //     connect(2) does; net.Dial fails with EAGAIN.
 //   - The default backlog is 4, too small for most servers; see [Backlog].
 //   - A leading @ has no special meaning. An abstract name begins with NUL; see [Abstract].
+//     Addresses and errors contain that NUL; print a name with %q.
+//   - The address of an unnamed socket, as most clients have, is "" and not "@".
 //   - Closing a listener leaves the socket file, unless [UnlinkOnClose] is given.
 //     [Listener.Drain] ends a listener without losing a client.
+//   - A second Close returns nil.
+//   - Accept returns a *Conn, not a *net.UnixConn.
 //   - [Conn.CloseRead] discards unread data, and Read fails from then on.
-//   - Accept returns a *Conn, not a *net.UnixConn. The name of an abstract socket in
-//     addresses and errors contains its NUL; print it with %q.
+//   - The file of [Conn.File] is non-blocking even after a call of its Fd method.
 //
 // # Racket's names
 //
@@ -34,29 +37,68 @@
 //	unix-socket-listen          Listen; Backlog is its second argument
 //	unix-socket-listener?       the type *Listener
 //	(sync listener)             <-listener.Ready()
+//	(sync/timeout 0 listener)   a select with a default that calls listener.Ready()
 //	unix-socket-accept          Listener.Accept, AcceptContext, TryAccept
 //	unix-socket-accept-evt      Listener.AcceptEvt; then Accepted.Conn.Ports
 //	unix-socket-close-listener  Listener.Close
 //	make-unix-socket-tcp@       NewTCPUnit
-//	(sync/timeout 0 listener)   a select with a default that calls listener.Ready()
-//	custodian-shutdown-all      the cancel function of a context
+//	close-input-port            InputPort.Close
+//	close-output-port           OutputPort.Close
+//	flush-output                not needed: an OutputPort has no buffer
+//	(sync in), read-bytes-evt   Read in a goroutine, or with SetReadDeadline
+//	(alarm-evt msecs)           time.After(time.Until(t)): both t and msecs are absolute
+//	make-custodian              context.WithCancel
+//	custodian-shutdown-all      its cancel function, which does not wait
 //
 // Racket's sync over several events is a select over their channels: the body of a case
-// is what handle-evt calls, and alarm-evt is [time.After]. A custodian is the context that
+// is what handle-evt calls. A port is no event. A custodian is the context that
 // [Conn.CloseOn], [Listener.CloseOn] or [Listener.AcceptEvt] is given; there is no
-// current-custodian. Where Racket raises an exception, a function returns an error.
+// current-custodian. The shutdown of a custodian closes synchronously; after the cancel of a
+// context, a goroutine closes. Where Racket raises an exception, a function returns an error.
 //
 // # Platforms
 //
 // The package supports Linux (including Android), macOS (including iOS), FreeBSD,
 // NetBSD, OpenBSD and DragonFly. On any other platform it compiles, [Available] is
 // false, no path is valid, and every constructor returns an error that wraps
-// [errors.ErrUnsupported].
+// [errors.ErrUnsupported]. What differs for a caller:
 //
-// Abstract names, a Connect that waits, and copies in the kernel exist on Linux only. For
-// what else differs on macOS and the BSDs, see [MaxPathLen], [Mode], [Conn.CloseRead],
-// [Conn.PeerCred], [Conn.PeerPIDFD], [Conn.PeerGroups], [Conn.WriteFiles],
-// [Listener.Accept], [Listener.Drain] and [FileListener].
+//	                           Linux    macOS      FreeBSD   NetBSD   OpenBSD  DragonFly
+//	MaxPathLen                 108      104        104       104      103      104
+//	abstract names             yes      no         no        no       no       no
+//	Connect, full backlog      waits    refused    refused   refused  refused  refused
+//	Mode, before it is set     exact    wider      wider     wider    wider    wider
+//	Accept, no descriptor      pending  lost       pending   pending  pending  pending
+//	Drain, later connects      refused  no file    no file   refused  no file  no file
+//	FileListener, no listener  error    no error   error     error    error    no error
+//	CloseRead, peer's Write    EPIPE    discarded  waits     waits    waits    unknown
+//	PeerCred                   yes      yes        no PID    no       no       no
+//	PeerGroups                 yes      up to 15   up to 15  no       no       no
+//	PeerPIDFD                  6.5      no         no        no       no       no
+//	copies in the kernel       yes      no         no        no       no       no
+//
+// The rows that need words:
+//
+//   - Connect: where the kernel refuses connections to a full backlog, the error is
+//     ECONNREFUSED.
+//   - Mode: the bits may be wider from bind(2) until chmod(2), before the socket listens. A
+//     connect that the kernel admits then may succeed later.
+//   - Accept: if the process is out of descriptors, the connection stays pending or is lost.
+//     Where it is lost, Accept reports EMFILE only if another one is pending.
+//   - Drain: where the kernel cannot refuse connects, only the removal of the socket file
+//     keeps clients away. One that connects during the removal may be lost.
+//   - FileListener: where it cannot tell that a socket does not listen, the first accept fails.
+//   - CloseRead: the peer's Write fails, or its bytes are discarded, or it waits once a buffer
+//     is full. On FreeBSD 15 it fails.
+//   - PeerCred: on macOS, the PID is that of the process that last used the peer's socket.
+//
+// gVisor is as Linux, except that a connection is lost if the process is out of descriptors,
+// Drain cannot make the kernel refuse connects (a listener with an abstract name closes after
+// what is pending at that moment), and PeerGroups and PeerPIDFD are not supported.
+//
+// The tests run on Linux and on gVisor. FreeBSD 12.1 and NetBSD 10.99 were run by hand, in an
+// emulator. macOS, OpenBSD and DragonFly are untested: the table says what their kernels'
+// source says.
 package unixsock
 
 import (
@@ -74,20 +116,19 @@ func Connect(path string) (*Conn, error) {
 	return ConnectContext(context.Background(), path)
 }
 
-// ConnectContext connects to the socket at path, a filesystem path or an abstract name
-// as defined by [CheckPath].
+// ConnectContext connects to the socket at path, a filesystem path or an abstract name as
+// defined by [CheckPath].
 //
-// On Linux it waits while the listener's backlog is full, until ctx is done; then
-// errors.Is finds ctx.Err() in the error. No kernel event reports room in a backlog, so
-// ConnectContext tries again about every 20 ms, and less often where system calls are slow or
-// goroutines wait for many paths. Goroutines that wait for one path take turns. All waiting
-// goroutines of a process together use less than a fifth of one core. Once connected, ctx
-// has no effect on the Conn. On macOS and the BSDs a full backlog is reported as ECONNREFUSED,
-// as if no process were listening.
+// On Linux it waits while the listener's backlog is full, until ctx is done; then errors.Is
+// finds ctx.Err() in the error. Goroutines that wait for the same path take turns, in the
+// order in which they came. No kernel event reports room in a backlog, so the first of them
+// tries again, about every 20 ms, and less often where system calls are slow or goroutines
+// wait for many paths: all of them together use less than a fifth of one core. On other
+// systems ConnectContext fails with ECONNREFUSED, as if no process were listening. Once
+// connected, ctx has no effect on the Conn.
 //
-// Errors are *[net.OpError] with Op "dial". Among others, errors.Is finds
-// [ErrInvalidPath], [io/fs.ErrNotExist], [io/fs.ErrPermission] and
-// [syscall.ECONNREFUSED].
+// Errors are *[net.OpError] with Op "dial". Among others, errors.Is finds [ErrInvalidPath],
+// [io/fs.ErrNotExist], [io/fs.ErrPermission] and [syscall.ECONNREFUSED].
 func ConnectContext(ctx context.Context, path string) (*Conn, error) {
 	name, err := resolve(path)
 	if err != nil {
