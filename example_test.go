@@ -3,6 +3,7 @@
 package unixsock_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -13,9 +14,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -147,8 +150,8 @@ func ExampleConnect() {
 	// connected: true
 }
 
-// ConnectContext waits while the listener's backlog is full. (On Linux. On macOS and the
-// BSDs the kernel refuses the connection.)
+// ConnectContext waits while the listener's backlog is full. (On Linux. Other kernels refuse
+// the connection.)
 func ExampleConnectContext() {
 	path, remove := newPath()
 	defer remove()
@@ -157,13 +160,26 @@ func ExampleConnectContext() {
 		log.Fatal(err)
 	}
 	defer listener.Close()
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
 
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
 	var clients sync.WaitGroup
 	for range 10 {
 		clients.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
 			conn, err := unixsock.ConnectContext(ctx, path)
+			for errors.Is(err, syscall.ECONNREFUSED) { // not on Linux
+				time.Sleep(time.Millisecond)
+				conn, err = unixsock.ConnectContext(ctx, path)
+			}
 			if err != nil {
 				fmt.Println(err)
 				return
@@ -171,18 +187,11 @@ func ExampleConnectContext() {
 			conn.Close()
 		})
 	}
-	for range 10 {
-		conn, err := listener.Accept()
-		if err != nil {
-			log.Fatal(err)
-		}
-		conn.Close()
-	}
 	clients.Wait()
-	fmt.Println("10 clients were served")
+	fmt.Println("10 clients are connected")
 
 	// Output:
-	// 10 clients were served
+	// 10 clients are connected
 }
 
 // A listener's Ready is one case of a select. It accepts nothing: the connection stays
@@ -236,50 +245,213 @@ func ExampleListener_Ready() {
 	// timeout
 }
 
-// The context of AcceptEvt is the custodian of the connections that it delivers. A server
-// that cancels it stops accepting, and can let the connections in progress finish by
-// releasing them first.
-func ExampleListener_AcceptEvt() {
+// A worker shares the socket with others, so another one may be first to accept the client
+// that Ready has reported. Its Drain leaves the socket to the others, because a listener of
+// FileListener does not own it.
+func ExampleListener_TryAccept() {
 	path, remove := newPath()
 	defer remove()
-	listener, err := unixsock.Listen(path)
+	parent, err := unixsock.Listen(path, unixsock.Backlog(511))
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer listener.Close()
+	defer parent.Close()
 
-	accepting, stop := context.WithCancel(context.Background())
-	defer stop()
-	var clients []*unixsock.Conn
-	var conns []*unixsock.Conn
-	for range 2 {
-		client, err := unixsock.Connect(path)
+	worker := func(stop <-chan struct{}) {
+		file, err := parent.File() // a process of its own finds the file as descriptor 3
 		if err != nil {
 			log.Fatal(err)
 		}
-		defer client.Close()
-		accepted := <-listener.AcceptEvt(accepting)
-		if accepted.Err != nil {
-			log.Fatal(accepted.Err)
+		listener, err := unixsock.FileListener(file)
+		file.Close()
+		if err != nil {
+			log.Fatal(err)
 		}
-		clients, conns = append(clients, client), append(conns, accepted.Conn)
+		for {
+			select {
+			case _, ok := <-listener.Ready():
+				if !ok {
+					return // the listener has drained
+				}
+				conn, err := listener.TryAccept()
+				if errors.Is(err, syscall.EAGAIN) {
+					continue // another worker was first
+				} else if err != nil {
+					log.Print(err) // out of descriptors, for example
+					time.Sleep(100 * time.Millisecond)
+					continue
+				}
+				fmt.Fprint(conn, "served once;")
+				conn.Close()
+			case <-stop:
+				listener.Drain()
+				stop = nil
+			}
+		}
 	}
-	conns[1].CloseOn(context.Background()) // in progress: it outlives the event
-	stop()
-	_, open := <-listener.AcceptEvt(accepting)
-	fmt.Println("the event is open:", open)
-
-	answer, err := io.ReadAll(clients[0])
-	fmt.Printf("client 1 reads %q, %v\n", answer, err)
-	fmt.Fprint(conns[1], "done")
-	conns[1].Close()
-	answer, err = io.ReadAll(clients[1])
-	fmt.Printf("client 2 reads %q, %v\n", answer, err)
+	var workers sync.WaitGroup
+	stop := make(chan struct{})
+	for range 3 {
+		workers.Go(func() { worker(stop) })
+	}
+	for range 4 {
+		conn, err := unixsock.Connect(path)
+		if err != nil {
+			log.Fatal(err)
+		}
+		answer, err := io.ReadAll(conn)
+		fmt.Println(string(answer), err)
+		conn.Close()
+	}
+	close(stop)
+	workers.Wait()
 
 	// Output:
-	// the event is open: false
-	// client 1 reads "", <nil>
-	// client 2 reads "done", <nil>
+	// served once; <nil>
+	// served once; <nil>
+	// served once; <nil>
+	// served once; <nil>
+}
+
+// One select waits for the clients of two listeners, a ticker and a context. A second context
+// is the custodian of the connections: those that are open when the loop stops may finish, and
+// are closed after a time of grace.
+func ExampleListener_AcceptEvt() {
+	listen := func() (listener *unixsock.Listener, remove func()) {
+		path, remove := newPath()
+		listener, err := unixsock.Listen(path, unixsock.Backlog(511))
+		if err != nil {
+			log.Fatal(err)
+		}
+		return listener, remove
+	}
+	users, remove := listen()
+	defer remove()
+	admins, remove := listen()
+	defer remove()
+	loop, stop := context.WithCancel(context.Background())
+	conns, closeAll := context.WithCancel(context.Background())
+
+	var clients sync.WaitGroup
+	serve := func(kind string, accepted unixsock.Accepted) {
+		if accepted.Err != nil {
+			log.Print(accepted.Err) // out of descriptors, for example: the client stays pending
+			time.Sleep(100 * time.Millisecond)
+			return
+		}
+		clients.Go(func() {
+			defer accepted.Conn.Close()
+			for lines := bufio.NewScanner(accepted.Conn); lines.Scan(); { // until closeAll
+				fmt.Fprintf(accepted.Conn, "%s, %s\n", lines.Text(), kind)
+			}
+		})
+	}
+	server := func() {
+		user, admin := users.AcceptEvt(conns), admins.AcceptEvt(conns)
+		ticker, stopped := time.NewTicker(time.Minute), loop.Done()
+		defer ticker.Stop()
+		for user != nil || admin != nil {
+			select {
+			case accepted, ok := <-user:
+				if !ok {
+					user = nil // the listener has drained
+					continue
+				}
+				serve("user", accepted)
+			case accepted, ok := <-admin:
+				if !ok {
+					admin = nil
+					continue
+				}
+				serve("admin", accepted)
+			case <-ticker.C:
+				log.Print("another minute")
+			case <-stopped:
+				users.Drain() // the pending clients are still delivered
+				admins.Drain()
+				stopped = nil
+			}
+		}
+		time.AfterFunc(50*time.Millisecond, closeAll) // the time of grace
+		clients.Wait()
+		fmt.Println("the server ends")
+	}
+
+	var ended sync.WaitGroup
+	ended.Go(server)
+	for _, listener := range []*unixsock.Listener{users, admins} {
+		conn, err := unixsock.Connect(listener.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintln(conn, "hello")
+		answer, err := bufio.NewReader(conn).ReadString('\n')
+		fmt.Printf("%q, %v\n", answer, err)
+	}
+	stop() // both connections are open
+	ended.Wait()
+
+	// Output:
+	// "hello, user\n", <nil>
+	// "hello, admin\n", <nil>
+	// the server ends
+}
+
+// An HTTP server stops without losing a client: Drain lets no new one in, Serve returns when it
+// has accepted the pending ones, and each connection ends with its response. (Shutdown would
+// drop requests that it finds unread on connections that were just accepted.)
+func ExampleListener_Drain() {
+	path, remove := newPath()
+	defer remove()
+	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale())
+	if err != nil {
+		log.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	server := http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "hello") }),
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				conns.Add(1)
+			case http.StateClosed, http.StateHijacked:
+				conns.Done()
+			}
+		},
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	conn, err := unixsock.Connect(path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+	if err := listener.Drain(); err != nil {
+		log.Print(err) // the socket file could not be removed
+	}
+	server.SetKeepAlivesEnabled(false) // also makes room behind a LimitListener that is full
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fmt.Println("the listener has drained:", errors.Is(<-served, net.ErrClosed))
+		conns.Wait()
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second): // for clients that send no request, or a long one
+	}
+	server.Close()
+
+	status, err := bufio.NewReader(conn).ReadString('\n')
+	fmt.Println(strings.TrimSpace(status), err)
+
+	// Output:
+	// the listener has drained: true
+	// HTTP/1.1 200 OK <nil>
 }
 
 // The ports close independently: after the output is closed, the input can be read.
@@ -306,6 +478,110 @@ func ExampleConn_Ports() {
 
 	// Output:
 	// you said "how are you?" <nil>
+}
+
+// A proxy copies both directions. If one end closes its output, the proxy passes that on, and
+// the other direction continues. If no byte has moved for some time, it closes both ends.
+func ExampleConn_ReadFrom() {
+	proxy := func(a, b *unixsock.Conn, idle time.Duration) {
+		defer a.Close()
+		defer b.Close()
+		var moved atomic.Int64
+		// transfer returns false when the time is up, and true when the direction has ended.
+		transfer := func(to, from *unixsock.Conn) bool {
+			n, err := io.Copy(to, from) // calls ReadFrom or WriteTo: on Linux the kernel copies
+			moved.Add(n)
+			var opErr *net.OpError
+			if errors.As(err, &opErr) && opErr.Op == "read" && opErr.Timeout() {
+				return false
+			}
+			to.CloseWrite()
+			from.CloseRead()
+			return true
+		}
+		moved.Store(1)
+		for ended, back := false, false; (!ended || !back) && moved.Swap(0) > 0; {
+			for _, conn := range []*unixsock.Conn{a, b} {
+				conn.SetReadDeadline(time.Now().Add(idle)) // not a half that is closed
+				conn.SetWriteDeadline(time.Now().Add(2 * idle))
+			}
+			var directions sync.WaitGroup
+			directions.Go(func() { ended = ended || transfer(b, a) })
+			directions.Go(func() { back = back || transfer(a, b) })
+			directions.Wait()
+		}
+	}
+
+	connect := func() (client, server *unixsock.Conn) { // through the proxy
+		client, a, err := unixsock.Pair()
+		if err != nil {
+			log.Fatal(err)
+		}
+		b, server, err := unixsock.Pair()
+		if err != nil {
+			log.Fatal(err)
+		}
+		go proxy(a, b, 100*time.Millisecond)
+		return client, server
+	}
+
+	client, server := connect()
+	defer client.Close()
+	go func() {
+		defer server.Close()
+		question, err := io.ReadAll(server) // up to the EOF of the half-close
+		fmt.Fprintf(server, "you said %q, %v", question, err)
+	}()
+	fmt.Fprint(client, "how are you?")
+	client.CloseWrite()
+	answer, err := io.ReadAll(client)
+	fmt.Printf("%s, %v\n", answer, err)
+
+	idle, server := connect()
+	defer idle.Close()
+	defer server.Close()
+	n, err := idle.Read(make([]byte, 1))
+	fmt.Println("an idle connection is closed:", n, err)
+
+	// Output:
+	// you said "how are you?", <nil>, <nil>
+	// an idle connection is closed: 0 EOF
+}
+
+// A connection becomes the standard input and output of a child process, as under inetd. A
+// program that is not written in Go expects a descriptor in blocking mode.
+func ExampleConn_File() {
+	conn, peer, err := unixsock.Pair()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer peer.Close()
+
+	file, err := conn.File()
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn.Close() // only this descriptor: the connection stays open
+	if err := syscall.SetNonblock(int(file.Fd()), false); err != nil {
+		log.Fatal(err)
+	}
+	cmd := exec.Command("cat")
+	cmd.Stdin, cmd.Stdout = file, file
+	err = cmd.Start()
+	file.Close()
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	fmt.Fprint(peer, "hello")
+	peer.CloseWrite()
+	text, err := io.ReadAll(peer)
+	fmt.Printf("%q, %v\n", text, err)
+	fmt.Println("the child ends:", cmd.Wait())
+
+	// Output:
+	// "hello", <nil>
+	// the child ends: <nil>
 }
 
 // A context closes the connection, until another one replaces it.
@@ -349,47 +625,53 @@ func ExampleConn_PeerCred() {
 	// the peer is this user: true
 }
 
-// A server reads the cgroup of a client between two looks at its pidfd. If the client still
-// runs at the second one, its PID was its own all the time. The server closes the connection
-// when the client's process ends, even if another process has a copy of its descriptor.
+// A server reads the cgroup of a client from /proc, where the client has a number. If the
+// client's process still runs afterwards, no other process can have had that number.
 func ExampleConn_PeerPIDFD() {
-	listener, err := unixsock.Listen("/run/app/app.sock", unixsock.ReplaceStale())
+	path, remove := newPath()
+	defer remove()
+	listener, err := unixsock.Listen(path)
 	if err != nil {
 		log.Fatal(err)
 	}
+	defer listener.Close()
+	client, err := unixsock.Connect(path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer client.Close()
 	conn, err := listener.AcceptContext(context.Background())
 	if err != nil {
 		log.Fatal(err)
 	}
-	pidfd, err := conn.PeerPIDFD()
-	if err != nil {
-		log.Fatal(err) // errors.ErrUnsupported before Linux 6.5
-	}
-	// wait waits for the end of the process, for ever if the timeout is -1.
-	wait := func(timeout int) (ended bool) {
-		for {
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, timeout)
-			if err != unix.EINTR {
-				return err != nil || n > 0
-			}
+	defer conn.Close()
+
+	isClients := func() (bool, error) {
+		pidfd, err := conn.PeerPIDFD()
+		if err != nil {
+			return false, err
 		}
+		defer pidfd.Close()
+		cred, err := conn.PeerCred()
+		if err != nil {
+			return false, err
+		}
+		cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cred.PID))
+		if err != nil {
+			return false, err
+		}
+		// A pidfd becomes readable when its process ends.
+		ended, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, 0)
+		return ended == 0 && len(cgroup) > 0, err
 	}
+	ok, err := isClients()
+	if errors.Is(err, errors.ErrUnsupported) {
+		ok, err = true, nil // before Linux 6.5, and on other systems
+	}
+	fmt.Println("the cgroup is the client's:", ok, err)
 
-	cred, err := conn.PeerCred()
-	if err != nil || wait(0) {
-		log.Fatal("the client has ended: ", err)
-	}
-	cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cred.PID))
-	if err != nil || wait(0) {
-		log.Fatal("the client has ended: ", err)
-	}
-	fmt.Printf("a client of the cgroup %s", cgroup)
-
-	go func() {
-		wait(-1)
-		pidfd.Close()
-		conn.Close()
-	}()
+	// Output:
+	// the cgroup is the client's: true <nil>
 }
 
 // One process passes an open file to another.
@@ -492,7 +774,11 @@ func ExampleListen_http() {
 	type credKey struct{}
 	server := http.Server{
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			cred, err := c.(*unixsock.Conn).PeerCred()
+			conn, ok := c.(*unixsock.Conn) // not behind ServeTLS or another wrapper
+			if !ok {
+				return ctx
+			}
+			cred, err := conn.PeerCred()
 			if err != nil {
 				return ctx
 			}
@@ -575,6 +861,35 @@ func ExampleTCPUnit() {
 	// Output:
 	// host 127.0.0.1 port 0 <nil>
 	// <nil>
+}
+
+// A http.Transport dials through a TCPUnit, whatever the host in the URL is.
+func ExampleTCPUnit_DialContext() {
+	path, remove := newPath()
+	defer remove()
+	unit := unixsock.NewTCPUnit(path)
+	listener, err := unit.Listen("tcp", "localhost:80")
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s at %s, from %s", r.URL.Path, r.Host, r.RemoteAddr)
+	})}
+	go server.Serve(listener)
+	defer server.Close()
+
+	client := http.Client{Transport: &http.Transport{DialContext: unit.DialContext}}
+	defer client.CloseIdleConnections()
+	response, err := client.Get("http://app.example/hello")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	fmt.Println(string(body), err)
+
+	// Output:
+	// /hello at app.example, from 127.0.0.1:0 <nil>
 }
 
 func ExampleCheckPath() {
