@@ -107,7 +107,7 @@ func (c *Conn) Close() error { return c.close(bothHalves, nil) }
 
 // CloseRead closes the input. Reads fail with [net.ErrClosed] from then on, including those
 // that are waiting. Unread data is discarded. On Linux the peer's writes fail with EPIPE
-// from then on. Other kernels do not tell the peer.
+// from then on. Most other kernels do not tell the peer.
 func (c *Conn) CloseRead() error { return c.close(readHalf, nil) }
 
 // CloseWrite closes the output. The peer reads EOF. Writes fail with [net.ErrClosed]

@@ -99,8 +99,8 @@ func fileError(err error) error {
 // is, and close-on-exec: a child process gets it through ExtraFiles of os/exec.
 //
 // A program that is not written in Go expects a blocking descriptor. Before it is started,
-// call syscall.SetNonblock(int(f.Fd()), false), and then use the Conn no more: both share
-// the mode, and even its Close would wait.
+// close the Conn, which leaves the copy open, and call syscall.SetNonblock(int(f.Fd()), false):
+// both share the mode, and the Conn would wait even in Close.
 //
 // For a library that insists on a *[net.UnixConn], pass the copy to [net.FileConn], which
 // makes a copy of its own, and close this one.

@@ -239,7 +239,8 @@ func (l *Listener) TryAccept() (*Conn, error) {
 // [Listener.AcceptEvt] has accepted ahead.
 //
 // If the file cannot be removed, Drain returns the error, and the drain proceeds. A second
-// Drain, or one after Close, does nothing.
+// Drain, or one after Close, does nothing. If another goroutine than the one that calls Drain
+// serves l, it should call Close at its end, which waits until the file has been removed.
 func (l *Listener) Drain() error {
 	if !l.ok() {
 		return l.opError("drain", os.ErrInvalid)
