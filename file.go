@@ -122,7 +122,7 @@ func (c *Conn) File() (*os.File, error) {
 //
 // To restart a server without losing a client, a process
 //
-//  1. starts its successor with the copy in ExtraFiles of os/exec,
+//  1. starts its successor with the copy in ExtraFiles of os/exec, as descriptor 3,
 //  2. waits until the successor has adopted it by [FileListener], called
 //     SetUnlinkOnClose(true) and reported that, for example on a pipe,
 //  3. calls SetUnlinkOnClose(false) and Drain, and serves its connections to their end.
