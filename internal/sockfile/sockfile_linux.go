@@ -17,6 +17,9 @@ func restrictMode(fd int, perm fs.FileMode) error {
 	return os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(perm)))
 }
 
+// checkNoLink does nothing: bind(2) fails if name is a symbolic link.
+func checkNoLink(string) error { return nil }
+
 // with calls do with arguments that denote the file, not the target of a symbolic link. It
 // returns errReplaced if another file has its path. The file cannot be replaced after the
 // check. do gets a descriptor only without access to /proc: then Fchmodat calls fchmodat2,

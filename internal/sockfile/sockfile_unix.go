@@ -38,6 +38,9 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 
 // create binds fd to name, gives the new file its owner and its mode, and calls listen.
 func (o *Options) create(fd int, name string, listen func() error) (*File, error) {
+	if err := checkNoLink(name); err != nil {
+		return nil, err
+	}
 	if err := sys.Bind(fd, name); err != nil {
 		return nil, err
 	}
@@ -147,7 +150,7 @@ func removeStale(name string, locked bool) error {
 	case err != nil:
 		return nil
 	case info.Mode().Type() == fs.ModeSymlink:
-		return errors.New("existing file is a symbolic link")
+		return errLink
 	case info.Mode().Type() != fs.ModeSocket:
 		return errors.New("existing file is not a socket")
 	}
@@ -173,6 +176,7 @@ func removeStale(name string, locked bool) error {
 
 var (
 	errInUse     = os.NewSyscallError("bind", unix.EADDRINUSE)
+	errLink      = errors.New("existing file is a symbolic link")
 	errBound     = errors.New("a process has the socket open")
 	errListening = errors.New("a server is listening on the socket")
 	errReplaced  = fmt.Errorf("%w: the socket file has been removed or replaced", errInUse)
