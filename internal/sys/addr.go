@@ -3,6 +3,7 @@ package sys
 import (
 	"bytes"
 	"encoding/binary"
+	"syscall"
 )
 
 // A socket address is passed to and from the kernel as bytes with a length: a
@@ -14,8 +15,8 @@ const (
 	familyUnix = 1 // AF_UNIX, the same number on every system
 	headerSize = 2
 
-	// The kernel appends a NUL to a path of full length when it reports one.
-	maxAddress = headerSize + 108 + 1
+	// The BSDs admit longer names than they document, up to a length that fits one byte.
+	maxAddress = 256
 )
 
 // encode writes the address of name into b and returns the address's length. Linux's
@@ -31,10 +32,22 @@ func encode(b *[maxAddress]byte, name string, linux bool) int {
 	return n
 }
 
-// decodeLinux returns the name that the kernel has written after the header.
-func decodeLinux(name []byte) string {
-	if end := bytes.IndexByte(name, 0); end > 0 {
-		name = name[:end] // a path; the length ends an abstract name, which begins with NUL
+// decode returns the name in an address that the kernel has written. b is empty if there
+// is none. On Linux the length ends an abstract name, which begins with NUL.
+func decode(b []byte, linux bool) (string, error) {
+	if len(b) < headerSize {
+		return "", nil
 	}
-	return string(name)
+	family := uint16(b[1])
+	if linux {
+		family = binary.NativeEndian.Uint16(b)
+	}
+	if family != familyUnix {
+		return "", syscall.EAFNOSUPPORT
+	}
+	name := b[headerSize:]
+	if end := bytes.IndexByte(name, 0); end > 0 || end == 0 && !linux {
+		name = name[:end]
+	}
+	return string(name), nil
 }

@@ -1,7 +1,6 @@
 package sys
 
 import (
-	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -11,39 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	maxWrapped   = 0 // x/sys/unix changes some names of any length
-	sockFlags    = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
-	receiveFlags = unix.MSG_CMSG_CLOEXEC
-	pollShutDown = unix.POLLRDHUP
-)
-
-func accept(fd int) (int, string, error) { return getSockaddr(unix.SYS_ACCEPT4, fd) }
-
-func getsockname(fd int) (string, error) {
-	_, name, err := getSockaddr(unix.SYS_GETSOCKNAME, fd)
-	return name, err
-}
-
-func getpeername(fd int) (string, error) {
-	_, name, err := getSockaddr(unix.SYS_GETPEERNAME, fd)
-	return name, err
-}
-
-// getSockaddr makes a system call that reports an address. Only accept4(2) has flags.
-func getSockaddr(trap uintptr, fd int) (n int, name string, err error) {
-	var b [maxAddress]byte
-	size := uint32(len(b))
-	r, _, errno := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&b)),
-		uintptr(unsafe.Pointer(&size)), sockFlags, 0, 0)
-	switch {
-	case errno != 0:
-		return -1, "", errno
-	case binary.NativeEndian.Uint16(b[:]) != familyUnix:
-		return -1, "", unix.EAFNOSUPPORT
-	}
-	return int(r), decodeLinux(b[headerSize:min(int(size), len(b))]), nil
-}
+const pollShutDown = unix.POLLRDHUP
 
 // PeerCred returns the peer's credentials.
 func PeerCred(fd int) (pid, uid, gid int, err error) {

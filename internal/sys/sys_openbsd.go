@@ -1,7 +1,16 @@
 package sys
 
-import "golang.org/x/sys/unix"
+import (
+	"syscall"
 
-const MaxPathLen = 103 // the kernel needs room for a NUL after it
+	"golang.org/x/sys/unix"
+)
 
-func writev(fd int, v [][]byte) (int, error) { return unix.Writev(fd, v) }
+const (
+	sockFlags    = unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	receiveFlags = unix.MSG_CMSG_CLOEXEC
+	pathNUL      = 1 // the kernel needs room for a NUL after the name
+)
+
+// acceptSocket calls package syscall, because x/sys/unix lacks Accept4.
+func acceptSocket(fd int) (int, syscall.Sockaddr, error) { return syscall.Accept4(fd, sockFlags) }

@@ -4,6 +4,14 @@ package sys
 
 import "errors"
 
+const (
+	// Available reports whether the platform has Unix domain sockets.
+	Available = false
+
+	// MaxPathLen is the maximum length of a name in a socket address.
+	MaxPathLen = 0
+)
+
 // EAGAIN is the error of a call that would have to wait.
 var EAGAIN = errors.ErrUnsupported
 

@@ -17,6 +17,14 @@ import (
 // EAGAIN is the error of a call that would have to wait, as [ErrWouldBlock] is.
 const EAGAIN = unix.EAGAIN
 
+const (
+	// Available reports whether the platform has Unix domain sockets.
+	Available = true
+
+	// MaxPathLen is the maximum length of a name in a socket address.
+	MaxPathLen = len(unix.RawSockaddrUnix{}.Path) - pathNUL
+)
+
 // Socket returns a stream socket.
 func Socket() (fd int, err error) { return SocketOf(unix.SOCK_STREAM) }
 
@@ -118,12 +126,13 @@ func Accept(fd int) (nfd int, peer string, err error) {
 // socket that listens, or is connected if listening is false. Otherwise the error says
 // why it is not.
 //
-// macOS, NetBSD, OpenBSD and DragonFly do not report whether a socket listens.
-// There, one without a peer passes as listening, and its first accept fails.
+// macOS and DragonFly do not report whether a socket listens. There, one without a peer
+// passes as listening, and its first accept fails.
 func AdoptStream(fd int, listening bool) (local, remote string, err error) {
 	kind, kindErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	local, localErr := getsockname(fd)
 	remote, peerErr := getpeername(fd)
+	connected := peerErr == nil || isConnected(fd)
 	accepting, acceptingErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	switch {
 	case kindErr != nil:
@@ -132,14 +141,25 @@ func AdoptStream(fd int, listening bool) (local, remote string, err error) {
 		err = fmt.Errorf("not a unix socket: %w", os.NewSyscallError("getsockname", localErr))
 	case kind != unix.SOCK_STREAM:
 		err = errors.New("not a stream socket: it preserves message boundaries")
-	case !listening && peerErr != nil:
+	case !listening && !connected:
 		err = fmt.Errorf("not a connected socket: %w", os.NewSyscallError("getpeername", peerErr))
-	case listening && accepting == 0 && (acceptingErr == nil || peerErr == nil):
+	case listening && accepting == 0 && (acceptingErr == nil || connected):
 		err = errors.New("not a listening socket")
 	default:
 		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
 	}
 	return local, remote, err
+}
+
+// isConnected reports whether fd is connected, or was until its peer closed: macOS and the
+// BSDs report no name of a peer that has gone, and what it has sent can still be read.
+func isConnected(fd int) bool {
+	var b [1]byte
+	_, err := repeat("recvfrom", func() (int, error) {
+		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return n, err
+	})
+	return !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.EINVAL)
 }
 
 // Duplicate returns a copy of fd, above the standard descriptors 0 to 2.
@@ -235,8 +255,11 @@ func poll(fd int, events int16) int16 {
 func ShutdownRead(fd int) error {
 	err := shutdown(fd, unix.SHUT_RD)
 	var b [16 << 10]byte
-	for readErr := error(nil); readErr == nil; {
-		_, readErr = Read(fd, b[:])
+	// The limit exceeds what a buffer holds: on some BSDs the peer can still write.
+	for reads := 0; reads < 1<<16; reads++ {
+		if _, readErr := Read(fd, b[:]); readErr != nil {
+			break
+		}
 	}
 	return err
 }
@@ -260,14 +283,18 @@ func shutdown(fd, how int) error {
 	return nil
 }
 
-// SetReadBuffer sets the size of the receive buffer.
+// SetReadBuffer sets the size of the receive buffer. A peer that has gone is no error.
 func SetReadBuffer(fd, bytes int) error { return setBuffer(fd, unix.SO_RCVBUF, bytes) }
 
-// SetWriteBuffer sets the size of the send buffer.
+// SetWriteBuffer sets the size of the send buffer. A peer that has gone is no error.
 func SetWriteBuffer(fd, bytes int) error { return setBuffer(fd, unix.SO_SNDBUF, bytes) }
 
 func setBuffer(fd, opt, bytes int) error {
-	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, bytes))
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, bytes)
+	if err == unix.EINVAL && bytes > 0 { // the peer of a socket of macOS has gone
+		return nil
+	}
+	return os.NewSyscallError("setsockopt", err)
 }
 
 // SendRights sends the part of b for which there is room, with copies of fds. It
@@ -277,8 +304,19 @@ func SendRights(fd int, b []byte, fds []int) (int, error) {
 	if len(fds) > 0 {
 		control = unix.UnixRights(fds...)
 	}
-	return repeat("sendmsg", func() (int, error) {
-		return unix.SendmsgN(fd, b[:min(len(b), MaxIO)], control, nil, 0)
+	return repeat("sendmsg", func() (n int, err error) {
+		for range 2 { // again if the peer has read meanwhile
+			n, err = unix.SendmsgN(fd, b[:min(len(b), MaxIO)], control, nil, 0)
+			if err != unix.EMSGSIZE || control == nil {
+				break
+			}
+			// macOS and NetBSD report a lack of room for descriptors so, as if there could
+			// never be any.
+			if !Writable(fd) {
+				return 0, unix.EAGAIN
+			}
+		}
+		return n, err
 	})
 }
 
@@ -297,10 +335,8 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 		defer holdForks()()
 		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
 		fds = rights(control[:controlLen])
-		if sockFlags == 0 {
-			for _, received := range fds {
-				unix.CloseOnExec(received)
-			}
+		for _, received := range fds {
+			unix.CloseOnExec(received) // FreeBSD 12 ignores MSG_CMSG_CLOEXEC, macOS has none
 		}
 		return n, err
 	})

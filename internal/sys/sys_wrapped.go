@@ -1,4 +1,4 @@
-//go:build darwin || dragonfly || freebsd || netbsd || openbsd
+//go:build darwin || openbsd
 
 package sys
 
@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	maxWrapped   = 103 // the maximum length of a name that x/sys/unix passes to the kernel
-	pollShutDown = 0   // poll(2) does not report it
-)
+const maxWrapped = 103 // the maximum length of a name that x/sys/unix passes to the kernel
 
 func accept(fd int) (int, string, error) {
 	defer holdForks()()
 	nfd, sa, err := acceptSocket(fd)
+	if err == unix.EINVAL && nfd >= 0 { // package syscall has closed nfd: its peer's name is too long
+		err = unix.ECONNABORTED
+	}
 	cloexec(err, nfd)
 	name, err := nameOf(sa, err)
 	return nfd, name, err
@@ -34,3 +34,5 @@ func nameOf(sa syscall.Sockaddr, err error) (string, error) {
 	}
 	return "", err
 }
+
+func writev(fd int, v [][]byte) (int, error) { return unix.Writev(fd, v) }
