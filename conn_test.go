@@ -689,6 +689,25 @@ func TestCloseReadEndsTheWaitOfAPeerThatWrites(t *testing.T) {
 	}
 }
 
+// TestCloseReadDoesNotWaitForAPeerThatWrites has a peer that fills the buffer again as
+// CloseRead empties it, if the kernel lets it.
+func TestCloseReadDoesNotWaitForAPeerThatWrites(t *testing.T) {
+	peer, c := sockettest.Pair(t)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for err := error(nil); err == nil; {
+			_, err = peer.Write(make([]byte, 4<<10))
+		}
+	}()
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		t.Fatalf("Read: %v", err)
+	}
+	sockettest.CheckReturns(t, "CloseRead while the peer writes", func() { c.CloseRead() })
+	c.Close()
+	sockettest.Receive(t, "the peer's writes to end", ended)
+}
+
 // TestClosingAHalfEndsTheFirstWait closes a half while a call registers the Conn
 // with the poller. The call must not keep waiting in that half. On Linux no event
 // reports the close if the socket's buffer is partly full.
@@ -1265,6 +1284,7 @@ func watchForeignSockets(t *testing.T, quit *atomic.Bool) {
 			}
 			for _, fd := range fds {
 				unix.CloseOnExec(fd)
+				identify(fd) // NetBSD may report the first inode number as 0, once
 				ends = append(ends, end{fd, identify(fd)})
 			}
 		}
@@ -1631,6 +1651,16 @@ func TestBufferSizesAreSet(t *testing.T) {
 	wantError(t, near.SetReadBuffer(8<<10), net.ErrClosed, "set", "unix")
 	near.Close()
 	wantError(t, near.SetWriteBuffer(8<<10), net.ErrClosed, "set", "unix")
+}
+
+func TestBufferSizesOfAConnWhosePeerIsGone(t *testing.T) {
+	near, far := sockettest.Pair(t)
+	far.Close()
+	for name, set := range map[string]func(bytes int) error{"SetReadBuffer": near.SetReadBuffer, "SetWriteBuffer": near.SetWriteBuffer} {
+		if err := set(8 << 10); err != nil {
+			t.Errorf("%s after the peer's Close: got %v, want nil", name, err)
+		}
+	}
 }
 
 // --- addresses ---

@@ -187,6 +187,9 @@ func TestFileConnOfOneWhosePeerIsGone(t *testing.T) {
 	}
 	client.Close()
 	adopted := mustFileConn(t, mustFile(t, server))
+	if name := adopted.LocalAddr().String(); name != server.LocalAddr().String() {
+		t.Errorf("LocalAddr of a FileConn after the peer's Close: got %q, want %q", name, server.LocalAddr())
+	}
 	if b, err := io.ReadAll(adopted); err != nil || string(b) != "last words" {
 		t.Errorf("ReadAll of a FileConn after the peer's Close: got %q, %v; want %q, nil", b, err, "last words")
 	}
@@ -308,6 +311,9 @@ func TestFileConnAndFileListenerRefuseOthers(t *testing.T) {
 	} {
 		for _, by := range test.by {
 			t.Run(by+" "+name, func(t *testing.T) {
+				if name == "not listening" && !sockettest.ReportsListening(t) {
+					t.Skip("the kernel does not report whether a socket listens")
+				}
 				sockettest.CheckDescriptors(t)
 				f := test.open(t)
 				var c io.Closer
@@ -938,9 +944,7 @@ func TestAPlainReadLeaksNoFile(t *testing.T) {
 	if n, err := to.Read(b); string(b[:n]) != "abc" || err != nil {
 		t.Errorf("Read after WriteFiles: got %q, %v; want %q, nil", b[:n], err, "abc")
 	}
-	if after := sockettest.CountDescriptors(t); after > before {
-		t.Errorf("Read after WriteFiles: got %d open descriptors, want at most %d", after, before)
-	}
+	sockettest.WaitDescriptors(t, before) // NetBSD closes them in a thread
 	wantAllClosed(t, r)
 }
 

@@ -457,6 +457,13 @@ func TestReplaceStaleLeavesASymbolicLink(t *testing.T) {
 			}
 			before, _ := os.Lstat(target)
 			wantInUse(t, path)
+			for option, o := range map[string]unixsock.ListenOption{
+				"no option": nil, "Mode": unixsock.Mode(0o600), "Owner": unixsock.Owner(os.Getuid(), -1),
+			} {
+				if l, err := unixsock.Listen(path, o); !errors.Is(err, syscall.EADDRINUSE) {
+					t.Errorf("Listen at a link with %s: got %v, %v, want EADDRINUSE", option, l, err)
+				}
+			}
 			if got, err := os.Readlink(path); got != target {
 				t.Errorf("Readlink after Listen with ReplaceStale: got %q, %v; want %q", got, err, target)
 			}

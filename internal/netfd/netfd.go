@@ -124,7 +124,8 @@ func (f *FD) Read(b []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return file.Read(b)
+	n, err := file.Read(b)
+	return n, sys.ReadError(err)
 }
 
 // Write is [os.File.Write].

@@ -28,6 +28,7 @@ func Duplicate(int) (int, error)                    { return -1, errors.ErrUnsup
 func AboveStandard(int) (int, error)                { return -1, errors.ErrUnsupported }
 func Close(int) error                               { return errors.ErrUnsupported }
 func Read(int, []byte) (int, error)                 { return 0, errors.ErrUnsupported }
+func ReadError(err error) error                     { return err }
 func Write(int, []byte) (int, error)                { return 0, errors.ErrUnsupported }
 func Writev(int, [][]byte) (int, error)             { return 0, errors.ErrUnsupported }
 func Poll(int) (readable, shutDown bool)            { return false, false }

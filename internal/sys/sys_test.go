@@ -368,12 +368,14 @@ func TestReceiveRightsOutOfDescriptorsFails(t *testing.T) {
 	if _, err := sys.SendRights(fd, []byte("x"), []int{fd}); err != nil {
 		t.Fatalf("SendRights: %v", err)
 	}
-	defer sockettest.ExhaustDescriptors(t)()
+	free := sockettest.ExhaustDescriptors(t)
 	n, got, err := sys.ReceiveRights(peer, make([]byte, 1))
+	free()
+	rest, _ := sys.Read(peer, make([]byte, 2)) // of a kernel that leaves the byte
 	// The kernel reports the refusal of a security module in the same way.
 	const want = "too many open files, or refused by a security module"
-	if n != 1 || len(got) != 0 || err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("ReceiveRights: got %d bytes, the descriptors %v, %v; want 1, none, an error with %q", n, got, err, want)
+	if n+rest != 1 || len(got) != 0 || err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("ReceiveRights: got %d bytes and left %d, the descriptors %v, %v; want 1 in all, none, an error with %q", n, rest, got, err, want)
 	}
 }
 
@@ -403,6 +405,66 @@ func TestSendRightsWithoutRoomSendsNothing(t *testing.T) {
 	}
 	if n, got, err := sys.ReceiveRights(peer, fill); err != sys.ErrWouldBlock {
 		t.Errorf("ReceiveRights after the last byte: got %d bytes, the descriptors %v, %v; want ErrWouldBlock", n, got, err)
+	}
+}
+
+// TestSendRightsIntoLittleRoomWaits leaves less room than a message with descriptors takes.
+func TestSendRightsIntoLittleRoomWaits(t *testing.T) {
+	fd, peer := pair(t)
+	for err := error(nil); err != sys.ErrWouldBlock; {
+		if _, err = sys.Write(fd, make([]byte, 100)); err != nil && err != sys.ErrWouldBlock {
+			t.Fatalf("Write: %v", err)
+		}
+	}
+	many := slices.Repeat([]int{fd}, sys.MaxRights)
+	var got []int
+	for sent := 0; len(got) == 0; {
+		if sent == 0 {
+			n, err := sys.SendRights(fd, []byte("x"), many)
+			if err != nil && err != sys.ErrWouldBlock {
+				t.Fatalf("SendRights: got %d, %v, want 1, or ErrWouldBlock until there is room", n, err)
+			}
+			sent = n
+		}
+		n, fds, err := sys.ReceiveRights(peer, make([]byte, 50))
+		if n == 0 {
+			t.Fatalf("ReceiveRights: got 0 bytes, %v, want the descriptors before the last byte", err)
+		}
+		got = fds
+	}
+	sys.CloseAll(got)
+	if len(got) != len(many) {
+		t.Errorf("ReceiveRights: got %d descriptors, want %d", len(got), len(many))
+	}
+}
+
+// TestClientWithALongNameIsAccepted binds a client to a name that an address of the system's
+// headers has no room for. NetBSD and DragonFly allow it.
+func TestClientWithALongNameIsAccepted(t *testing.T) {
+	for _, size := range []int{sys.MaxPathLen + 1, 253} {
+		lfd, path := listener(t, 4)
+		client, dir := socket(t, unix.SOCK_STREAM), sockettest.ShortDir(t)
+		name := dir + "/" + strings.Repeat("n", size-len(dir)-1)
+		if err := sys.Bind(client, name); err != nil {
+			t.Skipf("the kernel binds no socket to a name of %d bytes: %v", size, err)
+		}
+		if err := sys.Connect(client, path); err != nil {
+			t.Fatalf("Connect: %v", err)
+		}
+		server, peer, err := sys.Accept(lfd)
+		if err == sys.ErrWouldBlock {
+			t.Skip("the name cannot be read without raw system calls, and the connection is lost")
+		}
+		if peer != name || err != nil {
+			t.Fatalf("Accept of a client with a name of %d bytes: got %q, %v, want its name", size, peer, err)
+		}
+		defer sys.Close(server)
+		if _, remote, err := sys.AdoptStream(server, false); remote != name || err != nil {
+			t.Errorf("AdoptStream: got the peer %q, %v, want its name of %d bytes", remote, err, size)
+		}
+		if local, _, err := sys.AdoptStream(client, false); local != name || err != nil {
+			t.Errorf("AdoptStream: got the name %q, %v, want that of %d bytes", local, err, size)
+		}
 	}
 }
 

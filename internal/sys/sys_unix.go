@@ -195,7 +195,16 @@ func Read(fd int, b []byte) (int, error) {
 	if n == 0 && err == nil {
 		err = io.EOF
 	}
-	return n, err
+	return n, ReadError(err)
+}
+
+// ReadError returns the error of a read from a connected socket that failed with err. On
+// FreeBSD, a read that finds the socket empty just as the peer closes may fail with ENOTCONN.
+func ReadError(err error) error {
+	if errors.Is(err, unix.ENOTCONN) {
+		return io.EOF
+	}
+	return err
 }
 
 // Write writes the part of b for which there is room. It returns ErrWouldBlock if
@@ -327,7 +336,8 @@ func SendRights(fd int, b []byte, fds []int) (int, error) {
 const maxControl = 4096
 
 // ReceiveRights reads available bytes into b, and returns the descriptors that
-// came with them, even with an error: the caller closes them. At the end n is 0.
+// came with them, even with an error: the caller closes them. At the end n is 0, and err nil
+// or io.EOF.
 func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 	control := make([]byte, maxControl)
 	var controlLen, flags int
@@ -340,13 +350,14 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 		}
 		return n, err
 	})
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+	// The BSDs report EMSGSIZE, and leave the bytes.
+	if errors.Is(err, unix.EMSGSIZE) || err == nil && flags&unix.MSG_CTRUNC != 0 {
 		err = errors.New("could not receive all descriptors: too many open files, or refused by a security module")
 	}
 	for i := 0; i < len(fds) && err == nil; i++ {
 		fds[i], err = AboveStandard(fds[i])
 	}
-	return n, fds, err
+	return n, fds, ReadError(err)
 }
 
 // scmPidfd is Linux's SCM_PIDFD. The kernel adds a descriptor of this kind to messages if
