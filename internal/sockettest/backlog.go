@@ -4,9 +4,10 @@ package sockettest
 
 import (
 	"context"
-	"runtime"
+	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,9 +92,44 @@ func FillBacklog(t testing.TB, path string) int {
 // when the backlog is full.
 func SkipUnlessBacklogsWait(t testing.TB) {
 	t.Helper()
-	if runtime.GOOS != "linux" && runtime.GOOS != "android" {
-		t.Skip(runtime.GOOS + " does not distinguish a full backlog from a socket without a listener")
+	if FullBacklog(t) != unix.EAGAIN {
+		t.Skip("connect(2) does not distinguish a full backlog from a socket without a listener")
 	}
+}
+
+// FullBacklog returns the error of a connect(2) to a listener with a full backlog: EAGAIN on
+// Linux, ECONNREFUSED elsewhere.
+func FullBacklog(t testing.TB) error {
+	t.Helper()
+	fullOnce.Do(func() {
+		listener, path := probeListener(t, unix.SOCK_STREAM)
+		defer unix.Close(listener)
+		for full == nil {
+			fd, err := TryConnect(path)
+			if err == nil {
+				defer unix.Close(fd)
+			}
+			full = err
+		}
+	})
+	return full
+}
+
+var (
+	fullOnce sync.Once
+	full     error // set by fullOnce
+)
+
+// Dial is unixsock.Connect, which waits for a full backlog also where the kernel refuses
+// the connection, for [Timeout] at most.
+func Dial(t testing.TB, path string) (*unixsock.Conn, error) {
+	c, err := unixsock.Connect(path)
+	refused := FullBacklog(t) // EAGAIN is waited for inside Connect
+	for deadline := time.Now().Add(Timeout); errors.Is(err, refused) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+		c, err = unixsock.Connect(path)
+	}
+	return c, err
 }
 
 // FullListener returns a listener with no room in its backlog.

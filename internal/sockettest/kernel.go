@@ -28,6 +28,9 @@ func probeListener(t testing.TB, socketType int) (fd int, path string) {
 func probeSocket(t testing.TB, socketType int) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, socketType, 0)
+	if err == unix.EPROTONOSUPPORT {
+		t.Skip("the kernel has no Unix sockets of this type")
+	}
 	check(t, err)
 	unix.CloseOnExec(fd)
 	check(t, unix.SetNonblock(fd, true))
@@ -83,8 +86,9 @@ func KeepsPendingWithoutDescriptors(t testing.TB) bool {
 }
 
 // ReportsRightsCutByLimit reports whether recvmsg(2) sets MSG_CTRUNC if it receives
-// fewer descriptors than were sent because the process is out of them. gVisor does not,
-// and keeps the others open in the kernel. Call it in a child process.
+// fewer descriptors than were sent because the process is out of them, or fails with
+// EMSGSIZE, as on the BSDs. gVisor does not, and keeps the others open in the kernel. Call
+// it in a child process.
 func ReportsRightsCutByLimit(t testing.TB) bool {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
@@ -105,6 +109,9 @@ func ReportsRightsCutByLimit(t testing.TB) bool {
 			}
 		}
 	})
+	if err == unix.EMSGSIZE {
+		return true
+	}
 	check(t, err)
 	return flags&unix.MSG_CTRUNC != 0
 }
@@ -149,8 +156,18 @@ func RefusesAfterShutdown(t testing.TB) bool {
 	return connectErr(t, unix.SOCK_STREAM, path) == unix.ECONNREFUSED
 }
 
+// ReportsListening reports whether the kernel tells a listening socket from another one. macOS
+// and DragonFly do not.
+func ReportsListening(t testing.TB) bool {
+	t.Helper()
+	fd := probeSocket(t, unix.SOCK_STREAM)
+	defer unix.Close(fd)
+	_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil
+}
+
 // ReportsClosedInput reports whether a write fails with EPIPE once the peer has shut down
-// its input. On macOS, OpenBSD and FreeBSD before 15 it does not.
+// its input. On macOS, NetBSD, OpenBSD and FreeBSD before 15 it does not.
 func ReportsClosedInput(t testing.TB) bool {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)

@@ -9,19 +9,24 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/go-unixsock/unixsock"
 )
 
 // CountDescriptors returns how many descriptors this process has open.
 func CountDescriptors(t testing.TB) int {
 	t.Helper()
-	for _, dir := range []string{"/proc/self/fd", "/dev/fd"} {
-		if entries, err := os.ReadDir(dir); err == nil {
-			return len(entries)
+	if entries, err := os.ReadDir("/proc/self/fd"); err == nil {
+		return len(entries)
+	}
+	n := 0
+	for fd := range 1 << 14 { // more than a test opens
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+			n++
 		}
 	}
-	t.Skip("this system has no list of a process's descriptors")
-	return 0
+	return n
 }
 
 // WaitDescriptors waits until at most n descriptors are open.

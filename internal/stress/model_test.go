@@ -206,7 +206,7 @@ func (m *model) connect() {
 		m.connected(id, c)
 		return
 	}
-	c, err := unixsock.Connect(m.path)
+	c, err := sockettest.Dial(m.t, m.path)
 	if err != nil {
 		m.t.Fatalf("Connect of client %d: got %v, want a connection", id, err)
 	}
@@ -579,7 +579,7 @@ func (m *model) cancelWhileConnecting() {
 	id := m.newID()
 	clients := make(chan sockettest.Dialed, 1)
 	go func() {
-		c, err := unixsock.Connect(m.path)
+		c, err := sockettest.Dial(m.t, m.path)
 		clients <- sockettest.Dialed{Conn: c, Err: err}
 	}()
 	for range m.r.IntN(2000) { // a short random delay
@@ -988,13 +988,14 @@ func (m *crowd) connect(id uint32, byNet bool) {
 	if byNet {
 		for {
 			// Package net returns an error if the backlog is full.
-			if c, err = net.Dial("unix", m.l.Addr().String()); !errors.Is(err, syscall.EAGAIN) {
+			c, err = net.Dial("unix", m.l.Addr().String())
+			if !errors.Is(err, sockettest.FullBacklog(m.t)) {
 				break
 			}
 			time.Sleep(time.Millisecond)
 		}
 	} else {
-		c, err = unixsock.Connect(m.l.Addr().String())
+		c, err = sockettest.Dial(m.t, m.l.Addr().String())
 	}
 	if err != nil {
 		m.t.Errorf("connect of client %d: got %v, want a connection", id, err)

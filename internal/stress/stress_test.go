@@ -104,7 +104,7 @@ func TestTenThousandConnectionsAreOpenAtOnce(t *testing.T) {
 func openMany(t *testing.T, path string, n int) {
 	conns := make([]*unixsock.Conn, n)
 	for i := range conns {
-		c, err := unixsock.Connect(path)
+		c, err := sockettest.Dial(t, path)
 		if err != nil {
 			t.Fatalf("Connect %d of %d: got %v, want a connection", i, n, err)
 		}
@@ -201,7 +201,7 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	for range clients {
 		wg.Go(func() {
 			for id := next.Add(1); id <= int64(n) && !t.Failed(); id = next.Add(1) {
-				if err := askID(l.Addr().String(), uint64(id)); err != nil {
+				if err := askID(t, l.Addr().String(), uint64(id)); err != nil {
 					t.Errorf("connect client %d, send its ID and read the answer: got %v, want no error", id, err)
 					cancel()
 				}
@@ -234,8 +234,8 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 }
 
 // askID connects to path, sends id, and checks the answer.
-func askID(path string, id uint64) error {
-	c, err := unixsock.Connect(path)
+func askID(t *testing.T, path string, id uint64) error {
+	c, err := sockettest.Dial(t, path)
 	if err != nil {
 		return err
 	}
@@ -448,7 +448,7 @@ func TestSoak(t *testing.T) {
 	for range 8 {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				err := askID(l.Addr().String(), rand.Uint64())
+				err := askID(t, l.Addr().String(), rand.Uint64())
 				switch {
 				case err == nil:
 					asked.Add(1)
