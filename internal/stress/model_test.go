@@ -759,7 +759,8 @@ func (m *model) write(p *modelPair, i int) {
 
 // isGone reports whether err is the error of a write to a closed peer.
 func isGone(err error) bool {
-	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.Is(err, syscall.ENOTCONN) // of FreeBSD, if the peer closes just now
 }
 
 // read reads at end i. It checks that the Read returns the bytes that the peer wrote, or

@@ -344,14 +344,17 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 	n, err = repeat("recvmsg", func() (n int, err error) {
 		defer holdForks()()
 		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
+		if err == unix.EMSGSIZE { // too many open files on the BSDs, which have left the bytes
+			n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
+			flags |= unix.MSG_CTRUNC
+		}
 		fds = rights(control[:controlLen])
 		for _, received := range fds {
 			unix.CloseOnExec(received) // FreeBSD 12 ignores MSG_CMSG_CLOEXEC, macOS has none
 		}
 		return n, err
 	})
-	// The BSDs report EMSGSIZE, and leave the bytes.
-	if errors.Is(err, unix.EMSGSIZE) || err == nil && flags&unix.MSG_CTRUNC != 0 {
+	if err == nil && flags&unix.MSG_CTRUNC != 0 {
 		err = errors.New("could not receive all descriptors: too many open files, or refused by a security module")
 	}
 	for i := 0; i < len(fds) && err == nil; i++ {
