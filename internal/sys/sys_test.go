@@ -436,6 +436,27 @@ func TestSendRightsIntoLittleRoomWaits(t *testing.T) {
 	}
 }
 
+func TestSendRightsWithMoreThanFitsLosesNothing(t *testing.T) {
+	for _, count := range []int{1, 2, 100, sys.MaxRights} {
+		fd, peer := pair(t)
+		b := make([]byte, 1<<20)
+		sent, err := sys.SendRights(fd, b, slices.Repeat([]int{fd}, count))
+		if sent == 0 || err != nil {
+			t.Fatalf("SendRights of 1 MiB and %d descriptors: got %d, %v, want a part of the bytes", count, sent, err)
+		}
+		n, got, err := sys.ReceiveRights(peer, b)
+		sys.CloseAll(got)
+		for n < sent && err == nil {
+			var m int
+			m, err = sys.Read(peer, b)
+			n += m
+		}
+		if n != sent || len(got) != count || err != nil {
+			t.Errorf("ReceiveRights: got %d bytes, %d descriptors, %v; want %d, %d, nil", n, len(got), err, sent, count)
+		}
+	}
+}
+
 // TestClientWithALongNameIsAccepted binds a client to a name that an address of the system's
 // headers has no room for. NetBSD and DragonFly allow it.
 func TestClientWithALongNameIsAccepted(t *testing.T) {

@@ -313,19 +313,17 @@ func SendRights(fd int, b []byte, fds []int) (int, error) {
 	if len(fds) > 0 {
 		control = unix.UnixRights(fds...)
 	}
-	return repeat("sendmsg", func() (n int, err error) {
-		for range 2 { // again if the peer has read meanwhile
-			n, err = unix.SendmsgN(fd, b[:min(len(b), MaxIO)], control, nil, 0)
-			if err != unix.EMSGSIZE || control == nil {
-				break
-			}
-			// macOS and NetBSD report a lack of room for descriptors so, as if there could
-			// never be any.
-			if !Writable(fd) {
-				return 0, unix.EAGAIN
-			}
+	if control != nil && !AbstractNames {
+		// With little room, macOS and NetBSD report EMSGSIZE. NetBSD reports success and loses
+		// the message if the descriptors, of which the kernel makes pointers, then do not fit
+		// beside the bytes. poll(2) reports room for at least MaxRights pointers and a byte.
+		if !Writable(fd) {
+			return 0, ErrWouldBlock
 		}
-		return n, err
+		b = b[:1]
+	}
+	return repeat("sendmsg", func() (int, error) {
+		return unix.SendmsgN(fd, b[:min(len(b), MaxIO)], control, nil, 0)
 	})
 }
 
