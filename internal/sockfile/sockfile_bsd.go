@@ -3,29 +3,11 @@
 package sockfile
 
 import (
-	"fmt"
 	"io/fs"
-	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
-
-// restrictMode makes the file that a bind of fd creates no wider than perm, on FreeBSD 15.
-// Other kernels refuse fchmod on a socket. Before listen(2) no process can connect.
-func restrictMode(fd int, perm fs.FileMode) error {
-	_ = unix.Fchmod(fd, uint32(perm))
-	return nil
-}
-
-// checkNoLink returns an error if name is a symbolic link: macOS and NetBSD would create the
-// socket file at its target.
-func checkNoLink(name string) error {
-	if info, err := os.Lstat(name); err == nil && info.Mode().Type() == fs.ModeSymlink {
-		return fmt.Errorf("%w: %w", errInUse, errLink)
-	}
-	return nil
-}
 
 // removeACL does nothing: connect(2) does not check ACLs here.
 func removeACL(string, string) error { return nil }

@@ -2,7 +2,6 @@ package sockfile
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"strconv"
 
@@ -10,15 +9,6 @@ import (
 
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
-
-// restrictMode makes the file that a bind of fd creates no wider than perm: the
-// kernel gives it the permissions of the socket, less the umask.
-func restrictMode(fd int, perm fs.FileMode) error {
-	return os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(perm)))
-}
-
-// checkNoLink does nothing: bind(2) fails if name is a symbolic link.
-func checkNoLink(string) error { return nil }
 
 // with calls do with arguments that denote the file, not the target of a symbolic link. It
 // returns errReplaced if another file has its path. The file cannot be replaced after the

@@ -26,7 +26,11 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 		// connect that other bits admit may succeed later, because the kernel checks them
 		// before it looks whether the socket listens. If this process is killed meanwhile,
 		// the owner can still probe the file, if Mode lets it write.
-		if err := restrictMode(fd, *o.Mode&0o700); err != nil {
+		//
+		// Linux and FreeBSD 15 give the file the permissions of the socket, less the umask.
+		// Other kernels refuse fchmod: there, no process can connect before listen(2).
+		err := os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(*o.Mode&0o700)))
+		if err != nil && sys.AbstractNames {
 			return nil, err
 		}
 	}
@@ -38,14 +42,15 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 
 // create binds fd to name, gives the new file its owner and its mode, and calls listen.
 func (o *Options) create(fd int, name string, listen func() error) (*File, error) {
-	if err := checkNoLink(name); err != nil {
-		return nil, err
+	info, err := os.Lstat(name)
+	if err == nil && info.Mode().Type() == fs.ModeSymlink { // macOS and NetBSD would bind its target
+		return nil, fmt.Errorf("%w: %w", errInUse, errLink)
 	}
 	if err := sys.Bind(fd, name); err != nil {
 		return nil, err
 	}
 	file := FileOf(-1, name)
-	err := o.apply(file)
+	err = o.apply(file)
 	if err == nil {
 		err = listen()
 	}

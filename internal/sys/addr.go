@@ -35,14 +35,10 @@ func encode(b *[maxAddress]byte, name string, linux bool) int {
 // decode returns the name in an address that the kernel has written. b is empty if there
 // is none. On Linux the length ends an abstract name, which begins with NUL.
 func decode(b []byte, linux bool) (string, error) {
-	if len(b) < headerSize {
+	switch {
+	case len(b) < headerSize:
 		return "", nil
-	}
-	family := uint16(b[1])
-	if linux {
-		family = binary.NativeEndian.Uint16(b)
-	}
-	if family != familyUnix {
+	case b[0] != familyUnix && b[1] != familyUnix: // the other byte is never 1
 		return "", syscall.EAFNOSUPPORT
 	}
 	name := b[headerSize:]

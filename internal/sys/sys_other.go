@@ -4,13 +4,11 @@ package sys
 
 import "errors"
 
-const (
-	// Available reports whether the platform has Unix domain sockets.
-	Available = false
+// Available reports whether the platform has Unix domain sockets.
+const Available = false
 
-	// MaxPathLen is the maximum length of a name in a socket address.
-	MaxPathLen = 0
-)
+// MaxPathLen is the maximum length of a name in a socket address.
+const MaxPathLen = 0
 
 // EAGAIN is the error of a call that would have to wait.
 var EAGAIN = errors.ErrUnsupported

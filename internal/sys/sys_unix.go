@@ -17,13 +17,11 @@ import (
 // EAGAIN is the error of a call that would have to wait, as [ErrWouldBlock] is.
 const EAGAIN = unix.EAGAIN
 
-const (
-	// Available reports whether the platform has Unix domain sockets.
-	Available = true
+// Available reports whether the platform has Unix domain sockets.
+const Available = true
 
-	// MaxPathLen is the maximum length of a name in a socket address.
-	MaxPathLen = len(unix.RawSockaddrUnix{}.Path) - pathNUL
-)
+// MaxPathLen is the maximum length of a name in a socket address.
+const MaxPathLen = len(unix.RawSockaddrUnix{}.Path) - pathNUL
 
 // Socket returns a stream socket.
 func Socket() (fd int, err error) { return SocketOf(unix.SOCK_STREAM) }
@@ -154,12 +152,8 @@ func AdoptStream(fd int, listening bool) (local, remote string, err error) {
 // isConnected reports whether fd is connected, or was until its peer closed: macOS and the
 // BSDs report no name of a peer that has gone, and what it has sent can still be read.
 func isConnected(fd int) bool {
-	var b [1]byte
-	_, err := repeat("recvfrom", func() (int, error) {
-		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		return n, err
-	})
-	return !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.EINVAL)
+	_, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err != unix.ENOTCONN && err != unix.EINVAL
 }
 
 // Duplicate returns a copy of fd, above the standard descriptors 0 to 2.
@@ -265,10 +259,8 @@ func ShutdownRead(fd int) error {
 	err := shutdown(fd, unix.SHUT_RD)
 	var b [16 << 10]byte
 	// The limit exceeds what a buffer holds: on some BSDs the peer can still write.
-	for reads := 0; reads < 1<<16; reads++ {
-		if _, readErr := Read(fd, b[:]); readErr != nil {
-			break
-		}
+	for reads, readErr := 0, error(nil); readErr == nil && reads < 1<<16; reads++ {
+		_, readErr = Read(fd, b[:])
 	}
 	return err
 }
