@@ -129,10 +129,11 @@ func work() error {
 	defer clients.Wait()
 	for range listener.Ready() { // until the listener has drained
 		conn, err := listener.TryAccept()
+		timeout, ok := err.(net.Error)
 		switch {
 		case err == nil:
 			clients.Go(func() { answer(conn) })
-		case errors.Is(err, syscall.EAGAIN), errors.Is(err, net.ErrClosed):
+		case ok && timeout.Timeout(), errors.Is(err, net.ErrClosed):
 			// Another worker was first.
 		default:
 			log.Print(err) // out of descriptors, for example: the client stays pending
