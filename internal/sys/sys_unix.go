@@ -104,10 +104,14 @@ func Connect(fd int, name string) error {
 // Accept accepts a connection and returns its descriptor and the peer's name. It
 // returns ErrWouldBlock if no connection is pending.
 func Accept(fd int) (nfd int, peer string, err error) {
+	gone := 0
 	nfd, err = repeat("accept", func() (nfd int, err error) {
 		nfd, peer, err = accept(fd)
 		if err == unix.ECONNABORTED { // the peer has gone: accept the next one
 			err = unix.EINTR
+			if gone++; gone > 1<<12 { // NetBSD: the socket is shut down, and in blocking mode
+				err = unix.EAGAIN
+			}
 		}
 		return nfd, err
 	})
