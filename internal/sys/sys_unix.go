@@ -243,9 +243,13 @@ func repeat(name string, call func() (int, error)) (int, error) {
 func Writable(fd int) bool { return poll(fd, unix.POLLOUT) != 0 }
 
 // Poll reports whether fd has a connection to accept, bytes to read, or an end of input, and
-// whether its input is shut down, as far as the kernel reports that.
+// whether a listening socket is shut down, as far as the kernel reports that: NetBSD then has
+// an end of input where recv(2) otherwise fails.
 func Poll(fd int) (readable, shutDown bool) {
 	events := poll(fd, unix.POLLIN|pollShutDown)
+	if pollShutDown == 0 {
+		return events != 0, events != 0 && isConnected(fd)
+	}
 	return events != 0, events&pollShutDown != 0
 }
 
