@@ -156,8 +156,18 @@ func AdoptStream(fd int, listening bool) (local, remote string, err error) {
 // isConnected reports whether fd is connected, or was until its peer closed: macOS and the
 // BSDs report no name of a peer that has gone, and what it has sent can still be read.
 func isConnected(fd int) bool {
-	_, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	return err != unix.ENOTCONN && err != unix.EINVAL
+	err := peek(fd)
+	return !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.EINVAL)
+}
+
+// peek returns the error of a read that leaves the bytes where they are.
+func peek(fd int) error {
+	var b [1]byte
+	_, err := repeat("recvfrom", func() (int, error) {
+		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return n, err
+	})
+	return err
 }
 
 // Duplicate returns a copy of fd, above the standard descriptors 0 to 2.
@@ -248,7 +258,7 @@ func Writable(fd int) bool { return poll(fd, unix.POLLOUT) != 0 }
 func Poll(fd int) (readable, shutDown bool) {
 	events := poll(fd, unix.POLLIN|pollShutDown)
 	if pollShutDown == 0 {
-		return events != 0, events != 0 && isConnected(fd)
+		return events != 0, events != 0 && peek(fd) == nil
 	}
 	return events != 0, events&pollShutDown != 0
 }
