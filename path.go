@@ -10,16 +10,6 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
-// Available reports whether the platform has Unix domain sockets. It mirrors
-// unix-socket-available?.
-const Available = sys.Available
-
-// MaxPathLen is the maximum length, in bytes, of the absolute form of a path, or of an
-// abstract name with its leading NUL: 108 on Linux, 104 on macOS and the BSDs, 103 on
-// OpenBSD. The whole length is usable, but some programs cannot reach a path of full length:
-// on Linux net, Python and nc.
-const MaxPathLen = sys.MaxPathLen
-
 // ErrInvalidPath is the error that errors.Is finds in every error about a path that
 // no Unix domain socket can have on this platform.
 var ErrInvalidPath = errors.New("invalid unix socket path")

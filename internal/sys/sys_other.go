@@ -4,12 +4,6 @@ package sys
 
 import "errors"
 
-// Available reports whether the platform has Unix domain sockets.
-const Available = false
-
-// MaxPathLen is the maximum length of a name in a socket address.
-const MaxPathLen = 0
-
 // EAGAIN is the error of a call that would have to wait.
 var EAGAIN = errors.ErrUnsupported
 

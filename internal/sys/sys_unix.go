@@ -17,9 +17,6 @@ import (
 // EAGAIN is the error of a call that would have to wait, as [ErrWouldBlock] is.
 const EAGAIN = unix.EAGAIN
 
-// Available reports whether the platform has Unix domain sockets.
-const Available = true
-
 // MaxPathLen is the maximum length of a name in a socket address.
 const MaxPathLen = len(unix.RawSockaddrUnix{}.Path) - pathNUL
 
