@@ -918,7 +918,11 @@ func TestListenerThatIsShutDownElsewhereEndsAndRemovesNoFile(t *testing.T) {
 	if !sockettest.RefusesAfterShutdown(t) {
 		t.Skip("the kernel cannot refuse connections to a listening socket")
 	}
-	for _, began := range []string{"before the shutdown", "after the shutdown"} {
+	began := []string{"after the shutdown", "before the shutdown"}
+	if !sockettest.ShutdownWakesAccept(t) {
+		began = began[:1]
+	}
+	for _, began := range began {
 		for _, loop := range []string{"Accept", "Ready", "AcceptEvt"} {
 			t.Run(loop+" that began "+began, func(t *testing.T) {
 				l := sockettest.Listen(t, unixsock.UnlinkOnClose())

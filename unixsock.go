@@ -86,7 +86,8 @@
 //   - Accept: if the process is out of descriptors, the connection stays pending or is lost.
 //     Where it is lost, Accept reports EMFILE only if another one is pending.
 //   - Drain: where the kernel cannot refuse connects, only the removal of the socket file
-//     keeps clients away. One that connects during the removal may be lost.
+//     keeps clients away. One that connects during the removal may be lost. On NetBSD an
+//     Accept that waits in another process goes on waiting; the next one fails.
 //   - FileListener: where it cannot tell that a socket does not listen, the first accept fails.
 //   - CloseRead: the peer's Write fails, or its bytes are discarded, or it waits once a buffer
 //     is full. On FreeBSD 15 it fails.

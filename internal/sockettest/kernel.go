@@ -3,8 +3,10 @@
 package sockettest
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -154,6 +156,27 @@ func RefusesAfterShutdown(t testing.TB) bool {
 	defer unix.Close(listener)
 	_ = unix.Shutdown(listener, unix.SHUT_RD) // an error means that it has no effect
 	return connectErr(t, unix.SOCK_STREAM, path) == unix.ECONNREFUSED
+}
+
+// ShutdownWakesAccept reports whether a goroutine that waits in the poller to accept wakes when
+// the listening socket is shut down. On NetBSD it does not.
+func ShutdownWakesAccept(t testing.TB) bool {
+	t.Helper()
+	listener, _ := probeListener(t, unix.SOCK_STREAM)
+	check(t, unix.SetNonblock(listener, true))
+	f := os.NewFile(uintptr(listener), "listener")
+	defer f.Close()
+	check(t, f.SetReadDeadline(time.Now().Add(time.Second)))
+	raw, err := f.SyscallConn()
+	check(t, err)
+	calls := 0
+	err = raw.Read(func(fd uintptr) bool {
+		if calls++; calls == 1 {
+			time.AfterFunc(100*time.Millisecond, func() { _ = unix.Shutdown(int(fd), unix.SHUT_RD) })
+		}
+		return calls > 1
+	})
+	return err == nil
 }
 
 // ReportsListening reports whether the kernel tells a listening socket from another one. macOS
