@@ -70,6 +70,7 @@
 //	Mode, before it is set     exact    wider      wider     wider    wider    wider
 //	Accept, no descriptor      pending  lost       pending   pending  pending  pending
 //	Drain, later connects      refused  no file    no file   refused  no file  no file
+//	Accept, a longer name      none     lost       none      whole    none     whole
 //	FileListener, no listener  error    no error   error     error    error    no error
 //	CloseRead, peer's Write    EPIPE    discarded  waits     waits    waits    unknown
 //	PeerCred                   yes      yes        no PID    no       no       no
@@ -82,12 +83,14 @@
 //   - Connect: where the kernel refuses connections to a full backlog, the error is
 //     ECONNREFUSED.
 //   - Mode: the bits may be wider from bind(2) until chmod(2), before the socket listens. A
-//     connect that the kernel admits then may succeed later.
+//     connect that the kernel admits then may succeed later. FreeBSD 15 is as Linux.
 //   - Accept: if the process is out of descriptors, the connection stays pending or is lost.
 //     Where it is lost, Accept reports EMFILE only if another one is pending.
 //   - Drain: where the kernel cannot refuse connects, only the removal of the socket file
 //     keeps clients away. One that connects during the removal may be lost. On NetBSD an
 //     Accept that waits in another process goes on waiting; the next one fails.
+//   - A longer name: where a client may bind a name longer than MaxPathLen, its connection is
+//     accepted with the whole name, or lost.
 //   - FileListener: where it cannot tell that a socket does not listen, the first accept fails.
 //   - CloseRead: the peer's Write fails, or its bytes are discarded, or it waits once a buffer
 //     is full. On FreeBSD 15 it fails.
@@ -97,9 +100,9 @@
 // Drain cannot make the kernel refuse connects (a listener with an abstract name closes after
 // what is pending at that moment), and PeerGroups and PeerPIDFD are not supported.
 //
-// The tests run on Linux and on gVisor. FreeBSD 12.1 and NetBSD 10.99 were run by hand, in an
-// emulator. macOS, OpenBSD and DragonFly are untested: the table says what their kernels'
-// source says.
+// The tests run on Linux and on gVisor. Most of them were run by hand on FreeBSD 12.1 and
+// NetBSD 10.99, in an emulator. macOS, OpenBSD and DragonFly are untested: the table says what
+// their kernels' source says.
 package unixsock
 
 import (
