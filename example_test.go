@@ -863,7 +863,7 @@ func ExampleTCPUnit() {
 	// <nil>
 }
 
-// A http.Transport dials through a TCPUnit, whatever the host in the URL is.
+// An http.Transport dials through a TCPUnit, whatever the host in the URL is.
 func ExampleTCPUnit_DialContext() {
 	path, remove := newPath()
 	defer remove()

@@ -52,13 +52,13 @@ func Mode(perm fs.FileMode) ListenOption {
 
 // Owner sets the owner and the group of the socket file before the socket listens. -1 leaves
 // one unchanged, as in [os.Chown]. Together with Mode(0o660) it lets a front-end server of
-// another group connect. Without Mode, a process that only the first owner or group admits
-// may connect just before the change.
+// another group connect. Without Mode, a connect that overlaps with the change may succeed for
+// a process that only the file's original owner or group admits.
 //
 // [Listen] returns an error, and leaves no socket file, if the process may not make the
 // change, or for an abstract name. Only root may change the owner. Other users may set the
-// group to one of their own. What the file has already is not set again, so Owner may name
-// it on file systems that refuse changes.
+// group to one of their own. If the file has that owner and group already, nothing is set, so
+// Owner works on file systems that refuse changes, too.
 func Owner(uid, gid int) ListenOption {
 	return func(c *listenConfig) { c.file.Owner = &sockfile.Owner{UID: uid, GID: gid} }
 }
@@ -72,8 +72,9 @@ func Owner(uid, gid int) ListenOption {
 // socket can be seen but not reached, unless the file is on the device of "/". The upper
 // directory of a mounted overlay cannot be told from any other: do not listen there.
 //
-// If several processes race for a path, one succeeds. They lock the directory, so they must
-// be able to read it. Listen waits for the lock at most two seconds.
+// If several processes race for a path, one succeeds. They exclude each other with a lock on
+// the directory. If Listen cannot read the directory, or has waited for two seconds, it
+// proceeds without the lock, and two may succeed.
 func ReplaceStale() ListenOption {
 	return func(c *listenConfig) { c.file.ReplaceStale = true }
 }
@@ -233,14 +234,14 @@ func (l *Listener) TryAccept() (*Conn, error) {
 // What Drain does depends on who owns the socket: a listener made by [Listen] does, and one
 // from [FileListener] does not, unless [Listener.SetUnlinkOnClose] has changed that. The
 // owner's Drain removes the socket file and, on Linux and NetBSD, makes the kernel refuse
-// later connects: the listeners of all processes that share the socket then drain, too. On
-// other systems a client that connects during the removal may be lost. Drain of any other
+// later connects: the listeners of all processes that share the socket then drain, too (on
+// NetBSD once they call an accept again). On other systems a client that connects during the removal may be lost. Drain of any other
 // listener leaves the file and the backlog to the other processes. It delivers only what
 // [Listener.AcceptEvt] has accepted ahead.
 //
 // If the file cannot be removed, Drain returns the error, and the drain proceeds. A second
 // Drain, or one after Close, does nothing. If another goroutine than the one that calls Drain
-// serves l, it should call Close at its end, which waits until the file has been removed.
+// serves l, it should call Close when it has finished: Close waits until the file is removed.
 func (l *Listener) Drain() error {
 	if !l.ok() {
 		return l.opError("drain", os.ErrInvalid)
@@ -340,9 +341,11 @@ func (l *Listener) CloseOn(ctx context.Context) {
 // It also sets whether l owns its socket, which decides what [Listener.Drain] does.
 //
 // Close removes only the file that l is bound to. If a process is replacing the file, Close
-// waits for it, at most a second. If the kernel cannot say which file that is, the file of a
-// listener from [FileListener] stays: on btrfs, on an overlay over several file systems, in
-// another network namespace, and in a sandbox without netlink.
+// waits for it, at most a second. For a listener from [FileListener], Linux 6 and later is
+// asked which file that is. Without an answer, or with one that names another device, the
+// file stays: on btrfs, on an overlay over several file systems, in another network namespace,
+// and in a sandbox without netlink. On other kernels the socket file that was at the path when
+// FileListener was called is taken for l's own.
 func (l *Listener) SetUnlinkOnClose(unlink bool) {
 	if !l.ok() {
 		return

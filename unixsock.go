@@ -75,7 +75,7 @@
 //	CloseRead, peer's Write    EPIPE    discarded  waits     waits    waits    unknown
 //	PeerCred                   yes      yes        no PID    no       no       no
 //	PeerGroups                 yes      up to 15   up to 15  no       no       no
-//	PeerPIDFD                  6.5      no         no        no       no       no
+//	PeerPIDFD                  from 6.5 no         no        no       no       no
 //	copies in the kernel       yes      no         no        no       no       no
 //
 // The rows that need words:
@@ -83,14 +83,14 @@
 //   - Connect: where the kernel refuses connections to a full backlog, the error is
 //     ECONNREFUSED.
 //   - Mode: the bits may be wider from bind(2) until chmod(2), before the socket listens. A
-//     connect that the kernel admits then may succeed later. FreeBSD 15 is as Linux.
+//     connect that begins then may succeed once the socket listens. FreeBSD 15 is as Linux.
 //   - Accept: if the process is out of descriptors, the connection stays pending or is lost.
 //     Where it is lost, Accept reports EMFILE only if another one is pending.
 //   - Drain: where the kernel cannot refuse connects, only the removal of the socket file
 //     keeps clients away. One that connects during the removal may be lost. On NetBSD an
 //     Accept that waits in another process goes on waiting; the next one fails.
-//   - A longer name: where a client may bind a name longer than MaxPathLen, its connection is
-//     accepted with the whole name, or lost.
+//   - A longer name: macOS, NetBSD and DragonFly let a client bind a name that is longer than
+//     MaxPathLen. Its connection is accepted with the whole name, or lost.
 //   - FileListener: where it cannot tell that a socket does not listen, the first accept fails.
 //   - CloseRead: the peer's Write fails, or its bytes are discarded, or it waits once a buffer
 //     is full. On FreeBSD 15 it fails.
@@ -101,8 +101,8 @@
 // what is pending at that moment), and PeerGroups and PeerPIDFD are not supported.
 //
 // The tests run on Linux and on gVisor. Most of them were run by hand on FreeBSD 12.1 and
-// NetBSD 10.99, in an emulator. macOS, OpenBSD and DragonFly are untested: the table says what
-// their kernels' source says.
+// NetBSD 10.99, in an emulator. macOS, OpenBSD, DragonFly and FreeBSD 15 are untested: what is
+// said of them comes from their kernels' source.
 package unixsock
 
 import (

@@ -76,7 +76,7 @@ func run(ctx context.Context, path string) error {
 	case <-ctx.Done():
 	}
 	if err := listener.Drain(); err != nil { // no new client comes in
-		return err
+		log.Print(err) // the socket file could not be removed; the drain proceeds
 	}
 	server.SetKeepAlivesEnabled(false) // a connection ends with its response
 	done := make(chan struct{})

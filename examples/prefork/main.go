@@ -31,7 +31,7 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	signals := make(chan os.Signal, 1) // a worker ignores them: its parent tells it when to end
+	signals := make(chan os.Signal, 2) // a worker ignores them: its parent tells it when to end
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, os.Interrupt)
 	var err error
 	switch {
@@ -78,14 +78,19 @@ func serve(path string, signals <-chan os.Signal) error {
 	stop()
 	// The socket is the parent's: its Drain refuses new clients. It serves the pending ones itself.
 	if err := listener.Drain(); err != nil {
-		return err
+		log.Print(err) // the socket file could not be removed; the drain proceeds
 	}
 	for {
 		conn, err := listener.Accept()
-		if err != nil {
+		switch {
+		case err == nil:
+			workers.Go(func() { answer(conn) })
+		case errors.Is(err, net.ErrClosed):
 			return nil // the listener has drained
+		default:
+			log.Print(err) // out of descriptors, for example: the client stays pending
+			time.Sleep(100 * time.Millisecond)
 		}
-		workers.Go(func() { answer(conn) })
 	}
 }
 
@@ -101,8 +106,9 @@ func keep(ctx context.Context, socket *os.File) {
 			err = cmd.Start()
 		}
 		if err == nil {
-			context.AfterFunc(ctx, func() { input.Close() })
+			release := context.AfterFunc(ctx, func() { input.Close() })
 			err = cmd.Wait()
+			release()
 		}
 		if err != nil {
 			log.Print("worker: ", err)

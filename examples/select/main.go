@@ -73,7 +73,7 @@ func serve(ctx context.Context, path string, idle time.Duration) error {
 			log.Print("interrupted, stopping")
 		}
 		if err := listener.Drain(); err != nil { // no new client comes in
-			return err
+			log.Print(err) // the socket file could not be removed; the drain proceeds
 		}
 		last = time.Now()
 	}

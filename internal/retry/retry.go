@@ -21,12 +21,13 @@ import (
 )
 
 const (
-	// Between two attempts for a name is on average at least share times the cost of one
-	// attempt for every name.
+	// The interval after a failed attempt for a name is on average at least share times the
+	// cost of one attempt for every name.
 	share = 8
 
-	// In its turn a goroutine sleeps about minPause before its first attempt, and twice as
-	// long before each further one, up to maxPause.
+	// A goroutine that begins a queue sleeps about minPause before its first attempt. One that
+	// gets the turn tries at the time that comes with it. After each attempt it sleeps about
+	// minPause, then twice as long each time, up to maxPause.
 	minPause = 100 * time.Microsecond
 	maxPause = 20 * time.Millisecond
 
@@ -35,8 +36,8 @@ const (
 	overhead    = 30
 	maxOverhead = 3 * time.Millisecond
 
-	// A measured cost at most doubles and grows by maxRise, because the process may have been
-	// stopped.
+	// From one attempt to the next, the cost grows to at most twice its value plus maxRise:
+	// the process may have been stopped.
 	maxRise = 3 * time.Millisecond
 )
 

@@ -28,7 +28,7 @@ func (o *Options) Bind(fd int, name string, listen func() error) (*File, error) 
 		// the owner can still probe the file, if Mode lets it write.
 		//
 		// Linux and FreeBSD 15 give the file the permissions of the socket, less the umask.
-		// Other kernels refuse fchmod: there, no process can connect before listen(2).
+		// Other kernels refuse fchmod: there, the bits may be wider until they are set.
 		err := os.NewSyscallError("fchmod", unix.Fchmod(fd, uint32(*o.Mode&0o700)))
 		if err != nil && sys.AbstractNames {
 			return nil, err

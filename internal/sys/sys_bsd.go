@@ -2,4 +2,4 @@
 
 package sys
 
-const pollShutDown = 0 // poll(2) does not report it
+const pollShutDown = 0 // poll(2) does not report it; see Poll

@@ -15,7 +15,13 @@ const (
 	pathNUL      = 0
 )
 
-func accept(fd int) (int, string, error) { return getSockaddr(acceptTrap, fd) }
+func accept(fd int) (int, string, error) {
+	nfd, name, err := getSockaddr(acceptTrap, fd)
+	if err != nil && nfd >= 0 {
+		unix.Close(nfd)
+	}
+	return nfd, name, err
+}
 
 func getsockname(fd int) (string, error) {
 	_, name, err := getSockaddr(unix.SYS_GETSOCKNAME, fd)

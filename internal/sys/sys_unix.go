@@ -250,11 +250,11 @@ func repeat(name string, call func() (int, error)) (int, error) {
 func Writable(fd int) bool { return poll(fd, unix.POLLOUT) != 0 }
 
 // Poll reports whether fd has a connection to accept, bytes to read, or an end of input, and
-// whether a listening socket is shut down, as far as the kernel reports that: NetBSD then has
-// an end of input where recv(2) otherwise fails.
+// whether fd is a listening socket that is shut down. Not all kernels report the latter.
 func Poll(fd int) (readable, shutDown bool) {
 	events := poll(fd, unix.POLLIN|pollShutDown)
 	if pollShutDown == 0 {
+		// recv(2) fails for a listening socket, but NetBSD's has an end of input then.
 		return events != 0, events != 0 && peek(fd) == nil
 	}
 	return events != 0, events&pollShutDown != 0
@@ -346,20 +346,26 @@ const maxControl = 4096
 func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 	control := make([]byte, maxControl)
 	var controlLen, flags int
+	var lost bool
 	n, err = repeat("recvmsg", func() (n int, err error) {
-		defer holdForks()()
+		if !AbstractNames { // FreeBSD 12 ignores MSG_CMSG_CLOEXEC, and macOS has none
+			syscall.ForkLock.RLock()
+			defer syscall.ForkLock.RUnlock()
+		}
 		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
-		if err == unix.EMSGSIZE { // too many open files on the BSDs, which have left the bytes
-			n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
-			flags |= unix.MSG_CTRUNC
+		if err == unix.EMSGSIZE && !lost { // too many open files on the BSDs, which have left the bytes
+			lost = true
+			err = unix.EINTR
 		}
 		fds = rights(control[:controlLen])
 		for _, received := range fds {
-			unix.CloseOnExec(received) // FreeBSD 12 ignores MSG_CMSG_CLOEXEC, macOS has none
+			if !AbstractNames {
+				unix.CloseOnExec(received)
+			}
 		}
 		return n, err
 	})
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+	if err == nil && (lost || flags&unix.MSG_CTRUNC != 0) {
 		err = errors.New("could not receive all descriptors: too many open files, or refused by a security module")
 	}
 	for i := 0; i < len(fds) && err == nil; i++ {

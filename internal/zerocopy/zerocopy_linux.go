@@ -38,9 +38,9 @@ func atEnd(file syscall.RawConn) (end bool) {
 	return end
 }
 
-// sendSome sends up to size bytes of the file, fewer if it ends, or if dst was full and then
-// has room again: another goroutine may hold the lock of the file by then, and writes to dst
-// must not wait for that.
+// sendSome sends up to size bytes of the file, fewer if it ends, or if dst was full and had to
+// be waited for: another goroutine may hold the lock of the file by then, and other writes to
+// dst go first.
 func sendSome(dst Socket, src syscall.RawConn, size int) (sent int, err error) {
 	for hadRoom := false; sent < size; {
 		n, err := sendOnce(dst, src, size-sent)
