@@ -106,39 +106,6 @@ func TestFullOrReadOnlyFilesystemIsAnError(t *testing.T) {
 	sockettest.CheckExchange(t, at("l"), sockettest.ListenAt(t, at("l"), unixsock.ReplaceStale()))
 }
 
-// TestReplaceStaleBesideChildren listens again and again at a path while the process starts
-// children, which hold the closed socket between fork and exec. Listen waits 50 ms for them. A
-// busy machine takes longer to start some of them, and there Listen may find the path in use.
-func TestReplaceStaleBesideChildren(t *testing.T) {
-	path := filepath.Join(sockettest.ShortDir(t), "s")
-	ctx, cancel := context.WithCancel(t.Context())
-	var children sync.WaitGroup
-	children.Go(func() {
-		for ctx.Err() == nil {
-			exec.Command("/bin/true").Run()
-		}
-	})
-	defer children.Wait()
-	defer cancel()
-	rounds := sockettest.Times(100)
-	failed := 0
-	for range rounds {
-		l, err := unixsock.Listen(path, unixsock.ReplaceStale())
-		switch {
-		case err == nil:
-			l.Close()
-		case !errors.Is(err, syscall.EADDRINUSE):
-			t.Fatalf("Listen with ReplaceStale beside children: got %v, want a listener or EADDRINUSE", err)
-		default:
-			failed++
-		}
-	}
-	t.Logf("%d of %d Listens found the path in use", failed, rounds)
-	if failed > rounds/2 {
-		t.Errorf("Listen with ReplaceStale beside children: got EADDRINUSE %d times of %d, want none on an idle machine", failed, rounds)
-	}
-}
-
 // rawPeer returns a Conn and the descriptor of its peer.
 func rawPeer(t *testing.T) (c *unixsock.Conn, peer int) {
 	t.Helper()
