@@ -313,27 +313,32 @@ func TestStalledCopyHoldsOneBuffer(t *testing.T) {
 
 var zeros = make([]byte, 64<<10)
 
-// Other code may hold the lock of a file for long: sendfile in package net does, while its
-// peer does not read.
-func TestLockOfAFileDelaysNoClose(t *testing.T) {
-	f := largeFile(t)
+// holdLock takes the read lock of a file, as other code may do for long: sendfile in package
+// net holds it while its peer does not read. release gives it back.
+func holdLock(t *testing.T, f *os.File) (release func()) {
+	t.Helper()
 	raw, err := f.SyscallConn()
 	if err != nil {
 		t.Fatalf("SyscallConn of the file: %v", err)
 	}
-	c, peer := sockettest.Pair(t)
-	done := blockedCopy(t, c, f)
-	held, release, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	held, over, released := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
-		raw.Read(func(uintptr) bool { close(held); <-release; return true })
+		raw.Read(func(uintptr) bool { close(held); <-over; return true })
 		close(released)
 	}()
 	sockettest.Receive(t, "the lock of the file", held)
+	return func() { close(over); <-released }
+}
+
+func TestLockOfAFileDelaysNoClose(t *testing.T) {
+	f := largeFile(t)
+	c, peer := sockettest.Pair(t)
+	done := blockedCopy(t, c, f)
+	release := holdLock(t, f)
 	go io.Copy(io.Discard, peer) // so that the copy continues, and waits for the lock
 	sockettest.WaitFor(t, "the peer has not read", func() bool { return !isFull(t, c) })
 	sockettest.CheckReturns(t, "Close during a copy of a file whose lock is held", func() { c.Close() })
-	close(release)
-	<-released
+	release()
 	if got := sockettest.Receive(t, "the end of the copy", done); !errors.Is(got.err, net.ErrClosed) {
 		t.Errorf("copy whose Conn is closed: got %d bytes, %v; want net.ErrClosed", got.n, got.err)
 	}
@@ -342,22 +347,16 @@ func TestLockOfAFileDelaysNoClose(t *testing.T) {
 // A copy that waits for the lock of a file does not keep others from writing.
 func TestLockOfAFileDelaysNoWrite(t *testing.T) {
 	f := largeFile(t)
-	raw, err := f.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn of the file: %v", err)
-	}
 	c, peer := sockettest.Pair(t)
 	done := blockedCopy(t, c, f)
-	held, release := make(chan struct{}), make(chan struct{})
-	go raw.Read(func(uintptr) bool { close(held); <-release; return true })
-	sockettest.Receive(t, "the lock of the file", held)
+	release := holdLock(t, f)
 	go io.Copy(io.Discard, peer)
 	sockettest.CheckReturns(t, "Write during a copy of a file whose lock is held", func() {
 		if _, err := c.Write([]byte("x")); err != nil {
 			t.Errorf("Write during a copy of a file whose lock is held: got %v, want no error", err)
 		}
 	})
-	close(release)
+	release()
 	if got := sockettest.Receive(t, "the end of the copy", done); got.err != nil {
 		t.Errorf("copy, once the lock of the file is free: got %d bytes, %v; want no error", got.n, got.err)
 	}

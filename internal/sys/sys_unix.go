@@ -358,8 +358,8 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 			err = unix.EINTR
 		}
 		fds = rights(control[:controlLen])
-		for _, received := range fds {
-			if !AbstractNames {
+		if !AbstractNames {
+			for _, received := range fds {
 				unix.CloseOnExec(received)
 			}
 		}
