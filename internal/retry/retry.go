@@ -122,8 +122,7 @@ func (g *Group) wait(done <-chan struct{}, name string, took time.Duration, try 
 		}
 		start := time.Now()
 		if err := try(); err != g.retryOn {
-			next = time.Time{} // there may be room for another one
-			return err
+			return err // next has passed, so the goroutine that gets the turn tries at once
 		}
 		next = g.next(q, pause, time.Since(start), time.Since(began) > maxPause)
 	}
