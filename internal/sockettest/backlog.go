@@ -34,13 +34,7 @@ func polled(fd int, events int16) bool {
 // Pending reports whether the kernel's queue of l holds a connection.
 func Pending(t testing.TB, l *unixsock.Listener) (yes bool) {
 	t.Helper()
-	raw, err := l.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	if err := raw.Control(func(fd uintptr) { yes = Readable(int(fd)) }); err != nil {
-		t.Fatalf("RawConn.Control: %v", err)
-	}
+	Control(t, l, func(fd int) { yes = Readable(fd) })
 	return yes
 }
 

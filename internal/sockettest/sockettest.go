@@ -11,9 +11,11 @@ package sockettest
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +34,75 @@ func ShortDir(t testing.TB) string {
 	return dir
 }
 
+// Got holds what a call returned: sockettest.Got(unixsock.Connect(path)).Must(t).
+func Got[T any](v T, err error) Result[T] { return Result[T]{v, err} }
+
+// A Result is a value and an error.
+type Result[T any] struct {
+	v   T
+	err error
+}
+
+// Must returns the value. It ends the test if the call failed. A value that has a Close is
+// closed at the end of the test.
+func (r Result[T]) Must(t testing.TB) T {
+	t.Helper()
+	Check(t, r.err)
+	if c, ok := any(r.v).(io.Closer); ok {
+		t.Cleanup(func() { c.Close() })
+	}
+	return r.v
+}
+
+// Check ends the test if a call failed.
+func Check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("got the error %v, want nil", err)
+	}
+}
+
+// Send writes data to w.
+func Send(t testing.TB, w io.Writer, data string) {
+	t.Helper()
+	if n, err := io.WriteString(w, data); n != len(data) || err != nil {
+		t.Fatalf("Write of %d bytes: got %d, %v; want %[1]d, nil", len(data), n, err)
+	}
+}
+
+// Expect reads as many bytes from r as want has. It ends the test if they differ.
+func Expect(t testing.TB, r io.Reader, want string) {
+	t.Helper()
+	b := make([]byte, len(want))
+	if n, err := io.ReadFull(r, b); err != nil || string(b) != want {
+		t.Fatalf("ReadFull of %d bytes: got %d, %v and %.100q, want %.100q", len(want), n, err, b[:n], want)
+	}
+}
+
+// ExpectEOF reads r to its end. It ends the test unless r yields exactly want.
+func ExpectEOF(t testing.TB, r io.Reader, want string) {
+	t.Helper()
+	if b, err := io.ReadAll(r); string(b) != want || err != nil {
+		t.Fatalf("ReadAll: got %d bytes, %v and %.100q; want %d bytes, nil and %.100q", len(b), err, b, len(want), want)
+	}
+}
+
+// ExpectError fails the test unless errors.Is finds want in err.
+func ExpectError(t testing.TB, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: got the error %v, want %v", what, err, want)
+	}
+}
+
+// Control calls f with the descriptor of c.
+func Control(t testing.TB, c syscall.Conn, f func(fd int)) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	Check(t, err)
+	Check(t, raw.Control(func(fd uintptr) { f(int(fd)) }))
+}
+
 // IsSocketFile reports whether path is a socket file, and not a link to one.
 func IsSocketFile(path string) bool {
 	info, err := os.Lstat(path)
@@ -47,23 +118,13 @@ func Listen(t testing.TB, opts ...unixsock.ListenOption) *unixsock.Listener {
 // ListenAt listens at path.
 func ListenAt(t testing.TB, path string, opts ...unixsock.ListenOption) *unixsock.Listener {
 	t.Helper()
-	l, err := unixsock.Listen(path, opts...)
-	if err != nil {
-		t.Fatalf("Listen at %s: %v", path, err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l
+	return Got(unixsock.Listen(path, opts...)).Must(t)
 }
 
 // Connect connects to path.
 func Connect(t testing.TB, path string) *unixsock.Conn {
 	t.Helper()
-	c, err := unixsock.Connect(path)
-	if err != nil {
-		t.Fatalf("Connect to %s: %v", path, err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
+	return Got(unixsock.Connect(path)).Must(t)
 }
 
 // Accept accepts a connection from l.
@@ -71,12 +132,7 @@ func Accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), Timeout)
 	defer cancel()
-	c, err := l.AcceptContext(ctx)
-	if err != nil {
-		t.Fatalf("AcceptContext within %v: %v", Timeout, err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
+	return Got(l.AcceptContext(ctx)).Must(t)
 }
 
 // Pair returns the two ends of a connection made by Connect and Accept.
@@ -85,9 +141,7 @@ func Pair(t testing.TB) (client, server *unixsock.Conn) {
 	l := Listen(t)
 	client = Connect(t, l.Addr().String())
 	server = Accept(t, l)
-	if err := l.Close(); err != nil {
-		t.Fatalf("Close of the listener: %v", err)
-	}
+	Check(t, l.Close())
 	return client, server
 }
 
@@ -106,12 +160,8 @@ func CheckExchange(t testing.TB, path string, l *unixsock.Listener) {
 	defer c.Close()
 	s := Accept(t, l)
 	defer s.Close()
-	if _, err := c.Write([]byte("!")); err != nil {
-		t.Fatalf("Write of 1 byte: %v", err)
-	}
-	if n, err := s.Read(make([]byte, 2)); n != 1 || err != nil {
-		t.Fatalf("Read of 1 byte that was sent: got %d, %v; want 1, nil", n, err)
-	}
+	Send(t, c, "!")
+	Expect(t, s, "!")
 }
 
 // IsClosed reports whether the descriptor of c is closed.
