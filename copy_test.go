@@ -5,8 +5,8 @@ package unixsock_test
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math"
@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,31 +24,94 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// A source is a kind of reader from which a test copies.
-type source struct {
-	name string
-	ours bool // its type is one of package unixsock
-	// open returns a reader that returns data and then io.EOF.
-	open func(t *testing.T, data []byte) io.Reader
+// The kinds of readers and writers between which the tests copy. Those of ours are types of
+// package unixsock.
+var (
+	sources    = append([]string{"tcp", "unix", "file", "pipe's output", "memory"}, ourSources...)
+	sinks      = append([]string{"tcp", "unix", "file", "pipe's input", "memory"}, ourSinks...)
+	ourSources = []string{"Conn", "InputPort", "TCPUnit"}
+	ourSinks   = []string{"Conn", "OutputPort", "TCPUnit"}
+)
+
+// fileHead precedes the offset of a file that is copied.
+const fileHead = "head"
+
+// endsOf returns the end of a connection of the given kind that a test copies, and its peer.
+func endsOf(t *testing.T, kind string) (near any, far io.ReadWriteCloser) {
+	t.Helper()
+	switch kind {
+	case "Conn", "InputPort", "OutputPort":
+		c, far := sockettest.Pair(t)
+		in, out := c.Ports()
+		return map[string]any{"Conn": c, "InputPort": in, "OutputPort": out}[kind], far
+	case "TCPUnit":
+		u := unixsock.NewTCPUnit(filepath.Join(sockettest.ShortDir(t), "s"))
+		l := sockettest.Got(u.Listen("", "")).Must(t)
+		near := sockettest.Got(u.Dial("", "")).Must(t)
+		return near, sockettest.Got(l.Accept()).Must(t)
+	case "pipe's output", "pipe's input":
+		r, w, err := os.Pipe()
+		sockettest.Check(t, err)
+		t.Cleanup(func() { r.Close(); w.Close() })
+		if kind == "pipe's input" {
+			r, w = w, r
+		}
+		return r, w
+	}
+	return netPair(t, kind)
 }
 
-// A sink is a kind of writer to which a test copies.
-type sink struct {
-	name string
-	ours bool // its type is one of package unixsock
-	// open returns a writer, and a function that closes it and returns the bytes
-	// that arrived at the other end.
-	open func(t *testing.T) (io.Writer, func() []byte)
+// netPair returns the two ends of a connection of package net.
+func netPair(t *testing.T, network string) (client, server net.Conn) {
+	t.Helper()
+	address := "127.0.0.1:0"
+	if network != "tcp" {
+		address = filepath.Join(sockettest.ShortDir(t), "s")
+	}
+	l := sockettest.Got(net.Listen(network, address)).Must(t)
+	defer l.Close()
+	client = sockettest.Got(net.Dial(network, l.Addr().String())).Must(t)
+	return client, sockettest.Got(l.Accept()).Must(t)
 }
 
-// fed starts a goroutine that writes data to far and closes it. It returns near, the
-// other end.
-func fed(near io.Reader, far io.WriteCloser, data []byte) io.Reader {
+// openSource returns a reader that returns data and then io.EOF.
+func openSource(t *testing.T, kind string, data []byte) io.Reader {
+	t.Helper()
+	switch kind {
+	case "memory":
+		return bytes.NewReader(data)
+	case "file":
+		f := newTestFile(t)
+		sockettest.Send(t, f, fileHead+string(data))
+		sockettest.Got(f.Seek(int64(len(fileHead)), io.SeekStart)).Must(t)
+		return f
+	}
+	near, far := endsOf(t, kind)
 	go func() {
 		far.Write(data)
 		far.Close()
 	}()
-	return near
+	return near.(io.Reader)
+}
+
+// openSink returns a writer, and a function that closes it and returns what has arrived at
+// its other end.
+func openSink(t *testing.T, kind string) (io.Writer, func() []byte) {
+	t.Helper()
+	switch kind {
+	case "memory":
+		b := new(bytes.Buffer)
+		return b, b.Bytes
+	case "file":
+		f := newTestFile(t)
+		sockettest.Send(t, f, fileHead)
+		return f, func() []byte {
+			b, _ := os.ReadFile(f.Name())
+			return bytes.TrimPrefix(b, []byte(fileHead))
+		}
+	}
+	near, far := endsOf(t, kind)
+	return gathered(t, near.(io.WriteCloser), far)
 }
 
 // gathered starts a goroutine that reads far until EOF. It returns near, the other end,
@@ -66,169 +128,40 @@ func gathered(t *testing.T, near io.WriteCloser, far io.Reader) (io.Writer, func
 	}
 }
 
-// unitEnds returns the two ends of a connection of a TCPUnit.
-func unitEnds(t *testing.T) (client, server net.Conn) {
-	t.Helper()
-	u := unixsock.NewTCPUnit(filepath.Join(sockettest.ShortDir(t), "s"))
-	l, err := u.Listen("", "")
-	if err != nil {
-		t.Fatalf("TCPUnit.Listen: %v", err)
-	}
-	return netEnds(t, l, func() (net.Conn, error) { return u.Dial("", "") })
-}
-
-// netPair returns the two ends of a connection of package net.
-func netPair(t *testing.T, network string) (client, server net.Conn) {
-	t.Helper()
-	address := "127.0.0.1:0"
-	if network == "unix" {
-		address = filepath.Join(sockettest.ShortDir(t), "s")
-	}
-	l, err := net.Listen(network, address)
-	if err != nil {
-		t.Fatalf("net.Listen: %v", err)
-	}
-	return netEnds(t, l, func() (net.Conn, error) { return net.Dial(network, l.Addr().String()) })
-}
-
-// netEnds returns the two ends of a connection that dial makes to l, and closes l.
-func netEnds(t *testing.T, l net.Listener, dial func() (net.Conn, error)) (client, server net.Conn) {
-	t.Helper()
-	defer l.Close()
-	client, err := dial()
-	if err != nil {
-		t.Fatalf("Dial: %v", err)
-	}
-	t.Cleanup(func() { client.Close() })
-	server, err = l.Accept()
-	if err != nil {
-		t.Fatalf("Accept: %v", err)
-	}
-	t.Cleanup(func() { server.Close() })
-	return client, server
-}
-
-// fileOf returns a file of 4 bytes followed by data. Its offset is at data.
-func fileOf(t *testing.T, data []byte) *os.File {
-	t.Helper()
-	f := newTestFile(t)
-	if _, err := f.Write(append([]byte("head"), data...)); err != nil {
-		t.Fatalf("Write to the file: %v", err)
-	}
-	if _, err := f.Seek(4, io.SeekStart); err != nil {
-		t.Fatalf("Seek to byte 4 of the file: %v", err)
-	}
-	return f
-}
-
 func newTestFile(t *testing.T) *os.File {
 	t.Helper()
-	f, err := os.OpenFile(filepath.Join(sockettest.ShortDir(t), "file"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		t.Fatalf("OpenFile: %v", err)
-	}
-	t.Cleanup(func() { f.Close() })
+	return sockettest.Got(os.OpenFile(filepath.Join(sockettest.ShortDir(t), "file"), os.O_RDWR|os.O_CREATE, 0o600)).Must(t)
+}
+
+// fileOfSize returns a file of NULs.
+func fileOfSize(t *testing.T, size int64) *os.File {
+	t.Helper()
+	f := newTestFile(t)
+	sockettest.Check(t, f.Truncate(size))
 	return f
 }
 
-func pipeEnds(t *testing.T) (r, w *os.File) {
+// large is more than a blocked copy takes.
+const large = 64 << 20
+
+// endlessReader returns a reader of the given kind of that many bytes.
+func endlessReader(t *testing.T, kind string) io.Reader {
 	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatalf("Pipe: %v", err)
+	f := fileOfSize(t, large)
+	switch kind {
+	case "file":
+		return f
+	case "memory":
+		return struct{ io.Reader }{f}
 	}
-	t.Cleanup(func() { r.Close(); w.Close() })
-	return r, w
+	near, far := netPair(t, kind)
+	go io.Copy(far, f)
+	return near
 }
 
-var sources = []source{
-	{"Conn", true, func(t *testing.T, data []byte) io.Reader {
-		near, far := sockettest.Pair(t)
-		return fed(near, far, data)
-	}},
-	{"InputPort", true, func(t *testing.T, data []byte) io.Reader {
-		near, far := sockettest.Pair(t)
-		in, _ := near.Ports()
-		return fed(in, far, data)
-	}},
-	{"TCPUnit", true, func(t *testing.T, data []byte) io.Reader {
-		near, far := unitEnds(t)
-		return fed(near, far, data)
-	}},
-	{"net tcp", false, func(t *testing.T, data []byte) io.Reader {
-		near, far := netPair(t, "tcp")
-		return fed(near, far, data)
-	}},
-	{"net unix", false, func(t *testing.T, data []byte) io.Reader {
-		near, far := netPair(t, "unix")
-		return fed(near, far, data)
-	}},
-	{"file", false, func(t *testing.T, data []byte) io.Reader { return fileOf(t, data) }},
-	{"pipe", false, func(t *testing.T, data []byte) io.Reader {
-		r, w := pipeEnds(t)
-		return fed(r, w, data)
-	}},
-	{"memory", false, func(t *testing.T, data []byte) io.Reader { return bytes.NewReader(data) }},
-}
-
-var sinks = []sink{
-	{"Conn", true, func(t *testing.T) (io.Writer, func() []byte) {
-		near, far := sockettest.Pair(t)
-		return gathered(t, near, far)
-	}},
-	{"OutputPort", true, func(t *testing.T) (io.Writer, func() []byte) {
-		near, far := sockettest.Pair(t)
-		_, out := near.Ports()
-		return gathered(t, out, far)
-	}},
-	{"TCPUnit", true, func(t *testing.T) (io.Writer, func() []byte) {
-		near, far := unitEnds(t)
-		return gathered(t, near, far)
-	}},
-	{"net tcp", false, func(t *testing.T) (io.Writer, func() []byte) {
-		near, far := netPair(t, "tcp")
-		return gathered(t, near, far)
-	}},
-	{"net unix", false, func(t *testing.T) (io.Writer, func() []byte) {
-		near, far := netPair(t, "unix")
-		return gathered(t, near, far)
-	}},
-	{"file", false, func(t *testing.T) (io.Writer, func() []byte) { return gatheredFile(t) }},
-	{"pipe", false, func(t *testing.T) (io.Writer, func() []byte) {
-		r, w := pipeEnds(t)
-		return gathered(t, w, r)
-	}},
-	{"memory", false, func(t *testing.T) (io.Writer, func() []byte) {
-		b := new(bytes.Buffer)
-		return b, b.Bytes
-	}},
-}
-
-// gatheredFile returns a file of 4 bytes whose offset is at its end, and a function that
-// returns the bytes behind them.
-func gatheredFile(t *testing.T) (io.Writer, func() []byte) {
-	f := newTestFile(t)
-	if _, err := f.WriteString("head"); err != nil {
-		t.Fatalf("Write to the file: %v", err)
-	}
-	return f, func() []byte {
-		b, err := os.ReadFile(f.Name())
-		if err != nil || !bytes.HasPrefix(b, []byte("head")) {
-			t.Fatalf("ReadFile after a copy to offset 4: got %.10q..., %v; want %q and the copied bytes", b, err, "head")
-		}
-		return b[len("head"):]
-	}
-}
-
-// copies runs f for each pair of a source and a sink, at least one of which is ours.
-func copies(t *testing.T, f func(t *testing.T, from source, to sink)) {
-	for _, from := range sources {
-		for _, to := range sinks {
-			if from.ours || to.ours {
-				t.Run(from.name+" to "+to.name, func(t *testing.T) { f(t, from, to) })
-			}
-		}
-	}
+func offsetOf(t *testing.T, f *os.File) int64 {
+	t.Helper()
+	return sockettest.Got(f.Seek(0, io.SeekCurrent)).Must(t)
 }
 
 func randomBytes(n int) []byte {
@@ -237,59 +170,14 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-func TestCopyIsExact(t *testing.T) {
-	copies(t, func(t *testing.T, from source, to sink) {
-		sizes := []int{0, 1, mathrand.IntN(100 << 10), 64 << 10, 1<<20 + mathrand.IntN(1<<20)}
-		if sockettest.Race {
-			sizes = sizes[2:4]
-		}
-		for _, size := range sizes {
-			data := randomBytes(size)
-			r := from.open(t, data)
-			w, result := to.open(t)
-			n, err := io.Copy(w, r)
-			if n != int64(size) || err != nil {
-				t.Fatalf("io.Copy of %d bytes: got %d, %v; want %d, nil", size, n, err, size)
-			}
-			if got := result(); !bytes.Equal(got, data) {
-				t.Fatalf("io.Copy of %d bytes: got %d bytes at the other end, want the same bytes", size, len(got))
-			}
-		}
-	})
-}
-
-func TestCopyStopsWhereTheLimitedReaderDoes(t *testing.T) {
-	copies(t, func(t *testing.T, from source, to sink) {
-		size := int64(700_000)
-		if sockettest.Race {
-			size = 100_000
-		}
-		data := randomBytes(int(size))
-		limits := []int64{-1, 0, 1, 1 + mathrand.Int64N(size-1), size, size + 1, math.MaxInt64}
-		if sockettest.Race {
-			limits = limits[3:5]
-		}
-		for _, limit := range limits {
-			r := from.open(t, data)
-			w, result := to.open(t)
-			limited := &io.LimitedReader{R: r, N: limit}
-			want := max(0, min(limit, size))
-			n, err := io.Copy(w, limited)
-			if n != want || err != nil {
-				t.Fatalf("io.Copy of %d bytes with limit %d: got %d, %v; want %d, nil", size, limit, n, err, want)
-			}
-			if limited.N != limit-want {
-				t.Fatalf("N of the LimitedReader after io.Copy of %d bytes with limit %d: got %d, want %d", size, limit, limited.N, limit-want)
-			}
-			if got := result(); !bytes.Equal(got, data[:want]) {
-				t.Fatalf("io.Copy of %d bytes with limit %d: got %d bytes at the other end, want the first %d bytes", size, limit, len(got), want)
-			}
-			rest, err := io.ReadAll(r)
-			if err != nil || !bytes.Equal(rest, data[want:]) {
-				t.Fatalf("ReadAll of the source after io.Copy of %d bytes with limit %d: got %d bytes, %v; want the last %d bytes", size, limit, len(rest), err, size-want)
-			}
-		}
-	})
+// checkCopy copies r to a Conn, and fails the test unless the bytes of want arrive.
+func checkCopy(t *testing.T, r io.Reader, want []byte) {
+	t.Helper()
+	w, result := openSink(t, "Conn")
+	n, err := io.Copy(w, r)
+	if got := result(); n != int64(len(want)) || err != nil || !bytes.Equal(got, want) {
+		t.Errorf("io.Copy to a Conn: got %d, %v, with %d bytes at the other end; want the same %d bytes, nil", n, err, len(got), len(want))
+	}
 }
 
 // A pendingCopy delivers the result of a copy that a goroutine makes.
@@ -300,7 +188,6 @@ type copyResult struct {
 	err error
 }
 
-// startCopy starts a goroutine that copies r to w.
 func startCopy(w io.Writer, r io.Reader) pendingCopy {
 	done := make(chan copyResult, 1)
 	go func() {
@@ -308,6 +195,49 @@ func startCopy(w io.Writer, r io.Reader) pendingCopy {
 		done <- copyResult{n, err}
 	}()
 	return done
+}
+
+// blockedCopy starts a copy of r to near, and returns once the send buffer of near is full,
+// because the peer does not read.
+func blockedCopy(t *testing.T, near *unixsock.Conn, r io.Reader) pendingCopy {
+	t.Helper()
+	c := startCopy(near, r)
+	sockettest.WaitFor(t, "the copy has not filled the send buffer", func() bool { return isFull(t, near) })
+	return c
+}
+
+// isFull reports whether the send buffer of c has no room.
+func isFull(t *testing.T, c syscall.Conn) (full bool) {
+	t.Helper()
+	sockettest.Control(t, c, func(fd int) { full = !sockettest.Writable(fd) })
+	return full
+}
+
+// hold calls read or write of a RawConn, which excludes others of that kind until release is
+// called.
+func hold(t *testing.T, call func(func(uintptr) bool) error) (release func()) {
+	t.Helper()
+	held, end, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		call(func(uintptr) bool { close(held); <-end; return true })
+		close(ended)
+	}()
+	sockettest.Receive(t, "the callback of a RawConn", held)
+	return func() { close(end); <-ended }
+}
+
+// flood writes b to w until a Write fails.
+func flood(w io.Writer, b []byte) {
+	for err := error(nil); err == nil; {
+		_, err = w.Write(b)
+	}
+}
+
+// pass writes n bytes to from and waits until they have arrived at to.
+func pass(t *testing.T, from io.Writer, to io.Reader, n int) {
+	t.Helper()
+	go from.Write(make([]byte, n))
+	sockettest.Expect(t, to, string(make([]byte, n)))
 }
 
 // wantError fails the test unless err is the error is, and the innermost *net.OpError in
@@ -323,48 +253,87 @@ func wantError(t *testing.T, err, is error, op, network string) {
 	}
 }
 
-// largeFile returns a file that is larger than any socket buffer.
-func largeFile(t *testing.T) *os.File {
-	t.Helper()
-	f := newTestFile(t)
-	if err := f.Truncate(64 << 20); err != nil {
-		t.Fatalf("Truncate to 64 MiB: %v", err)
+func TestCopyIsExactAndLeavesNothingBehind(t *testing.T) {
+	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
+	size := int64(1_200_000)
+	if sockettest.Race {
+		size = 200_000
 	}
-	return f
+	data := randomBytes(int(size))
+	for _, from := range sources {
+		for _, to := range sinks {
+			if !slices.Contains(ourSources, from) && !slices.Contains(ourSinks, to) {
+				continue
+			}
+			t.Run(from+" to "+to, func(t *testing.T) {
+				for _, limits := range [][]int64{nil, {-1, 0, 1, 50_000, mathrand.Int64N(size / 2), math.MaxInt64}} {
+					r := openSource(t, from, data)
+					w, result := openSink(t, to)
+					left := size
+					for _, limit := range limits {
+						limited := &io.LimitedReader{R: r, N: limit}
+						want := max(0, min(limit, left))
+						if n, err := io.Copy(w, limited); n != want || err != nil || limited.N != limit-n {
+							t.Fatalf("io.Copy with %d bytes left and limit %d: got %d, %v, and N %d; want %d, nil", left, limit, n, err, limited.N, want)
+						}
+						left -= want
+					}
+					if n, err := io.Copy(w, r); n != left || err != nil {
+						t.Fatalf("io.Copy with %d bytes left: got %d, %v; want all, nil", left, n, err)
+					}
+					if got := result(); !bytes.Equal(got, data) {
+						t.Fatalf("copies of %d bytes with limits %d: got %d bytes at the other end, want the same bytes", size, limits, len(got))
+					}
+				}
+			})
+		}
+	}
+	sockettest.WaitGoroutines(t, goroutines)
+	sockettest.WaitFor(t, "more descriptors are open than before the copies", func() bool {
+		runtime.GC() // closes unused pipes
+		return sockettest.CountDescriptors(t) <= descriptors
+	})
 }
 
-// blockedCopy starts a copy of r to near, and returns once the send buffer of near is full,
-// because the peer does not read.
-func blockedCopy(t *testing.T, near *unixsock.Conn, r io.Reader) pendingCopy {
-	t.Helper()
-	c := startCopy(near, r)
-	sockettest.WaitFor(t, "the copy has not filled the send buffer", func() bool { return isFull(t, near) })
-	return c
+// bufferSize is the size of the buffer that io.Copy allocates. A copy in the kernel
+// allocates no buffer.
+const bufferSize = 32 << 10
+
+// allocated returns the number of bytes that the process has allocated so far.
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
 }
 
-// isFull reports whether the send buffer of c has no room.
-func isFull(t *testing.T, c syscall.Conn) (full bool) {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
+// A copy that has sent everything must not wait for the peer to read.
+func TestKernelSendsFilesAndDoesNotWaitForThePeer(t *testing.T) {
+	near, _ := sockettest.Pair(t)
+	room := fillBuffer(t, near)
+	for _, size := range []int64{0, 4 << 10, 100 << 10} {
+		if size > int64(room) {
+			t.Logf("a socket buffer holds %d bytes, not %d", room, size)
+			continue
+		}
+		data := randomBytes(int(size))
+		for _, to := range ourSinks {
+			for _, limit := range []int64{-1, 600, size, math.MaxInt64} { // -1 means no LimitedReader
+				r, want := openSource(t, "file", data), size
+				if limit >= 0 {
+					r, want = io.LimitReader(r, limit), min(limit, size)
+				}
+				near, far := endsOf(t, to)
+				before := allocated()
+				got := sockettest.Receive(t, "the end of a copy to a peer that does not read", startCopy(near.(io.Writer), r))
+				buffered := runtime.GOOS == "linux" && size > 0 && allocated()-before >= bufferSize
+				if got.n != want || got.err != nil || buffered {
+					t.Errorf("io.Copy of a file of %d bytes to %s with limit %d: got %d, %v, through a buffer: %t; want %d, nil, without", size, to, limit, got.n, got.err, buffered, want)
+				}
+				near.(io.Closer).Close()
+				sockettest.ExpectEOF(t, far, string(data[:want]))
+			}
+		}
 	}
-	raw.Control(func(fd uintptr) { full = !sockettest.Writable(int(fd)) })
-	return full
-}
-
-// endlessReader returns a reader of the given kind with more bytes than a blocked copy reads.
-func endlessReader(t *testing.T, kind string) io.Reader {
-	t.Helper()
-	switch kind {
-	case "file":
-		return largeFile(t)
-	case "memory":
-		return struct{ io.Reader }{largeFile(t)}
-	}
-	near, far := netPair(t, "tcp")
-	go io.Copy(far, largeFile(t))
-	return near
 }
 
 func TestCopyObeysItsDestinationsEnd(t *testing.T) {
@@ -377,79 +346,68 @@ func TestCopyObeysItsDestinationsEnd(t *testing.T) {
 		"deadline":        {func(near, _ *unixsock.Conn) { near.SetWriteDeadline(time.Now().Add(time.Millisecond)) }, os.ErrDeadlineExceeded},
 		"close of a peer": {func(_, far *unixsock.Conn) { far.Close() }, syscall.EPIPE},
 	}
-	for _, kind := range []string{"file", "socket", "memory"} {
+	for _, kind := range []string{"file", "tcp", "memory"} {
 		for name, end := range ends {
 			t.Run(kind+", "+name, func(t *testing.T) {
 				near, far := sockettest.Pair(t)
-				c := blockedCopy(t, near, endlessReader(t, kind))
+				r := endlessReader(t, kind)
+				c := blockedCopy(t, near, r)
+				f, checkOffset := r.(*os.File)
+				checkOffset = checkOffset && runtime.GOOS == "linux" // a plain copy reads more than it can write
+				var during int64
+				if checkOffset {
+					during = offsetOf(t, f)
+					sockettest.Expect(t, f, string(make([]byte, 10))) // the copy, which waits, does not block it
+				}
 				end.end(near, far)
 				got := sockettest.Receive(t, "the end of the copy", c)
-				if errors.Is(got.err, syscall.ECONNRESET) {
+				if errors.Is(got.err, syscall.ECONNRESET) && end.want == syscall.EPIPE {
 					end.want = syscall.ECONNRESET // also correct: the peer closed with unread bytes
 				}
 				wantError(t, got.err, end.want, "write", "unix")
-				if end.want == syscall.EPIPE || end.want == syscall.ECONNRESET {
-					return
+				if checkOffset && (during > got.n || offsetOf(t, f) != got.n+10) {
+					t.Errorf("offset of a file during and after a copy of %d bytes and a Read of 10: got %d, %d", got.n, during, offsetOf(t, f))
 				}
-				near.Close()
-				b, err := io.ReadAll(far)
-				if int64(len(b)) != got.n || err != nil {
-					t.Errorf("ReadAll of the peer after a copy of %d bytes: got %d bytes, %v; want %d, nil", got.n, len(b), err, got.n)
+				if name != "close of a peer" {
+					near.Close()
+					if n, err := io.Copy(io.Discard, struct{ io.Reader }{far}); n != got.n || err != nil {
+						t.Errorf("bytes that arrive of a copy of %d bytes: got %d, %v", got.n, n, err)
+					}
 				}
 			})
 		}
 	}
 }
 
-func TestCopyOfAFileMovesItsOffsetByWhatWasWritten(t *testing.T) {
-	near, _ := sockettest.Pair(t)
-	f := largeFile(t)
-	c := blockedCopy(t, near, f)
-	during, err := f.Seek(0, io.SeekCurrent)
-	if err != nil {
-		t.Fatalf("Seek: %v", err)
-	}
-	if n, err := f.Read(make([]byte, 10)); n != 10 { // the copy, which waits, does not block it
-		t.Errorf("Read of a file of which a copy waits: got %d, %v; want 10", n, err)
-	}
-	if err := near.SetWriteDeadline(time.Unix(1, 0)); err != nil {
-		t.Fatalf("SetWriteDeadline: %v", err)
-	}
-	got := sockettest.Receive(t, "the end of the copy", c)
-	after, err := f.Seek(0, io.SeekCurrent)
-	if err != nil {
-		t.Fatalf("Seek: %v", err)
-	}
-	if got.n == 0 || got.n >= 64<<20 {
-		t.Fatalf("copy of 64 MiB that a deadline ends: got %d bytes, %v; want some of the bytes", got.n, got.err)
-	}
-	if runtime.GOOS == "linux" && (during > got.n || after != got.n+10) {
-		t.Errorf("offset of the file during and after a copy of %d bytes and a Read of 10: got %d, %d; want at most %d, %d",
-			got.n, during, after, got.n, got.n+10)
-	}
-}
-
-func TestCopiesThatFailLoseNothingOfTheirFile(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("a plain copy reads more than it can write")
-	}
-	f := largeFile(t)
-	var copies []pendingCopy
-	for i := range 4 {
-		near, far := sockettest.Pair(t)
-		copies = append(copies, startCopy(near, f))
-		go func() {
-			io.CopyN(io.Discard, far, int64(i)<<20+mathrand.Int64N(1<<20))
-			far.Close()
-		}()
-	}
-	var total int64
-	for _, c := range copies {
-		total += sockettest.Receive(t, "the end of a copy", c).n
-	}
-	rest, err := io.Copy(io.Discard, f)
-	if err != nil || total+rest != 64<<20 {
-		t.Errorf("Copy of the rest of a file, after copies that wrote %d bytes of it: got %d, %v; want %d, nil", total, rest, err, 64<<20-total)
+func TestCopyObeysItsSourcesEnd(t *testing.T) {
+	end := func(near, _ net.Conn) { near.Close() }
+	endRead := func(near, _ net.Conn) { near.(*unixsock.Conn).CloseRead() }
+	expire := func(near, _ net.Conn) { near.SetReadDeadline(time.Now().Add(time.Millisecond)) }
+	// A socket reports a reset to one system call only, which may be a splice.
+	reset := func(_, far net.Conn) { far.(*net.TCPConn).SetLinger(0); far.Close() }
+	for _, test := range []struct {
+		kind, name string
+		end        func(near, far net.Conn)
+		want       error
+	}{
+		{"Conn", "Close", end, net.ErrClosed},
+		{"Conn", "CloseRead", endRead, net.ErrClosed}, // a Read of package net returns EOF
+		{"Conn", "deadline", expire, os.ErrDeadlineExceeded},
+		{"tcp", "Close", end, net.ErrClosed},
+		{"tcp", "deadline", expire, os.ErrDeadlineExceeded},
+		{"tcp", "reset", reset, syscall.ECONNRESET},
+	} {
+		for _, size := range []int{4, 100_000} {
+			t.Run(fmt.Sprintf("%s, %s after %d bytes", test.kind, test.name, size), func(t *testing.T) {
+				near, far := endsOf(t, test.kind)
+				w, peer := sockettest.Pair(t)
+				c := startCopy(w, near.(io.Reader))
+				pass(t, far, peer, size)
+				test.end(near.(net.Conn), far.(net.Conn))
+				network := map[string]string{"Conn": "unix", "tcp": "tcp"}[test.kind]
+				wantError(t, sockettest.Receive(t, "the end of the copy", c).err, test.want, "read", network)
+			})
+		}
 	}
 }
 
@@ -459,12 +417,12 @@ func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("a plain copy reads more than it can write")
 	}
-	f := largeFile(t)
+	const size = 8 << 20
+	f := fileOfSize(t, size)
 	busy, _ := sockettest.Pair(t)
-	release := holdWrites(t, busy)
+	release := hold(t, sockettest.Got(busy.SyscallConn()).Must(t).Write)
 	waiting := startCopy(busy, f)
-	other, far := sockettest.Pair(t)
-	w, result := gathered(t, other, far)
+	w, result := openSink(t, "Conn")
 	var sent int64
 	for {
 		n, err := io.CopyN(w, f, 64<<10)
@@ -472,58 +430,29 @@ func TestCopyToAConnInUseLeavesTheFileToOthers(t *testing.T) {
 		if err == io.EOF {
 			break
 		}
-		if err != nil {
-			t.Fatalf("CopyN of a file that another copy waits to write: got %d, %v; want 65536, nil", n, err)
-		}
+		sockettest.Check(t, err)
 	}
 	busy.SetWriteDeadline(time.Unix(1, 0))
 	release()
 	got := sockettest.Receive(t, "the end of the copy", waiting)
-	if arrived := len(result()); sent+got.n != 64<<20 || int64(arrived) != sent {
-		t.Errorf("two copies of 64 MiB: got %d bytes, of which %d arrived, and %d, %v; want 64 MiB in all", sent, arrived, got.n, got.err)
+	if arrived := len(result()); sent+got.n != size || int64(arrived) != sent {
+		t.Errorf("two copies of %d bytes: got %d, of which %d arrived, and %d, %v; want all", size, sent, arrived, got.n, got.err)
 	}
-}
-
-// holdWrites lets other writes of c wait until release is called.
-func holdWrites(t *testing.T, c *unixsock.Conn) (release func()) {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	held, end, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	go func() {
-		raw.Write(func(uintptr) bool { close(held); <-end; return true })
-		close(ended)
-	}()
-	sockettest.Receive(t, "the call of RawConn.Write's function", held)
-	return sync.OnceFunc(func() { close(end); <-ended })
 }
 
 func TestCopyThatHasSentItsFileWaitsForNoWrite(t *testing.T) {
-	for range 50 {
+	const size = 2 << 20
+	for range sockettest.Times(30) {
 		near, far := sockettest.Pair(t)
-		f := newTestFile(t)
-		if err := f.Truncate(2 << 20); err != nil {
-			t.Fatalf("Truncate to 2 MiB: %v", err)
-		}
-		c := blockedCopy(t, near, f)
-		ones := bytes.Repeat([]byte{1}, 1<<20)
-		go func() {
-			for err := error(nil); err == nil; {
-				_, err = near.Write(ones)
-			}
-		}()
+		c := blockedCopy(t, near, fileOfSize(t, size))
+		go flood(near, bytes.Repeat([]byte{1}, 1<<20))
 		b := make([]byte, 64<<10)
-		for zeros := 0; zeros < 2<<20; { // the peer reads until it has the whole file
-			n, err := far.Read(b)
-			if err != nil {
-				t.Fatalf("Read of the peer: %v", err)
-			}
+		for zeros := 0; zeros < size; { // the peer reads until it has the whole file
+			n := sockettest.Got(far.Read(b)).Must(t)
 			zeros += bytes.Count(b[:n], []byte{0})
 		}
-		if got := sockettest.Receive(t, "the end of the copy", c); got.n != 2<<20 || got.err != nil {
-			t.Fatalf("copy of a file of 2 MiB that the peer has, beside a Write that waits: got %d, %v; want %d, nil", got.n, got.err, 2<<20)
+		if got := sockettest.Receive(t, "the end of the copy", c); got.n != size || got.err != nil {
+			t.Fatalf("copy of a file that the peer has, beside a Write that waits: got %d, %v; want %d, nil", got.n, got.err, size)
 		}
 		near.Close()
 		far.Close()
@@ -534,311 +463,292 @@ func TestCloseAtTheBeginningOfACopyLeavesTheOffset(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("a plain copy reads more than it can write")
 	}
-	f := largeFile(t)
+	f := fileOfSize(t, large)
 	for range 3000 {
 		near, far, err := unixsock.Pair()
-		if err != nil {
-			t.Fatalf("Pair: %v", err)
-		}
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			t.Fatalf("Seek: %v", err)
-		}
+		sockettest.Check(t, err)
+		sockettest.Got(f.Seek(0, io.SeekStart)).Must(t)
 		go near.Close()
 		n, err := near.ReadFrom(io.LimitReader(f, 1<<20))
 		near.Close()
 		far.Close()
-		if offset, _ := f.Seek(0, io.SeekCurrent); offset != n {
-			t.Fatalf("offset of a file after a ReadFrom with a Close beside it that returned %d, %v: got %d, want %d", n, err, offset, n)
+		if offset := offsetOf(t, f); offset != n {
+			t.Fatalf("offset of a file after a ReadFrom with a Close beside it that returned %d, %v: got %d, want %[1]d", n, err, offset)
 		}
 	}
 }
 
-func TestConcurrentCopiesOfAFileSendEachByteOnce(t *testing.T) {
-	const chunk, chunks, conns = 16 << 10, 200, 4
-	var data []byte
-	for i := range chunks {
-		data = append(data, bytes.Repeat(binary.BigEndian.AppendUint16(nil, uint16(i)), chunk/2)...)
-	}
-	f := fileOf(t, data)
-	received := make(chan []byte, conns)
-	for range conns {
-		near, far := sockettest.Pair(t)
-		go func() {
-			got, _ := io.ReadAll(far)
-			received <- got
-		}()
-		go func() {
-			defer near.Close()
-			for {
-				if n, err := io.CopyN(near, f, chunk); err != nil {
-					if n != 0 || err != io.EOF {
-						t.Errorf("CopyN of a chunk: got %d, %v; want %d, nil or 0, EOF", n, err, chunk)
-					}
-					return
-				}
-			}
-		}()
-	}
-	var all [chunks]int
-	for range conns {
-		for part := range slices.Chunk(sockettest.Receive(t, "what a peer has read", received), chunk) {
-			number := binary.BigEndian.Uint16(part)
-			all[number]++
-			if !bytes.Equal(part, data[int(number)*chunk:][:chunk]) {
-				t.Errorf("chunk %d: got other bytes in it", number)
-			}
-		}
-	}
-	for number, times := range all {
-		if times != 1 {
-			t.Errorf("chunk %d: sent %d times, want once", number, times)
-		}
-	}
-}
-
-func TestCopyObeysItsSourcesEnd(t *testing.T) {
-	ends := map[string]struct {
-		end  func(near net.Conn)
-		want error
-	}{
-		"Close":     {func(near net.Conn) { near.Close() }, net.ErrClosed},
-		"CloseRead": {func(near net.Conn) { near.(interface{ CloseRead() error }).CloseRead() }, net.ErrClosed},
-		"deadline":  {func(near net.Conn) { near.SetReadDeadline(time.Now().Add(time.Millisecond)) }, os.ErrDeadlineExceeded},
-	}
-	ours := func(t *testing.T) (net.Conn, net.Conn) { return sockettest.Pair(t) }
-	pairs := map[string]func(t *testing.T) (near, far net.Conn){
-		"unix": ours,
-		"tcp":  func(t *testing.T) (net.Conn, net.Conn) { return netPair(t, "tcp") },
-	}
-	for network, pair := range pairs {
-		for name, end := range ends {
-			if network == "tcp" && name == "CloseRead" {
-				continue // a Read of package net returns EOF after its CloseRead
-			}
-			t.Run(network+", "+name, func(t *testing.T) {
-				near, far := pair(t)
-				w, peer := sockettest.Pair(t)
-				c := startCopy(w, near)
-				pass(t, far, peer, 4)
-				end.end(near)
-				got := sockettest.Receive(t, "the end of the copy", c)
-				wantError(t, got.err, end.want, "read", network)
-			})
-		}
-	}
-}
-
-// pass writes n bytes to from and waits until they have arrived at to.
-func pass(t *testing.T, from io.Writer, to io.Reader, n int) {
-	t.Helper()
-	go from.Write(make([]byte, n))
-	if _, err := io.ReadFull(to, make([]byte, n)); err != nil {
-		t.Fatalf("ReadFull of %d bytes behind a copy: %v", n, err)
-	}
-}
-
-// A copy that has sent everything must not wait for the peer to read. The deadline ends
-// one that does.
-func TestCopyOfAFileThatFitsDoesNotWaitForThePeer(t *testing.T) {
-	near, _ := sockettest.Pair(t)
-	room := fillBuffer(t, near)
-	for _, size := range []int64{0, 1, 1 << 10, 4 << 10, 40 << 10, 100 << 10} {
-		if size > int64(room) {
-			t.Logf("a socket buffer holds %d bytes, not %d", room, size)
-			continue
-		}
-		for what, reader := range map[string]func(*os.File) io.Reader{
-			"file":                   func(f *os.File) io.Reader { return f },
-			"limited beyond its end": func(f *os.File) io.Reader { return io.LimitReader(f, 1<<20) },
-			"limited to its size":    func(f *os.File) io.Reader { return io.LimitReader(f, size) },
-		} {
-			f := newTestFile(t)
-			if err := f.Truncate(size); err != nil {
-				t.Fatalf("Truncate to %d bytes: %v", size, err)
-			}
-			c, _ := sockettest.Pair(t) // the peer does not read
-			c.SetDeadline(time.Now().Add(sockettest.Timeout))
-			if n, err := c.ReadFrom(reader(f)); n != size || err != nil {
-				t.Errorf("ReadFrom of a file of %d bytes, %s: got %d, %v; want %d, nil", size, what, n, err, size)
-			}
-		}
-	}
-}
-
-// A socket reports a reset to one system call only, which may be a splice.
-func TestCopyFromAResetConnectionIsNoEOF(t *testing.T) {
-	for _, size := range []int{4, 100_000} {
-		near, far := netPair(t, "tcp")
-		w, peer := sockettest.Pair(t)
-		c := startCopy(w, near)
-		pass(t, far, peer, size)
-		far.(*net.TCPConn).SetLinger(0)
-		far.Close()
-		wantError(t, sockettest.Receive(t, "the end of the copy", c).err, syscall.ECONNRESET, "read", "tcp")
-	}
-}
-
-// Two files share an offset, as standard output and standard error do after "prog > log 2>&1".
+// Two files share an offset, as standard output and standard error do after "prog > log 2>&1",
+// or append to the same file.
 func TestCopyToASharedFileOverwritesNothing(t *testing.T) {
-	f := newTestFile(t)
-	fd, err := syscall.Dup(int(f.Fd()))
-	if err != nil {
-		t.Fatalf("dup: %v", err)
-	}
-	other := os.NewFile(uintptr(fd), "shared")
-	defer other.Close()
-	near, far := sockettest.Pair(t)
-	const size = 8 << 20
-	c := startCopy(f, fed(near, far, make([]byte, size)))
-	wrote := 0
-	for line := []byte("a line of the log\n"); ; wrote += len(line) {
-		select {
-		case got := <-c:
-			if got.n != size || got.err != nil {
-				t.Errorf("io.Copy to a file with a shared offset: got %d, %v; want %d, nil", got.n, got.err, size)
+	for name, flag := range map[string]int{"offset": 0, "end": os.O_APPEND} {
+		t.Run(name, func(t *testing.T) {
+			f := sockettest.Got(os.OpenFile(newTestFile(t).Name(), os.O_WRONLY|flag, 0)).Must(t)
+			other := os.NewFile(uintptr(sockettest.Got(syscall.Dup(int(f.Fd()))).Must(t)), "shared")
+			defer other.Close()
+			const size, line = 4 << 20, "a line of the log\n"
+			c := startCopy(f, openSource(t, "Conn", make([]byte, size)))
+			wrote := 0
+			for ; len(c) == 0; wrote += len(line) {
+				sockettest.Send(t, other, line)
 			}
-			if info, err := f.Stat(); err != nil || info.Size() != int64(size+wrote) {
-				t.Errorf("Stat of a file after a copy of %d bytes and writes of %d: got %d bytes, %v; want %d", size, wrote, info.Size(), err, size+wrote)
+			if got := <-c; got.n != size || got.err != nil {
+				t.Errorf("io.Copy to a shared file: got %d, %v; want %d, nil", got.n, got.err, size)
 			}
-			return
-		default:
-			if _, err := other.Write(line); err != nil {
-				t.Fatalf("Write to a file with a shared offset: %v", err)
+			if info := sockettest.Got(f.Stat()).Must(t); info.Size() != int64(size+wrote) {
+				t.Errorf("size of a file after a copy of %d bytes and writes of %d: got %d", size, wrote, info.Size())
 			}
-		}
+		})
 	}
 }
 
 func TestCopyPassesOnTheErrorsOfTheOtherSide(t *testing.T) {
 	near, _ := sockettest.Pair(t)
 	broken := errors.New("broken")
-	if n, err := near.ReadFrom(io.MultiReader(bytes.NewReader([]byte("some")), brokenEnd{broken})); n != 4 || err != broken {
+	if n, err := near.ReadFrom(io.MultiReader(bytes.NewReader([]byte("some")), brokenEnd{err: broken})); n != 4 || err != broken {
 		t.Errorf("ReadFrom of 4 bytes and an error: got %d, %v; want 4, %v", n, err, broken)
 	}
-	for written, want := range map[int]error{0: broken, 2: broken, 3: io.ErrShortWrite} {
+	for _, test := range []struct {
+		end  brokenEnd
+		n    int64
+		want error
+	}{
+		{brokenEnd{0, broken}, 0, broken},
+		{brokenEnd{2, broken}, 2, broken},
+		{brokenEnd{3, nil}, 3, io.ErrShortWrite},
+		{brokenEnd{-1, nil}, 0, io.ErrShortWrite},
+		{brokenEnd{5, nil}, 4, io.ErrShortWrite},
+	} {
 		in, out := sockettest.Pair(t)
-		if _, err := out.Write([]byte("some")); err != nil {
-			t.Fatalf("Write of the peer: %v", err)
-		}
-		err := want
-		if want == io.ErrShortWrite {
-			err = nil
-		}
-		if n, err := in.WriteTo(brokenWriter{written, err}); n != int64(written) || err != want {
-			t.Errorf("WriteTo a writer that writes %d of 4 bytes: got %d, %v; want %d, %v", written, n, err, written, want)
+		sockettest.Send(t, out, "some")
+		if n, err := in.WriteTo(test.end); n != test.n || err != test.want {
+			t.Errorf("WriteTo a writer that returns %d, %v for 4 bytes: got %d, %v; want %d, %v", test.end.n, test.end.err, n, err, test.n, test.want)
 		}
 	}
-}
-
-// A brokenEnd is a reader that returns err.
-type brokenEnd struct{ err error }
-
-func (b brokenEnd) Read([]byte) (int, error) { return 0, b.err }
-
-// A brokenWriter is a writer that writes n bytes and returns err.
-type brokenWriter struct {
-	n   int
-	err error
-}
-
-func (b brokenWriter) Write([]byte) (int, error) { return b.n, b.err }
-
-func TestCopiesLeaveNothingBehind(t *testing.T) {
-	tcpNear, tcpFar := netPair(t, "tcp")
-	file := fileOf(t, randomBytes(4096))
-	descriptors, goroutines := sockettest.CountDescriptors(t), runtime.NumGoroutine()
-	for range 250 {
-		near, far := sockettest.Pair(t)
-		for _, r := range []io.Reader{tcpNear, file} {
-			go tcpFar.Write(make([]byte, 4096))
-			if _, err := file.Seek(4, io.SeekStart); err != nil {
-				t.Fatalf("Seek: %v", err)
-			}
-			if n, err := io.CopyN(near, r, 4096); n != 4096 || err != nil {
-				t.Fatalf("io.CopyN from %T of 4096 bytes: got %d, %v; want 4096, nil", r, n, err)
-			}
-		}
-		// Nothing has read the bytes that the peer wrote while the file was the source.
-		if _, err := io.ReadFull(tcpNear, make([]byte, 4096)); err != nil {
-			t.Fatalf("ReadFull of the TCP connection's last 4096 bytes: got %v, want no error", err)
-		}
-		if n, err := io.CopyN(io.Discard, far, 4096); n != 4096 || err != nil {
-			t.Fatalf("io.CopyN to Discard of 4096 bytes: got %d, %v; want 4096, nil", n, err)
-		}
-		near.Close()
-		if n, err := io.Copy(io.Discard, far); n != 4096 || err != nil {
-			t.Fatalf("io.Copy to Discard of the other 4096 bytes: got %d, %v; want 4096, nil", n, err)
-		}
-		far.Close()
-	}
-	sockettest.WaitGoroutines(t, goroutines)
-	sockettest.WaitFor(t, "more descriptors are open than before the copies", func() bool {
-		runtime.GC() // closes unused pipes
-		return sockettest.CountDescriptors(t) <= descriptors
-	})
-}
-
-func TestCopiesInBothDirectionsAtOnce(t *testing.T) {
-	// A proxy: client - near1 = near2 - server.
-	client, near1 := sockettest.Pair(t)
-	near2, server := netPair(t, "tcp")
-	out, back := startCopy(near2, near1), startCopy(near1, near2)
-	const size = 3 << 20
-	for name, ends := range map[string][2]io.ReadWriter{"out": {client, server}, "back": {server, client}} {
-		go ends[0].Write(bytes.Repeat([]byte(name), size/len(name)))
-	}
-	for name, from := range map[string]io.Reader{"out": server, "back": client} {
-		want := bytes.Repeat([]byte(name), size/len(name))
-		b := make([]byte, len(want))
-		if _, err := io.ReadFull(from, b); err != nil || !bytes.Equal(b, want) {
-			t.Errorf("ReadFull of %d bytes in direction %s: got %v, equal bytes: %t; want nil, equal bytes", len(want), name, err, bytes.Equal(b, want))
-		}
-	}
-	client.CloseWrite()
-	server.(*net.TCPConn).CloseWrite()
-	for name, c := range map[string]pendingCopy{"out": out, "back": back} {
-		if got := sockettest.Receive(t, "the end of the copy in direction "+name, c); got.err != nil {
-			t.Errorf("io.Copy in direction %s: got %d, %v; want no error", name, got.n, got.err)
-		}
-	}
-}
-
-func TestErrorOfTheSourceIsItsOwn(t *testing.T) {
-	f, err := os.OpenFile(filepath.Join(sockettest.ShortDir(t), "f"), os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatalf("OpenFile: %v", err)
-	}
-	defer f.Close()
-	if _, err := f.Write([]byte("some")); err != nil {
-		t.Fatalf("Write to the file: %v", err)
-	}
-	near, _ := sockettest.Pair(t)
+	f := newTestFile(t)
+	sockettest.Send(t, f, "some")
+	f = sockettest.Got(os.OpenFile(f.Name(), os.O_WRONLY, 0)).Must(t)
 	var pathErr *fs.PathError
 	if n, err := near.ReadFrom(f); n != 0 || !errors.As(err, &pathErr) || pathErr.Op != "read" {
 		t.Errorf("ReadFrom of a file that is open for writing only: got %d, %v; want 0, a *fs.PathError with Op read", n, err)
 	}
 }
 
-func TestConnsThatAreCopiedIntoEachOtherEndWithAClose(t *testing.T) {
-	for range 20 {
-		a1, a2 := sockettest.Pair(t)
-		b1, b2 := sockettest.Pair(t)
-		var wg sync.WaitGroup
-		wg.Go(func() { io.Copy(a2, b1) })
-		wg.Go(func() { io.Copy(b1, a2) })
-		for _, end := range []*unixsock.Conn{a1, b2} {
-			wg.Go(func() {
-				for b := make([]byte, 100_000); ; {
-					if _, err := end.Write(b); err != nil {
-						return
+// A brokenEnd is a reader and a writer whose calls return n and err.
+type brokenEnd struct {
+	n   int
+	err error
+}
+
+func (b brokenEnd) Read([]byte) (int, error)  { return b.n, b.err }
+func (b brokenEnd) Write([]byte) (int, error) { return b.n, b.err }
+
+func TestCopiesInBothDirectionsAtOnce(t *testing.T) {
+	// A proxy: client - near1 = near2 - server.
+	client, near1 := sockettest.Pair(t)
+	near2, server := sockettest.Pair(t)
+	copies := []pendingCopy{startCopy(near2, near1), startCopy(near1, near2)}
+	out, back := randomBytes(3<<20), randomBytes(3<<20)
+	go client.Write(out)
+	go server.Write(back)
+	sockettest.CheckReturns(t, "the bytes of both directions", func() {
+		sockettest.Expect(t, server, string(out))
+		sockettest.Expect(t, client, string(back))
+	})
+	go flood(client, out)
+	go flood(server, back)
+	sockettest.WaitFor(t, "the proxy has room", func() bool { return isFull(t, near1) && isFull(t, near2) })
+	near1.Close()
+	near2.Close()
+	for _, c := range copies {
+		sockettest.ExpectError(t, "copy of a proxy that closes", sockettest.Receive(t, "the end of a copy", c).err, net.ErrClosed)
+	}
+}
+
+// A filter is what the Read and Write of a wrapper do with the bytes: they put head before
+// them, change each and count them.
+type filter struct {
+	head []byte
+	n    int
+}
+
+func newFilter() *filter { return &filter{head: []byte("ahead")} }
+
+// change returns b with each byte changed. It is its own inverse.
+func change(b []byte) []byte {
+	b = slices.Clone(b)
+	for i := range b {
+		b[i] ^= 0x55
+	}
+	return b
+}
+
+func (f *filter) read(r io.Reader, b []byte) (int, error) {
+	if len(f.head) > 0 {
+		n := copy(b, f.head)
+		f.head = f.head[n:]
+		return n, nil
+	}
+	n, err := r.Read(b)
+	copy(b, change(b[:n]))
+	f.n += n
+	return n, err
+}
+
+func (f *filter) write(w io.Writer, b []byte) (int, error) {
+	if _, err := w.Write(append(f.head, change(b)...)); err != nil {
+		return 0, err
+	}
+	f.head = nil
+	f.n += len(b)
+	return len(b), nil
+}
+
+// The wrappers are values, not pointers, and the fields of some have the same names
+// and types as in os.fileWithoutWriteTo and net.tcpConnWithoutWriteTo.
+type (
+	embedsInterface struct {
+		net.Conn
+		f *filter
+	}
+	embedsTCPConn struct {
+		*net.TCPConn
+		f *filter
+	}
+	embedsUnixConn struct {
+		*net.UnixConn
+		f *filter
+	}
+	embedsConn struct {
+		*unixsock.Conn
+		f *filter
+	}
+	embedsFile struct {
+		*os.File
+		f *filter
+	}
+	holdsConn struct {
+		c net.Conn
+		f *filter
+	}
+)
+
+func (w embedsInterface) Read(b []byte) (int, error)  { return w.f.read(w.Conn, b) }
+func (w embedsInterface) Write(b []byte) (int, error) { return w.f.write(w.Conn, b) }
+func (w embedsTCPConn) Read(b []byte) (int, error)    { return w.f.read(w.TCPConn, b) }
+func (w embedsTCPConn) Write(b []byte) (int, error)   { return w.f.write(w.TCPConn, b) }
+func (w embedsUnixConn) Read(b []byte) (int, error)   { return w.f.read(w.UnixConn, b) }
+func (w embedsUnixConn) Write(b []byte) (int, error)  { return w.f.write(w.UnixConn, b) }
+func (w embedsConn) Read(b []byte) (int, error)       { return w.f.read(w.Conn, b) }
+func (w embedsConn) Write(b []byte) (int, error)      { return w.f.write(w.Conn, b) }
+func (w embedsFile) Read(b []byte) (int, error)       { return w.f.read(w.File, b) }
+func (w embedsFile) Write(b []byte) (int, error)      { return w.f.write(w.File, b) }
+func (w holdsConn) Read(b []byte) (int, error)        { return w.f.read(w.c, b) }
+func (w holdsConn) Write(b []byte) (int, error)       { return w.f.write(w.c, b) }
+
+// SyscallConn lets the user of the wrapper set socket options.
+func (w holdsConn) SyscallConn() (syscall.RawConn, error) { return w.c.(syscall.Conn).SyscallConn() }
+
+func TestCopyUsesTheReadAndWriteOfAWrapper(t *testing.T) {
+	data := []byte("some bytes")
+	whole := append([]byte("ahead"), change(data)...)
+	for _, shape := range []struct {
+		name, kind string // kind is that of what is wrapped
+		wrap       func(end any, f *filter) io.ReadWriter
+	}{
+		{"net.Conn embedded", "tcp", func(end any, f *filter) io.ReadWriter { return embedsInterface{end.(net.Conn), f} }},
+		{"net.TCPConn embedded", "tcp", func(end any, f *filter) io.ReadWriter { return embedsTCPConn{end.(*net.TCPConn), f} }},
+		{"net.UnixConn embedded", "unix", func(end any, f *filter) io.ReadWriter { return embedsUnixConn{end.(*net.UnixConn), f} }},
+		{"Conn embedded", "Conn", func(end any, f *filter) io.ReadWriter { return embedsConn{end.(*unixsock.Conn), f} }},
+		{"pointer", "Conn", func(end any, f *filter) io.ReadWriter { return &embedsConn{end.(*unixsock.Conn), f} }},
+		{"os.File embedded", "file", func(end any, f *filter) io.ReadWriter { return embedsFile{end.(*os.File), f} }},
+		{"TCPConn held", "tcp", func(end any, f *filter) io.ReadWriter { return holdsConn{end.(net.Conn), f} }},
+		{"Conn held", "Conn", func(end any, f *filter) io.ReadWriter { return holdsConn{end.(net.Conn), f} }},
+	} {
+		for _, to := range ourSinks {
+			for _, limit := range []int64{0, 7, math.MaxInt64} { // 0 means no LimitedReader
+				t.Run(fmt.Sprintf("%s to %s, limit %d", shape.name, to, limit), func(t *testing.T) {
+					f, want := newFilter(), whole
+					var r io.Reader = shape.wrap(openSource(t, shape.kind, data), f)
+					if limit > 0 {
+						r, want = io.LimitReader(r, limit), whole[:min(limit, int64(len(whole)))]
 					}
-				}
+					w, result := openSink(t, to)
+					n, err := w.(io.ReaderFrom).ReadFrom(r)
+					checkFiltered(t, n, err, len(want), f, len(want)-len("ahead"), result(), want)
+				})
+			}
+		}
+		for _, from := range ourSources {
+			t.Run(from+" to "+shape.name, func(t *testing.T) {
+				f := newFilter()
+				w, result := openSink(t, shape.kind)
+				n, err := openSource(t, from, data).(io.WriterTo).WriteTo(shape.wrap(w, f))
+				checkFiltered(t, n, err, len(data), f, len(data), result(), whole)
 			})
 		}
-		time.Sleep(mathrand.N(2 * time.Millisecond)) // the closes come at a random point of the copies
-		for _, c := range []*unixsock.Conn{a2, b1, a1, b2} {
-			c.Close()
-		}
-		sockettest.CheckReturns(t, "the end of the copies", wg.Wait)
 	}
+}
+
+func checkFiltered(t *testing.T, n int64, err error, want int, f *filter, through int, got, arrived []byte) {
+	t.Helper()
+	if n != int64(want) || err != nil || f.n != through || !bytes.Equal(got, arrived) {
+		t.Errorf("copy: got %d, %v, with %d bytes through the wrapper, and %q; want %d, nil, %d, %q", n, err, f.n, got, want, through, arrived)
+	}
+}
+
+func TestCopyOfAClosedNilOrZeroConnTakesNothing(t *testing.T) {
+	closed, _ := sockettest.Pair(t)
+	closed.Close()
+	for name, c := range map[string]*unixsock.Conn{"closed": closed, "nil": nil, "zero": new(unixsock.Conn)} {
+		r := bytes.NewReader([]byte("some"))
+		open, _ := sockettest.Pair(t)
+		_, err1 := c.ReadFrom(r)
+		_, err2 := c.WriteTo(io.Discard)
+		_, err3 := open.ReadFrom(c)
+		if err1 == nil || err2 == nil || err3 == nil || r.Len() != 4 || c == closed && !errors.Is(err1, net.ErrClosed) {
+			t.Errorf("%s Conn: ReadFrom got %v, with %d of 4 bytes left, WriteTo %v, ReadFrom of it %v; want errors, 4", name, err1, r.Len(), err2, err3)
+		}
+	}
+}
+
+// checkHeld calls open n times, then the functions that it has returned, and fails the test
+// unless the process soon holds at most limit bytes for each of the latter, and no descriptor.
+func checkHeld(t *testing.T, n int, limit int64, open func() (begin func())) {
+	t.Helper()
+	var all []func()
+	for range n {
+		all = append(all, open())
+	}
+	heapAndStacks := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc + m.StackInuse)
+	}
+	memory, descriptors := heapAndStacks(), sockettest.CountDescriptors(t)
+	for _, begin := range all {
+		begin()
+	}
+	runtime.GC() // the second collection empties the pools
+	var held int64
+	defer func() { t.Logf("%d copies hold %d bytes each, want at most %d", n, held, limit) }()
+	sockettest.WaitFor(t, "the copies hold too much memory, or descriptors", func() bool {
+		held = (heapAndStacks() - memory) / int64(n)
+		return held <= limit && sockettest.CountDescriptors(t) <= descriptors
+	})
+	runtime.KeepAlive(all)
+}
+
+func TestIdlePlainCopyHoldsNoMoreThanTheBufferOfIOCopy(t *testing.T) {
+	near, far := sockettest.Pair(t)
+	go io.Copy(io.Discard, far)
+	checkHeld(t, 200, bufferSize+8<<10, func() func() {
+		r, w := io.Pipe()
+		t.Cleanup(func() { w.Close() })
+		return func() {
+			go near.ReadFrom(r)
+			sockettest.Send(t, w, "x")
+		}
+	})
 }
