@@ -116,13 +116,9 @@ func TestIdleCopiesHoldNoBufferAndNoPipe(t *testing.T) {
 	if !sockettest.InChild(t, nil) { // the child has no pipes of other copies
 		return
 	}
-	n := 2000
-	if testing.Short() || sockettest.Race {
-		n = 200
-	}
 	for _, kinds := range [][2]string{{"Conn", "Conn"}, {"tcp", "Conn"}, {"unix", "Conn"}, {"Conn", "tcp"}} {
 		t.Run(kinds[0]+" to "+kinds[1], func(t *testing.T) {
-			checkHeld(t, n/4, 16<<10, func() func() {
+			checkHeld(t, 100, 16<<10, func() func() {
 				from, feed := endsOf(t, kinds[0])
 				to, peer := endsOf(t, kinds[1])
 				return func() {
