@@ -132,10 +132,9 @@ func fileOfSize(t *testing.T, size int64) *os.File {
 	return f
 }
 
-// large is more than a blocked copy takes.
-const large = 64 << 20
+const large = 64 << 20 // more than a blocked copy takes
 
-// endlessReader returns a reader of the given kind of that many bytes.
+// endlessReader returns a reader of the given kind of a large file.
 func endlessReader(t *testing.T, kind string) io.Reader {
 	t.Helper()
 	f := fileOfSize(t, large)
@@ -398,8 +397,7 @@ func TestCopyThatHasSentItsFileWaitsForNoWrite(t *testing.T) {
 	}
 }
 
-// Two files share an offset, as standard output and standard error do after "prog > log 2>&1",
-// or append to the same file.
+// Two files share an offset, as after "prog > log 2>&1", or append to the same file.
 func TestCopyToASharedFileOverwritesNothing(t *testing.T) {
 	for name, flag := range map[string]int{"offset": 0, "end": os.O_APPEND} {
 		t.Run(name, func(t *testing.T) {
@@ -517,8 +515,7 @@ func (f *filter) write(w io.Writer, b []byte) (int, error) {
 	return len(b), nil
 }
 
-// The fields of some wrappers have the same names and types as in os.fileWithoutWriteTo and
-// net.tcpConnWithoutWriteTo.
+// Fields of these wrappers have the names and types of those in os.fileWithoutWriteTo and the like.
 type (
 	embedsInterface struct {
 		net.Conn
@@ -553,7 +550,6 @@ func (w embedsConn) Write(b []byte) (int, error)      { return w.f.write(w.Conn,
 func (w embedsFile) Read(b []byte) (int, error)       { return w.f.read(w.File, b) }
 func (w embedsFile) Write(b []byte) (int, error)      { return w.f.write(w.File, b) }
 
-// SyscallConn lets the user of the wrapper set socket options.
 func (w embedsInterface) SyscallConn() (syscall.RawConn, error) {
 	return w.Conn.(syscall.Conn).SyscallConn()
 }
@@ -610,12 +606,14 @@ func TestCopyOfAClosedNilOrZeroConnTakesNothing(t *testing.T) {
 	closed.Close()
 	for name, c := range map[string]*unixsock.Conn{"closed": closed, "nil": nil, "zero": new(unixsock.Conn)} {
 		r := bytes.NewReader([]byte("some"))
-		open, _ := sockettest.Pair(t)
+		open, peer := sockettest.Pair(t)
+		peer.Close()
 		_, err1 := c.ReadFrom(r)
 		_, err2 := c.WriteTo(io.Discard)
 		_, err3 := open.ReadFrom(c)
-		if err1 == nil || err2 == nil || err3 == nil || r.Len() != 4 || c == closed && !errors.Is(err1, net.ErrClosed) {
-			t.Errorf("%s Conn: ReadFrom got %v, with %d of 4 bytes left, WriteTo %v, ReadFrom of it %v; want errors, 4", name, err1, r.Len(), err2, err3)
+		_, err4 := open.WriteTo(c)
+		if err1 == nil || err2 == nil || err3 == nil || err4 == nil && c != nil || r.Len() != 4 || c == closed && !errors.Is(err1, net.ErrClosed) {
+			t.Errorf("%s Conn: ReadFrom got %v, with %d of 4 bytes left, WriteTo %v, ReadFrom of it %v, WriteTo it %v; want errors, 4", name, err1, r.Len(), err2, err3, err4)
 		}
 	}
 }
