@@ -10,93 +10,91 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
-	"unsafe"
 
 	"github.com/go-unixsock/unixsock"
 	"github.com/go-unixsock/unixsock/internal/sockettest"
+	"github.com/go-unixsock/unixsock/internal/sys"
 	"golang.org/x/sys/unix"
 )
 
 // nobody is the ID of an unprivileged user and of its group.
 const nobody = 65534
 
-// asNobody returns a function that prepares a child process to run as user nobody.
-// It skips the test unless root runs it.
-func asNobody(t testing.TB) func(*exec.Cmd) { return asUser(t, nobody) }
-
-// asUser is asNobody for the user and the group with the given ID.
-func asUser(t testing.TB, id uint32) func(*exec.Cmd) {
+// asUser returns a function that prepares a child process to run as the user and the group
+// with the given ID. It skips the test unless root runs it.
+func asUser(t testing.TB, id uint32, groups ...int) func(*exec.Cmd) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("only root can run a process as another user")
 	}
-	exe, err := os.Open("/proc/self/exe")
-	if err != nil {
-		t.Skip("open of the test binary: ", err)
-	}
-	t.Cleanup(func() { exe.Close() })
+	exe := sockettest.Got(os.Open("/proc/self/exe")).Must(t)
 	return func(cmd *exec.Cmd) {
-		// User nobody may lack permission to enter the directory of the binary.
-		// The child executes the binary through an inherited descriptor.
+		// The user may lack permission to enter the directory of the binary. The child
+		// executes the binary through an inherited descriptor.
 		cmd.ExtraFiles = append(cmd.ExtraFiles, exe)
 		cmd.Path = fmt.Sprint("/proc/self/fd/", 2+len(cmd.ExtraFiles))
 		cmd.Dir = "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
+		credential := &syscall.Credential{Uid: id, Gid: id}
+		for _, group := range groups {
+			credential.Groups = append(credential.Groups, uint32(group))
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
 	}
 }
 
-// publicDir returns a ShortDir that other users may read and enter.
-func publicDir(t testing.TB) string {
+// publicDir returns a ShortDir with the given permissions for other users.
+func publicDir(t testing.TB, perm fs.FileMode) string {
 	t.Helper()
 	dir := sockettest.ShortDir(t)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatalf("Chmod of the directory: %v", err)
-	}
+	sockettest.Check(t, os.Chmod(dir, perm))
 	return dir
 }
 
-func TestModeIsNeverWider(t *testing.T) {
+// Another goroutine looks at the file all the time. If Listen changes the mode after it has bound
+// the socket, the goroutine must see that, which shows that it looks often enough.
+func TestModeIsExactAndNeverWider(t *testing.T) {
+	if !sockettest.InChild(t, nil) {
+		return
+	}
 	for _, test := range []struct {
 		umask int
 		perm  fs.FileMode
-	}{
-		{0, 0}, {0, 0o600}, {0, 0o660}, {0o022, 0o620}, {0o077, 0o660}, {0o022, 0o666},
-	} {
-		t.Run(fmt.Sprintf("%03o %03o", test.umask, test.perm), func(t *testing.T) {
-			if !sockettest.InChild(t, nil) {
-				return
-			}
-			syscall.Umask(test.umask)
-			path := filepath.Join(sockettest.ShortDir(t), "s")
-			watcher := sockettest.StartHelper(t, nil, "watch mode", path, strconv.FormatUint(uint64(test.perm), 8))
-			// If the umask removes bits of the mode, Listen restores them after it
-			// has bound the socket. The watcher must see at least one file before
-			// that, which shows that it looks often enough.
-			early := fs.FileMode(test.umask)&test.perm == 0
-			for i := 0; i < modeRounds || !early && i < 100*modeRounds; i++ {
-				watcher.Send("next")
-				watcher.Expect("watching")
-				l := sockettest.ListenAt(t, fmt.Sprint(path, i), unixsock.Mode(test.perm))
-				bits, when, _ := strings.Cut(watcher.Next(), " ")
-				seen, err := strconv.ParseUint(bits, 8, 32)
-				if err != nil {
-					t.Fatalf("bits that the watcher printed: %v", err)
+		acl   bool
+	}{{0, 0, false}, {0, 0o660, false}, {0o022, 0o620, false}, {0o077, 0o777, false}, {0, 0o640, true}} {
+		syscall.Umask(test.umask)
+		path := filepath.Join(sockettest.ShortDir(t), "s")
+		if test.acl {
+			setDefaultACL(t, filepath.Dir(path))
+		}
+		var wider, changed atomic.Uint32
+		var stop atomic.Bool
+		var watcher sync.WaitGroup
+		watcher.Go(func() {
+			for !stop.Load() {
+				if info, err := os.Lstat(path); err == nil {
+					wider.Or(uint32(info.Mode().Perm() &^ test.perm))
+					changed.Or(uint32(info.Mode().Perm() ^ test.perm))
 				}
-				if fs.FileMode(seen)&^test.perm != 0 {
-					t.Fatalf("Listen with Mode(%#o): got a file with the bits %#o at some time, want no other bits than %#o", test.perm, seen, test.perm)
-				}
-				early = early || when == "true"
-				l.Close()
-			}
-			if !early {
-				t.Errorf("watch of %d files: got none before it had the mode %#o, want at least one", 100*modeRounds, test.perm)
 			}
 		})
+		for i := 0; i < 100 || changed.Load() == 0 && test.perm != 0 && i < 10_000; i++ {
+			l, err := unixsock.Listen(path, unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
+			sockettest.Check(t, err)
+			if got := lstat(t, path).Mode().Perm(); got != test.perm {
+				t.Errorf("Listen with %+v: got a file with %#o", test, got)
+			}
+			l.Close()
+		}
+		stop.Store(true)
+		watcher.Wait()
+		if wider.Load() != 0 || changed.Load() == 0 && test.perm != 0 {
+			t.Errorf("watch during Listen with %+v: got the forbidden bits %#o at some time, changes of %#o", test, wider.Load(), changed.Load())
+		}
 	}
 }
 
@@ -107,164 +105,94 @@ func setDefaultACL(t *testing.T, dir string) {
 	// The attribute holds version 2, and then the tag, the permissions and the ID
 	// of the owner, user nobody, the group, the mask and the others.
 	acl := binary.LittleEndian.AppendUint32(nil, 2)
-	for _, e := range []struct {
-		tag, perm uint16
-		id        uint32
-	}{{0x01, 7, ^uint32(0)}, {0x02, 7, nobody}, {0x04, 0, ^uint32(0)}, {0x10, 7, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
-		acl = binary.LittleEndian.AppendUint16(acl, e.tag)
-		acl = binary.LittleEndian.AppendUint16(acl, e.perm)
-		acl = binary.LittleEndian.AppendUint32(acl, e.id)
+	for _, e := range [][3]uint32{{0x01, 7, ^uint32(0)}, {0x02, 7, nobody}, {0x04, 0, ^uint32(0)}, {0x10, 7, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
+		acl = binary.LittleEndian.AppendUint32(acl, e[0]|e[1]<<16)
+		acl = binary.LittleEndian.AppendUint32(acl, e[2])
 	}
 	if err := unix.Setxattr(dir, "system.posix_acl_default", acl, 0); err != nil {
 		t.Skip("the file system has no access control lists: ", err)
 	}
 }
 
-func TestModeIsExactWithADefaultACL(t *testing.T) {
-	dir := sockettest.ShortDir(t)
-	setDefaultACL(t, dir)
-	for i, perm := range []fs.FileMode{0, 0o600, 0o640, 0o666, 0o777} {
-		l := sockettest.ListenAt(t, filepath.Join(dir, fmt.Sprint(i)), unixsock.Mode(perm))
-		if got := lstat(t, l.Addr().String()).Mode().Perm(); got != perm {
-			t.Errorf("Listen with Mode(%#o) under a default ACL: got a file with %#o, want %#o", perm, got, perm)
-		}
-	}
-}
-
-// TestModeDecidesUnderADefaultACL lets the user that the ACL admits and another one connect
-// all the time. Only a member of the group may.
-func TestModeDecidesUnderADefaultACL(t *testing.T) {
+// Users who may not connect, not even the owner in the first case, try all the time.
+func TestNobodyElseConnectsWhileListenSetsTheFile(t *testing.T) {
 	const group, another = 4321, 1234
-	dir := publicDir(t)
-	path := filepath.Join(dir, "s")
-	var watchers []*sockettest.Helper
-	for _, id := range []uint32{nobody, another} {
-		w := sockettest.StartHelper(t, asUser(t, id), "watch owner", path)
-		w.Expect("watching")
-		watchers = append(watchers, w)
-	}
-	member := sockettest.StartHelper(t, asUser(t, group), "connect")
-	setDefaultACL(t, dir)
-	for range 200 {
-		l, err := unixsock.Listen(path, unixsock.Mode(0o660), unixsock.Owner(-1, group), unixsock.UnlinkOnClose())
-		if err != nil {
-			t.Fatalf("Listen with Mode(0660) under a default ACL: %v", err)
+	for _, test := range []struct {
+		opts   []unixsock.ListenOption
+		acl    bool
+		member uint32
+		others []uint32
+	}{
+		{[]unixsock.ListenOption{unixsock.Mode(0o066), unixsock.Owner(nobody, -1)}, false, another, []uint32{nobody}},
+		{[]unixsock.ListenOption{unixsock.Mode(0o660), unixsock.Owner(-1, group)}, true, group, []uint32{nobody, another}},
+	} {
+		path := filepath.Join(publicDir(t, 0o755), "s")
+		var watchers []*sockettest.Helper
+		for _, id := range test.others {
+			watchers = append(watchers, sockettest.StartHelper(t, asUser(t, id), "watch owner", path))
+			watchers[len(watchers)-1].Expect("watching")
 		}
-		member.Send(path)
-		if got := member.Next(); got != "connected" {
-			t.Fatalf("connect of a member of the group with Mode(0660) under a default ACL: got %q, want %q", got, "connected")
+		member := sockettest.StartHelper(t, asUser(t, test.member), "connect")
+		if test.acl {
+			setDefaultACL(t, filepath.Dir(path))
 		}
-		l.Close()
-	}
-	for _, w := range watchers {
-		w.Send("stop")
-		w.Expect("never connected")
+		for range 50 {
+			l := sockettest.ListenAt(t, path, append(test.opts, unixsock.UnlinkOnClose())...)
+			member.Send(path)
+			member.Expect("connected")
+			l.Close()
+		}
+		for _, w := range watchers {
+			w.Send("stop")
+			w.Expect("never connected")
+		}
 	}
 }
 
-func TestModeKeepsOthersOut(t *testing.T) {
-	path := filepath.Join(publicDir(t), "s")
-	other := sockettest.StartHelper(t, asNobody(t), "connect")
+func TestModeAndOwnerDecideWhoConnects(t *testing.T) {
+	path := filepath.Join(publicDir(t, 0o755), "s")
+	other := sockettest.StartHelper(t, asUser(t, nobody), "connect")
 	for _, test := range []struct {
-		perm fs.FileMode
-		want string
-	}{{0o600, "permission denied"}, {0o660, "permission denied"}, {0o664, "permission denied"}, {0o602, "connected"}, {0o666, "connected"}} {
-		l := sockettest.ListenAt(t, path, unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
+		uid, gid int
+		perm     fs.FileMode
+		want     string
+	}{
+		{-1, -1, 0o660, "permission denied"},
+		{-1, -1, 0o664, "permission denied"},
+		{-1, -1, 0o602, "connected"},
+		{-1, nobody, 0o660, "connected"},
+		{-1, nobody, 0o600, "permission denied"},
+		{nobody, -1, 0o600, "connected"},
+	} {
+		l := sockettest.ListenAt(t, path, unixsock.Owner(test.uid, test.gid), unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
 		other.Send(path)
 		if got := other.Next(); got != test.want {
-			t.Errorf("connect of another user with Mode(%#o): got %q, want %q", test.perm, got, test.want)
+			t.Errorf("connect of another user with %+v: got %q", test, got)
 		}
 		l.Close()
-	}
-}
-
-func TestModeOfAnAbstractNameIsAnError(t *testing.T) {
-	sockettest.CheckDescriptors(t)
-	l, err := unixsock.Listen(unixsock.Abstract(t.Name()), unixsock.Mode(0o600))
-	if err == nil {
-		l.Close()
-		t.Fatalf("Listen at an abstract name with Mode: got no error, want one with %q", "abstract")
-	}
-	if !strings.Contains(err.Error(), "abstract") {
-		t.Errorf("Listen at an abstract name with Mode: got %v, want an error with %q", err, "abstract")
-	}
-	if l, err := unixsock.NewTCPUnit(unixsock.Abstract(t.Name()), unixsock.Mode(0o600)).Listen("", ""); err == nil {
-		l.Close()
-		t.Error("Listen of a TCPUnit at an abstract name with Mode: got no error, want one")
 	}
 }
 
 func TestFileOptionsOfAnAbstractName(t *testing.T) {
 	sockettest.CheckDescriptors(t)
-	name := unixsock.Abstract(t.Name())
+	name := ownName(t, 80, "")
+	for _, opt := range []unixsock.ListenOption{unixsock.Mode(0o600), unixsock.Owner(0, 0)} {
+		if _, err := unixsock.Listen(name, opt); err == nil || !strings.Contains(err.Error(), "abstract name has no owner and no permissions") {
+			t.Errorf("Listen at an abstract name with Mode or Owner: got %v, want an error that says why", err)
+		}
+	}
 	l := sockettest.ListenAt(t, name, unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
-	if _, err := unixsock.Listen(name, unixsock.ReplaceStale()); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("second Listen at an abstract name, with ReplaceStale: got %v, want EADDRINUSE", err)
-	}
+	_, err := unixsock.Listen(name, unixsock.ReplaceStale())
+	sockettest.ExpectError(t, "second Listen with ReplaceStale", err, syscall.EADDRINUSE)
 	sockettest.CheckExchange(t, name, l)
-	if err := l.Close(); err != nil {
-		t.Errorf("Close with UnlinkOnClose of an abstract name: got %v, want nil", err)
-	}
+	sockettest.Check(t, l.Close())
 }
 
-func TestReplaceStaleLeavesAListenerWithAFullBacklog(t *testing.T) {
-	sockettest.CheckDescriptors(t)
-	l := sockettest.Listen(t, unixsock.Backlog(0))
-	pending := sockettest.FillBacklog(t, l.Addr().String())
-	wantInUse(t, l.Addr().String())
-	for range pending {
-		sockettest.Accept(t, l)
-	}
-	if polled(t, l, l.Ready()) {
-		t.Errorf("Ready after %d accepts of all clients: got ready for a connection of ReplaceStale, want not ready", pending)
-	}
-}
-
-func TestReplaceStaleWithoutPermissionLeavesTheFile(t *testing.T) {
-	path := filepath.Join(publicDir(t), "s")
-	if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
-		t.Fatalf("Chmod of the directory: %v", err)
-	}
-	l := sockettest.ListenAt(t, path, unixsock.Mode(0o600))
-	other := sockettest.StartHelper(t, asNobody(t), "serve", path)
-	if got := sockettest.Receive(t, "the other user", other.Lines); !strings.Contains(got, "address already in use") {
-		t.Errorf("Listen of another user with ReplaceStale: got %q, want an error with %q", got, "address already in use")
-	}
-	sockettest.CheckExchange(t, path, l)
-}
-
-// TestReplaceStaleSaysWhyItCannotProbe leaves a stale file that its owner may not write,
-// and tries to replace it without root's privileges.
-func TestReplaceStaleSaysWhyItCannotProbe(t *testing.T) {
+// The permissions of the first file, live and stale, keep its own owner out.
+func TestListenWithoutPrivilege(t *testing.T) {
 	var setup func(*exec.Cmd)
 	if os.Getuid() == 0 {
-		setup = asNobody(t)
-	}
-	if !sockettest.InChild(t, setup) {
-		return
-	}
-	path := filepath.Join(sockettest.ShortDir(t), "s")
-	sockettest.ListenAt(t, path, unixsock.Mode(0o444)).Close()
-	_, err := unixsock.Listen(path, unixsock.ReplaceStale())
-	if !errors.Is(err, syscall.EADDRINUSE) || !errors.Is(err, fs.ErrPermission) {
-		t.Errorf("Listen with ReplaceStale at a stale file with 0444: got %v, want EADDRINUSE and fs.ErrPermission", err)
-	}
-	if want := "cannot probe the existing socket"; !strings.Contains(fmt.Sprint(err), want) {
-		t.Errorf("Listen with ReplaceStale at a stale file with 0444: got %v, want an error with %q", err, want)
-	}
-}
-
-// TestALockOfAnotherUserDoesNotStopListen checks the time limit of the wait for the
-// directory's lock. Another user holds the lock.
-func TestALockOfAnotherUserDoesNotStopListen(t *testing.T) {
-	sockettest.CheckDescriptors(t)
-	mustListenAgainstALock(t, publicDir(t), asNobody(t), nobody)
-}
-
-func TestReplaceStaleInADirectoryThatCannotBeRead(t *testing.T) {
-	var setup func(*exec.Cmd)
-	if os.Getuid() == 0 {
-		setup = asNobody(t)
+		setup = asUser(t, nobody)
 	}
 	if !sockettest.InChild(t, setup) {
 		return
@@ -272,299 +200,168 @@ func TestReplaceStaleInADirectoryThatCannotBeRead(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	dir := sockettest.ShortDir(t)
 	path := filepath.Join(dir, "s")
+	l := sockettest.ListenAt(t, path, unixsock.Mode(0o444))
+	for _, state := range []string{"live", "stale"} {
+		_, err := unixsock.Listen(path, unixsock.ReplaceStale())
+		if !errors.Is(err, syscall.EADDRINUSE) || !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "cannot probe the existing socket") {
+			t.Errorf("Listen with ReplaceStale at a %s socket with 0444: got %v, want EADDRINUSE, fs.ErrPermission and why", state, err)
+		}
+		wantOnly(t, dir, "s")
+		l.Close()
+	}
+
+	sockettest.Check(t, os.Remove(path))
+	_, err := unixsock.Listen(path, unixsock.Owner(0, -1))
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "cannot set the owner to 0:-1") {
+		t.Errorf("Listen of another user with Owner(0, -1): got %v, want fs.ErrPermission and why", err)
+	}
+	wantOnly(t, dir)
+
 	leaveStale(t, path)
-	if err := os.Chmod(dir, 0o333); err != nil {
-		t.Fatalf("Chmod of the directory: %v", err)
-	}
-	if _, err := os.ReadDir(dir); !errors.Is(err, fs.ErrPermission) {
-		t.Fatalf("ReadDir of the directory with 0333: got %v, want fs.ErrPermission", err)
-	}
-	l := sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose(), unixsock.Mode(0o640))
+	sockettest.Check(t, os.Chmod(dir, 0o333)) // no lock without a read of the directory
+	l = sockettest.ListenAt(t, path, unixsock.ReplaceStale(), unixsock.UnlinkOnClose(), unixsock.Mode(0o640))
 	sockettest.CheckExchange(t, path, l)
 	wantInUse(t, path)
-	if err := l.Close(); err != nil {
-		t.Errorf("Close in a directory that cannot be read: got %v, want nil", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatalf("Chmod of the directory: %v", err)
-	}
+	sockettest.Check(t, l.Close())
+	sockettest.Check(t, os.Chmod(dir, 0o700))
 	wantOnly(t, dir)
 }
 
-// TestReplaceStaleLocksTheDirectoryOfTheFile listens at a path with ".." after a
-// symbolic link. The directory of the file is the parent of the link's target, not
-// the directory that holds the link.
+// The directory of the file is the parent of the link's target, not the directory that holds
+// the link.
 func TestReplaceStaleLocksTheDirectoryOfTheFile(t *testing.T) {
 	dir := sockettest.ShortDir(t)
-	for _, name := range []string{"real", "real/sub"} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
-			t.Fatalf("Mkdir: %v", err)
-		}
-	}
-	if err := os.Symlink("real/sub", filepath.Join(dir, "link")); err != nil {
-		t.Fatalf("Symlink: %v", err)
-	}
+	sockettest.Check(t, os.MkdirAll(filepath.Join(dir, "real/sub"), 0o700))
+	sockettest.Check(t, os.Symlink("real/sub", filepath.Join(dir, "link")))
 	path := dir + "/link/../s" // dir/real/s, not dir/s
 	leaveStale(t, path)
-	fd, err := unix.Open(filepath.Join(dir, "real"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("open(2) of the directory: %v", err)
-	}
-	if err := unix.Flock(fd, unix.LOCK_EX); err != nil {
-		t.Fatalf("flock(2) of the directory: %v", err)
-	}
-	done := make(chan error, 1)
-	go func() {
+	lock := sockettest.Got(os.Open(filepath.Join(dir, "real"))).Must(t)
+	sockettest.Check(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	done := waiting(t, func() error {
 		l, err := unixsock.Listen(path, unixsock.ReplaceStale())
-		if err == nil {
-			l.Close()
-		}
-		done <- err
-	}()
-	// Listen must not return for a while.
-	select {
-	case err := <-done:
-		t.Errorf("Listen while the directory's lock is held: got %v at once, want no return", err)
-		done <- err
-	case <-time.After(300 * time.Millisecond):
-	}
-	unix.Close(fd)
-	if err := sockettest.Receive(t, "Listen", done); err != nil {
-		t.Errorf("Listen after the directory's lock is free: got %v, want nil", err)
-	}
+		l.Close()
+		return err
+	})
+	lock.Close()
+	sockettest.Check(t, sockettest.Receive(t, "Listen after the lock is free", done))
 }
 
-// connectFrom connects to path from a socket that it binds to name. Connect does
-// not bind its socket. name may have the full length of an address.
-func connectFrom(t testing.TB, name, path string) {
-	t.Helper()
-	fd, err := sockettest.Socket()
-	if err != nil {
-		t.Fatalf("socket(2): %v", err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	addr := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
-	for i := range name {
-		addr.Path[i] = int8(name[i])
-	}
-	n := unsafe.Offsetof(addr.Path) + uintptr(len(name))
-	if _, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&addr)), n); errno != 0 {
-		t.Fatalf("bind(2) to %q: %v", name, errno)
-	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-		t.Fatalf("connect(2) to %s: %v", path, err)
-	}
-}
-
-func TestAddressOfAnAbstractPeerIsWhole(t *testing.T) {
-	l := sockettest.Listen(t)
-	name := ownName(t, 70, "\x00\x00b\x00")
-	connectFrom(t, name, l.Addr().String())
-	if got := sockettest.Accept(t, l).RemoteAddr().String(); got != name {
-		t.Errorf("RemoteAddr of a peer with an abstract name: got %q, want %q", got, name)
-	}
-}
-
-func TestAddressOfAPeerAtAPathOfTheFullLengthIsWhole(t *testing.T) {
-	l := sockettest.Listen(t)
-	name := padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen)
-	connectFrom(t, name, l.Addr().String())
-	if got := sockettest.Accept(t, l).RemoteAddr().String(); got != name {
-		t.Errorf("RemoteAddr of a peer at a path of %d bytes: got %q, want %q", len(name), got, name)
-	}
-}
-
-func TestConnectToAnAddressOfAConn(t *testing.T) {
-	for _, name := range []string{ownName(t, 70, "\x00a\x00"), ownName(t, 70, "\x00\x00")} {
+func TestNamesAreWhole(t *testing.T) {
+	sockettest.CheckDescriptors(t)
+	for _, name := range []string{
+		ownName(t, 70, "\x00a\x00"), ownName(t, unixsock.MaxPathLen, "\x00\x00"),
+		sockettest.ShortDir(t) + "/@", padded(t, sockettest.ShortDir(t), unixsock.MaxPathLen),
+	} {
 		l := sockettest.ListenAt(t, name)
-		client := sockettest.Connect(t, name)
-		server := sockettest.Accept(t, l)
-		sockettest.CheckExchange(t, client.RemoteAddr().String(), l)
-		sockettest.CheckExchange(t, server.LocalAddr().String(), l)
-		sockettest.CheckExchange(t, l.Addr().String(), l)
+		client, server := sockettest.Connect(t, name), sockettest.Accept(t, l)
+		l2 := adoptCopy(t, unixsock.FileListener, l)
+		addrs := []net.Addr{
+			l.Addr(), client.RemoteAddr(), server.LocalAddr(),
+			l2.Addr(), adoptCopy(t, unixsock.FileConn, client).RemoteAddr(), adoptCopy(t, unixsock.FileConn, server).LocalAddr(),
+		}
+		l.Close()
+		l2.Close()
+		_ = os.Remove(name)
+
+		other := sockettest.Listen(t)
+		fd, err := sys.Socket()
+		sockettest.Check(t, errors.Join(err, sys.Bind(fd, name), sys.Connect(fd, other.Addr().String())))
+		addrs = append(addrs, sockettest.Accept(t, other).RemoteAddr()) // of a peer with that name
+		sockettest.Check(t, sys.Close(fd))
+		for i, addr := range addrs {
+			if addr.String() != name {
+				t.Errorf("address %d of those with the name %q: got %q", i, name, addr)
+			}
+		}
 	}
 }
 
-// TestDescriptorIsClosedOnce gives the number of a closed Conn's descriptor to
-// another descriptor. A second close(2) of the number would close that one.
+// The number of a closed Conn's descriptor becomes that of another. A second close(2) of the
+// number would close that one.
 func TestDescriptorIsClosedOnce(t *testing.T) {
-	c, peer := sockettest.Pair(t)
+	peer, c := sockettest.Pair(t)
 	fd := fdOf(t, c)
 	c.Close()
-	if err := unix.Dup3(fdOf(t, peer), fd, unix.O_CLOEXEC); err != nil {
-		t.Fatalf("dup3(2) to the number of the closed Conn: %v", err)
-	}
+	sockettest.Check(t, unix.Dup3(fdOf(t, peer), fd, unix.O_CLOEXEC))
 	defer unix.Close(fd)
 	for _, way := range closes {
-		if err := way.call(c); err != nil {
-			t.Errorf("%s after Close: got %v, want nil", way.name, err)
-		}
+		sockettest.Check(t, way.call(c))
 	}
 	if !isOpen(fd) {
 		t.Errorf("closes after Close: got descriptor %d of another socket closed, want it open", fd)
 	}
 }
 
-func TestPeerCredOfAnotherUser(t *testing.T) {
-	sockettest.CheckDescriptors(t)
-	l := sockettest.ListenAt(t, publicDir(t)+"/s", unixsock.Mode(0o666))
-	h := sockettest.StartHelper(t, asNobody(t), "connect")
-	h.Send(l.Addr().String())
-	h.Expect("connected")
-	want := unixsock.Cred{PID: h.Cmd.Process.Pid, UID: nobody, GID: nobody}
-	if got := peerCredOf(t, sockettest.Accept(t, l)); got != want {
-		t.Errorf("PeerCred of a client of another user: got %+v, want %+v", got, want)
-	}
-}
-
-func TestPeerCredOfAServerOfAnotherUser(t *testing.T) {
-	dir := publicDir(t)
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatalf("Chmod of the directory: %v", err)
-	}
-	h := sockettest.StartHelper(t, asNobody(t), "serve", dir+"/s")
-	h.Expect("serving")
-	want := unixsock.Cred{PID: h.Cmd.Process.Pid, UID: nobody, GID: nobody}
-	if got := peerCredOf(t, sockettest.Connect(t, dir+"/s")); got != want {
-		t.Errorf("PeerCred of a server of another user: got %+v, want %+v", got, want)
-	}
-}
-
-// pidfdOf returns PeerPIDFD of c. It skips the test if the kernel has none.
-func pidfdOf(t *testing.T, c *unixsock.Conn) *os.File {
-	t.Helper()
-	pidfd, err := c.PeerPIDFD()
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatalf("PeerPIDFD: %v", err)
-	}
-	t.Cleanup(func() { pidfd.Close() })
-	return pidfd
-}
-
-// hasEnded reports whether the process of a pidfd ends within a time.
-func hasEnded(t *testing.T, pidfd *os.File, within time.Duration) bool {
-	t.Helper()
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, int(within.Milliseconds()))
-		if err != unix.EINTR {
-			if err != nil {
-				t.Fatalf("poll(2) of a pidfd: %v", err)
-			}
-			return n > 0
-		}
-	}
-}
-
-func TestPeerPIDFDIsThePeersProcess(t *testing.T) {
-	l := sockettest.Listen(t)
-	client := sockettest.StartHelper(t, nil, "connect")
-	client.Send(l.Addr().String())
-	client.Expect("connected")
-	server := sockettest.StartHelper(t, nil, "serve", l.Addr().String()+"2")
-	server.Expect("serving")
-	for what, test := range map[string]struct {
-		c    *unixsock.Conn
-		peer *sockettest.Helper
-	}{
-		"a client": {sockettest.Accept(t, l), client},
-		"a server": {sockettest.Connect(t, l.Addr().String()+"2"), server},
-	} {
-		pidfd := pidfdOf(t, test.c)
-		info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd.Fd()))
-		if want := fmt.Sprintf("\nPid:\t%d\n", test.peer.Cmd.Process.Pid); err != nil || !strings.Contains(string(info), want) {
-			t.Errorf("PeerPIDFD of %s: got %q, %v; want a pidfd with %q", what, info, err, want)
-		}
-		if flags, err := unix.FcntlInt(pidfd.Fd(), unix.F_GETFD, 0); flags&unix.FD_CLOEXEC == 0 || err != nil {
-			t.Errorf("PeerPIDFD of %s: got the flags %#x, %v; want FD_CLOEXEC", what, flags, err)
-		}
-		if hasEnded(t, pidfd, 0) {
-			t.Errorf("PeerPIDFD of %s: got the end of a process that runs", what)
-		}
-		test.peer.Kill()
-		if !hasEnded(t, pidfd, sockettest.Timeout) {
-			t.Errorf("PeerPIDFD of %s that was killed: got no end of the process", what)
-		}
-		test.c.Close()
-		if _, err := test.c.PeerPIDFD(); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("PeerPIDFD of a closed Conn: got %v, want net.ErrClosed", err)
-		}
-	}
-}
-
-// TestPeerPIDFDIsNoStandardDescriptor closes the standard input, whose number the kernel
-// gives to the next descriptor.
-func TestPeerPIDFDIsNoStandardDescriptor(t *testing.T) {
+// The first peers are processes of this user, the others, with different numbers of groups, of
+// another one. Each has ended when it is asked for.
+func TestPeerIsTheOtherProcess(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
-	c, _ := newPairT(t)
-	pidfdOf(t, c)
-	os.Stdin.Close()
-	if pidfd := pidfdOf(t, c); pidfd.Fd() <= 2 {
-		t.Errorf("PeerPIDFD without a standard input: got descriptor %d, want one above 2", pidfd.Fd())
+	dir := publicDir(t, 0o777)
+	l := sockettest.ListenAt(t, dir+"/s", unixsock.Mode(0o666))
+	own, err := os.Getgroups()
+	sockettest.Check(t, err)
+	var sixty []int
+	for i := range 60 {
+		sixty = append(sixty, 1000+i)
+	}
+	for i, groups := range [][]int{own, {}, {1000}, sixty} {
+		want, setup := unixsock.Cred{UID: os.Getuid(), GID: os.Getgid()}, func(*exec.Cmd) {}
+		if i > 0 {
+			want, setup = unixsock.Cred{UID: nobody, GID: nobody}, asUser(t, nobody, groups...)
+		}
+		client, server := sockettest.StartHelper(t, setup, "connect"), sockettest.StartHelper(t, setup, "serve", fmt.Sprint(dir, "/", i))
+		client.Send(dir + "/s")
+		client.Expect("connected")
+		server.Expect("serving")
+		for c, peer := range map[*unixsock.Conn]*sockettest.Helper{
+			sockettest.Accept(t, l): client, sockettest.Connect(t, fmt.Sprint(dir, "/", i)): server,
+		} {
+			want.PID = peer.Cmd.Process.Pid
+			wantPIDFD(t, c, peer)
+			if got := peerCredOf(t, c); got != want {
+				t.Errorf("PeerCred: got %+v, want %+v", got, want)
+			}
+			got, err := c.PeerGroups()
+			if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.ERANGE) && os.Getenv("UNIXSOCK_TEST_EMULATOR") != "" {
+				t.Skip(err) // an emulator does not report many groups
+			}
+			slices.Sort(got)
+			slices.Sort(groups)
+			if err != nil || !slices.Equal(got, groups) {
+				t.Errorf("PeerGroups: got %v, %v; want %v, nil", got, err, groups)
+			}
+			c.Close()
+			_, err = c.PeerGroups()
+			sockettest.ExpectError(t, "PeerGroups of a closed Conn", err, net.ErrClosed)
+			if _, err = c.PeerPIDFD(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("PeerPIDFD of a closed Conn: got %v, want net.ErrClosed", err)
+			}
+		}
 	}
 }
 
-func TestAdoptedNamesAreComplete(t *testing.T) {
-	sockettest.CheckDescriptors(t)
-	for _, name := range []string{
-		"\x00a\x00b\x00", "\x00@", "\x00", "\x00" + t.Name() + "\x00\x00",
-		sockettest.ShortDir(t) + "/@", string(make([]byte, unixsock.MaxPathLen)),
-	} {
-		original := sockettest.ListenAt(t, name)
-		l := mustFileListener(t, mustFile(t, original))
-		original.Close()
-		if got := l.Addr().String(); got != name {
-			t.Errorf("Addr of a FileListener: got %q, want %q", got, name)
-		}
-		client := sockettest.Connect(t, l.Addr().String())
-		server := sockettest.Accept(t, l)
-		if got := mustFileConn(t, mustFile(t, client)).RemoteAddr().String(); got != name {
-			t.Errorf("RemoteAddr of a FileConn of the client: got %q, want %q", got, name)
-		}
-		if got := mustFileConn(t, mustFile(t, server)).LocalAddr().String(); got != name {
-			t.Errorf("LocalAddr of a FileConn of the server: got %q, want %q", got, name)
-		}
-		mustConverse(t, client, server)
-		l.Close()
-	}
-}
-
-func TestASocketThatIsOnlyBoundIsRefused(t *testing.T) {
-	fd, err := sockettest.Socket()
-	if err != nil {
-		t.Fatalf("socket(2): %v", err)
-	}
-	f := os.NewFile(uintptr(fd), "bound")
-	defer f.Close()
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: sockettest.ShortDir(t) + "/s"}); err != nil {
-		t.Fatalf("bind(2): %v", err)
-	}
-	if c, err := unixsock.FileConn(f); err == nil {
-		c.Close()
-		t.Error("FileConn of a socket that is only bound: got no error, want one")
-	}
-	if l, err := unixsock.FileListener(f); err == nil {
-		l.Close()
-		t.Error("FileListener of a socket that is only bound: got no error, want one")
-	}
-}
-
-// addControlMessages sets an option of c. With it the kernel adds a control message
-// to what c receives. The test is skipped if the kernel does not have the option.
-func addControlMessages(t testing.TB, c *unixsock.Conn, option int) {
+// wantPIDFD kills the peer. It fails the test if PeerPIDFD of c is a descriptor of another
+// process, is inherited, or has the number of a standard one.
+func wantPIDFD(t *testing.T, c *unixsock.Conn, peer *sockettest.Helper) {
 	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
+	os.Stdin.Close() // the kernel gives its number to the next descriptor
+	pidfd, err := c.PeerPIDFD()
+	if errors.Is(err, errors.ErrUnsupported) {
+		return
 	}
-	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, option, 1) })
-	if err != nil {
-		t.Skip("setsockopt(2): ", err)
+	sockettest.Got(pidfd, err).Must(t)
+	fd := int(pidfd.Fd())
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+	if want := fmt.Sprintf("\nPid:\t%d\n", peer.Cmd.Process.Pid); err != nil || !strings.Contains(string(info), want) {
+		t.Errorf("PeerPIDFD: got %q, %v; want a pidfd with %q", info, err, want)
 	}
+	if flags := flagsOf(t, pidfd, unix.F_GETFD); flags&unix.FD_CLOEXEC == 0 || fd <= 2 || sockettest.Readable(fd) {
+		t.Errorf("PeerPIDFD: got descriptor %d, flags %#x, ended %v; want one above 2, FD_CLOEXEC, false", fd, flags, sockettest.Readable(fd))
+	}
+	peer.Kill()
+	sockettest.WaitFor(t, "PeerPIDFD has no end of the process that was killed", func() bool { return sockettest.Readable(fd) })
 }
 
 func TestFilesComeAmongCredentials(t *testing.T) {
@@ -574,91 +371,22 @@ func TestFilesComeAmongCredentials(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			sockettest.CheckDescriptors(t)
 			from, to := newPairT(t)
-			addControlMessages(t, to, option)
+			sockettest.Control(t, to, func(fd int) {
+				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 1); err != nil {
+					t.Skip("setsockopt(2): ", err)
+				}
+			})
 			r, w := newPipes(t, 2)
-			for _, max := range []int{2, 1, 0} {
-				if _, err := from.WriteFiles([]byte("x"), w...); err != nil {
-					t.Fatalf("WriteFiles: %v", err)
-				}
-				before := sockettest.CountDescriptors(t)
-				_, files, err := to.ReadFiles(make([]byte, 1), max)
-				if (err == nil) != (max == 2) || (len(files) == 2) != (max == 2) {
-					t.Errorf("ReadFiles with max %d of 2 files: got %d files, %v; want 2, nil if max is 2, else 0, an error", max, len(files), err)
-				}
-				closeFiles(files)
-				if after := sockettest.CountDescriptors(t); after > before {
-					t.Errorf("ReadFiles with max %d of 2 files: got %d open descriptors, want at most %d", max, after, before)
-				}
+			sendFiles(t, from, "xy", w...)
+			closeFiles(receiveFiles(t, to, "x", 2, 2))
+			receiveFiles(t, to, "y", 0, 0)
+			sendFiles(t, from, "x", w...)
+			if _, files, err := to.ReadFiles(make([]byte, 1), 1); err == nil || files != nil {
+				t.Errorf("ReadFiles of 2 files with max 1: got %d files, %v; want 0, an error", len(files), err)
 			}
-			if _, err := from.Write([]byte("x")); err != nil {
-				t.Fatalf("Write: %v", err)
-			}
-			if n, files, err := to.ReadFiles(make([]byte, 1), 0); n != 1 || files != nil || err != nil {
-				t.Errorf("ReadFiles of 1 byte without files: got %d, %v, %v; want 1, nil, nil", n, files, err)
-			}
-			closeFiles(w)
-			wantAllClosed(t, r)
+			wantAllClosed(t, r, w)
 		})
 	}
-}
-
-func TestOwnerLetsAnotherUserConnect(t *testing.T) {
-	path := filepath.Join(publicDir(t), "s")
-	other := sockettest.StartHelper(t, asNobody(t), "connect")
-	for _, test := range []struct {
-		name     string
-		uid, gid int
-		perm     fs.FileMode
-		want     string
-	}{
-		{"group", -1, nobody, 0o660, "connected"},
-		{"user", nobody, -1, 0o600, "connected"},
-		{"group without permission", -1, nobody, 0o600, "permission denied"},
-		{"no change", -1, -1, 0o660, "permission denied"},
-	} {
-		l := sockettest.ListenAt(t, path, unixsock.Owner(test.uid, test.gid), unixsock.Mode(test.perm), unixsock.UnlinkOnClose())
-		info := lstat(t, path)
-		stat := info.Sys().(*syscall.Stat_t)
-		if uid, gid := int(stat.Uid), int(stat.Gid); uid != max(test.uid, 0) || gid != max(test.gid, 0) || info.Mode().Perm() != test.perm {
-			t.Errorf("Listen with Owner(%d, %d) and Mode(%#o): got a file with %d:%d and %#o, want %d:%d and %#o",
-				test.uid, test.gid, test.perm, uid, gid, info.Mode().Perm(), max(test.uid, 0), max(test.gid, 0), test.perm)
-		}
-		other.Send(path)
-		if got := other.Next(); got != test.want {
-			t.Errorf("connect of another user, %s: got %q, want %q", test.name, got, test.want)
-		}
-		l.Close()
-	}
-}
-
-// TestOwnerIsRightBeforeAConnect lets another user connect all the time. The permissions
-// allow others to connect, but not the owner, which Listen makes that user. So a connect
-// succeeds only if it comes before the owner is set.
-func TestOwnerIsRightBeforeAConnect(t *testing.T) {
-	dir := publicDir(t)
-	other := sockettest.StartHelper(t, asNobody(t), "watch owner", filepath.Join(dir, "s"))
-	other.Expect("watching")
-	for range 200 {
-		l, err := unixsock.Listen(filepath.Join(dir, "s"), unixsock.Mode(0o066), unixsock.Owner(nobody, -1), unixsock.UnlinkOnClose())
-		if err != nil {
-			t.Fatalf("Listen: %v", err)
-		}
-		l.Close()
-	}
-	other.Send("stop")
-	other.Expect("never connected")
-}
-
-func TestOwnerWithoutPrivilegeLeavesNothing(t *testing.T) {
-	dir := publicDir(t)
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatalf("Chmod of the directory: %v", err)
-	}
-	other := sockettest.StartHelper(t, asNobody(t), "listen as owner", filepath.Join(dir, "s"))
-	if got, want := other.Next(), "cannot set the owner to 0:-1"; !strings.Contains(got, want) || !strings.HasPrefix(got, "permission: true") {
-		t.Errorf("Listen of another user with Owner(0, -1): got %q, want fs.ErrPermission with %q", got, want)
-	}
-	wantOnly(t, dir)
 }
 
 func TestSetUnlinkOnCloseLeavesAFileThatReplacedTheAdoptedListeners(t *testing.T) {
@@ -667,110 +395,20 @@ func TestSetUnlinkOnCloseLeavesAFileThatReplacedTheAdoptedListeners(t *testing.T
 	}
 	l := sockettest.Listen(t)
 	path := l.Addr().String()
-	if err := os.Remove(path); err != nil {
-		t.Fatalf("Remove of the socket file: %v", err)
-	}
+	sockettest.Check(t, os.Remove(path))
 	other := sockettest.ListenAt(t, path)
-	adopted := adopt(t, l)
+	adopted := adoptCopy(t, unixsock.FileListener, l)
 	adopted.SetUnlinkOnClose(true)
 	adopted.Close()
 	sockettest.CheckExchange(t, path, other)
 }
 
+// Each server replaces the file of the one before.
 func TestListenReplacesTheFileOfAServerThatWasKilledAtItsStart(t *testing.T) {
-	dir := publicDir(t)
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatalf("Chmod of the directory: %v", err)
-	}
-	for i := range 10 {
-		path := filepath.Join(dir, strconv.Itoa(i))
-		for range 2 {
-			server := sockettest.StartHelper(t, asNobody(t), "start and stop", path)
-			server.Expect("started")
-			server.Kill()
-		}
-	}
-}
-
-func TestOwnerOfAnAbstractNameIsAnError(t *testing.T) {
-	sockettest.CheckDescriptors(t)
-	l, err := unixsock.Listen(ownName(t, 80, ""), unixsock.Owner(0, 0))
-	if l != nil || err == nil || !strings.Contains(err.Error(), "abstract name has no owner") {
-		t.Errorf("Listen at an abstract name with Owner: got %v, %v; want nil, an error with %q", l, err, "abstract name has no owner")
-	}
-}
-
-func TestPeerGroups(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can give a process other groups")
-	}
-	path := filepath.Join(publicDir(t), "s")
-	l := sockettest.ListenAt(t, path, unixsock.Mode(0o666))
-	for _, n := range []int{0, 1, 60} {
-		groups := make([]uint32, n)
-		want := make([]int, n)
-		for i := range groups {
-			groups[i], want[i] = uint32(1000+i), 1000+i
-		}
-		asOther := asNobody(t)
-		h := sockettest.StartHelper(t, func(cmd *exec.Cmd) {
-			asOther(cmd)
-			cmd.SysProcAttr.Credential.Groups = groups
-		}, "connect")
-		h.Send(path)
-		h.Expect("connected")
-		c := sockettest.Accept(t, l)
-		got, err := c.PeerGroups()
-		if errors.Is(err, errors.ErrUnsupported) {
-			t.Skip(err)
-		}
-		if errors.Is(err, syscall.ERANGE) && os.Getenv("UNIXSOCK_TEST_EMULATOR") != "" {
-			t.Skip("the emulator does not report so many groups: ", err)
-		}
-		slices.Sort(got)
-		if err != nil || !slices.Equal(got, want) {
-			t.Errorf("PeerGroups of a process with %d groups: got %v, %v; want %v, nil", n, got, err, want)
-		}
-		c.Close()
-		if groups, err := c.PeerGroups(); groups != nil || !errors.Is(err, net.ErrClosed) {
-			t.Errorf("PeerGroups of a closed Conn: got %v, %v; want nil, net.ErrClosed", groups, err)
-		}
-	}
-}
-
-func TestPeerGroupsOfAPairAreTheProcesss(t *testing.T) {
-	c, _ := newPairT(t)
-	got, err := c.PeerGroups()
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
-	}
-	want, wantErr := os.Getgroups()
-	if wantErr != nil {
-		t.Fatalf("Getgroups: %v", wantErr)
-	}
-	slices.Sort(got)
-	slices.Sort(want)
-	if err != nil || !slices.Equal(got, want) {
-		t.Errorf("PeerGroups of a Pair: got %v, %v; want %v, nil", got, err, want)
-	}
-}
-
-func TestPeerGroupsOfAKilledProcess(t *testing.T) {
-	asOther := asNobody(t)
-	path := filepath.Join(publicDir(t), "s")
-	l := sockettest.ListenAt(t, path, unixsock.Mode(0o666))
-	h := sockettest.StartHelper(t, func(cmd *exec.Cmd) {
-		asOther(cmd)
-		cmd.SysProcAttr.Credential.Groups = []uint32{1234}
-	}, "connect")
-	h.Send(path)
-	h.Expect("connected")
-	h.Kill()
-	got, err := sockettest.Accept(t, l).PeerGroups()
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
-	}
-	if err != nil || !slices.Equal(got, []int{1234}) {
-		t.Errorf("PeerGroups of a process that has ended: got %v, %v; want [1234], nil", got, err)
+	path := filepath.Join(publicDir(t, 0o777), "s")
+	for range 10 {
+		server := sockettest.StartHelper(t, asUser(t, nobody), "start and stop", path)
+		server.Expect("started")
+		server.Kill()
 	}
 }
