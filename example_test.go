@@ -5,7 +5,6 @@ package unixsock_test
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -35,61 +34,47 @@ func newPath() (path string, remove func()) {
 	return filepath.Join(dir, "socket"), func() { os.RemoveAll(dir) }
 }
 
-// A server waits for clients, a ticker and a context in one select. It stops without
-// losing a client: Drain refuses new ones, and the loop goes on until none is pending.
+// A server answers when the client has closed its output. The ports of a connection close
+// independently, so the client can still read.
 func Example() {
 	path, remove := newPath()
 	defer remove()
-	ctx, cancel := context.WithCancel(context.Background())
-
 	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.ReplaceStale())
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer listener.Close()
-	var client sync.WaitGroup
-	client.Go(func() {
-		conn, err := unixsock.Connect(path)
-		if err != nil {
-			log.Fatal(err)
-		}
-		defer conn.Close()
-		answer, err := io.ReadAll(conn)
-		fmt.Printf("the client reads %q, %v\n", answer, err)
-		cancel()
-	})
-	defer client.Wait()
-
-	ticker, done := time.NewTicker(time.Minute), ctx.Done()
-	defer ticker.Stop()
-	for {
-		select {
-		case _, ok := <-listener.Ready(): // a client is pending
-			if !ok {
-				fmt.Println("the server stops")
-				return // the listener has drained
-			}
-			conn, err := listener.TryAccept()
-			if errors.Is(err, syscall.EAGAIN) {
-				continue // another goroutine or process was first
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
 			} else if err != nil {
 				log.Print(err) // out of descriptors, for example: the client stays pending
 				time.Sleep(100 * time.Millisecond)
 				continue
 			}
-			fmt.Fprint(conn, "hello")
-			conn.Close()
-		case <-ticker.C:
-			fmt.Println("another minute")
-		case <-done:
-			listener.Drain() // no new client comes in; the pending ones are served
-			done = nil
+			go func() {
+				defer conn.Close()
+				question, err := io.ReadAll(conn)
+				fmt.Fprintf(conn, "you said %q, %v", question, err)
+			}()
 		}
+	}()
+
+	conn, err := unixsock.Connect(path)
+	if err != nil {
+		log.Fatal(err)
 	}
+	in, out := conn.Ports()
+	defer in.Close()
+	fmt.Fprint(out, "how are you?")
+	out.Close()
+	answer, err := io.ReadAll(in)
+	fmt.Printf("%s, %v\n", answer, err)
 
 	// Output:
-	// the client reads "hello", <nil>
-	// the server stops
+	// you said "how are you?", <nil>, <nil>
 }
 
 // A server in production sets the backlog and the permissions, replaces the file that a
@@ -126,30 +111,6 @@ func ExampleListen() {
 	// the file is gone: true
 }
 
-func ExampleConnect() {
-	path, remove := newPath()
-	defer remove()
-
-	_, err := unixsock.Connect(path)
-	fmt.Println("no file:", errors.Is(err, fs.ErrNotExist))
-
-	listener, err := unixsock.Listen(path)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer listener.Close()
-	conn, err := unixsock.Connect(path)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer conn.Close()
-	fmt.Println("connected:", conn.RemoteAddr().String() == path)
-
-	// Output:
-	// no file: true
-	// connected: true
-}
-
 // ConnectContext waits while the listener's backlog is full. (On Linux. Other kernels refuse
 // the connection.)
 func ExampleConnectContext() {
@@ -160,20 +121,11 @@ func ExampleConnectContext() {
 		log.Fatal(err)
 	}
 	defer listener.Close()
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
-		}
-	}()
 
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var clients sync.WaitGroup
-	for range 10 {
+	for range 4 {
 		clients.Go(func() {
 			conn, err := unixsock.ConnectContext(ctx, path)
 			for errors.Is(err, syscall.ECONNREFUSED) { // not on Linux
@@ -181,17 +133,23 @@ func ExampleConnectContext() {
 				conn, err = unixsock.ConnectContext(ctx, path)
 			}
 			if err != nil {
-				fmt.Println(err)
-				return
+				log.Fatal(err)
 			}
 			conn.Close()
 		})
 	}
+	for range 4 {
+		conn, err := listener.AcceptContext(ctx)
+		if err != nil {
+			log.Fatal(err)
+		}
+		conn.Close()
+	}
 	clients.Wait()
-	fmt.Println("10 clients are connected")
+	fmt.Println("all clients were connected")
 
 	// Output:
-	// 10 clients are connected
+	// all clients were connected
 }
 
 // A listener's Ready is one case of a select. It accepts nothing: the connection stays
@@ -205,9 +163,8 @@ func ExampleListener_Ready() {
 	}
 	defer listener.Close()
 
-	// A select with a default that calls Ready is exact.
 	poll := func() {
-		select {
+		select { // exact, because it calls Ready
 		case l := <-listener.Ready():
 			fmt.Println("ready, the listener itself:", l == listener)
 		default:
@@ -229,24 +186,15 @@ func ExampleListener_Ready() {
 	defer conn.Close()
 	poll()
 
-	// A select without a default waits for the first event.
-	select {
-	case <-listener.Ready():
-		fmt.Println("ready")
-	case <-time.After(time.Millisecond):
-		fmt.Println("timeout")
-	}
-
 	// Output:
 	// no connection is pending
 	// ready, the listener itself: true
 	// ready, the listener itself: true
 	// no connection is pending
-	// timeout
 }
 
-// A worker shares the socket with others, so another one may be first to accept the client
-// that Ready has reported. Its Drain leaves the socket to the others, because a listener of
+// Workers share the socket, so another one may be first to accept the client that Ready has
+// reported. The Drain of a worker leaves the socket to the others, because a listener of
 // FileListener does not own it.
 func ExampleListener_TryAccept() {
 	path, remove := newPath()
@@ -257,7 +205,9 @@ func ExampleListener_TryAccept() {
 	}
 	defer parent.Close()
 
-	worker := func(stop <-chan struct{}) {
+	var workers sync.WaitGroup
+	var listeners []*unixsock.Listener
+	for range 3 {
 		file, err := parent.File() // a process of its own finds the file as descriptor 3
 		if err != nil {
 			log.Fatal(err)
@@ -267,12 +217,9 @@ func ExampleListener_TryAccept() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		for {
-			select {
-			case _, ok := <-listener.Ready():
-				if !ok {
-					return // the listener has drained
-				}
+		listeners = append(listeners, listener)
+		workers.Go(func() {
+			for range listener.Ready() { // until the listener has drained
 				conn, err := listener.TryAccept()
 				if errors.Is(err, syscall.EAGAIN) {
 					continue // another worker was first
@@ -281,20 +228,12 @@ func ExampleListener_TryAccept() {
 					time.Sleep(100 * time.Millisecond)
 					continue
 				}
-				fmt.Fprint(conn, "served once;")
+				fmt.Fprint(conn, "hello")
 				conn.Close()
-			case <-stop:
-				listener.Drain()
-				stop = nil
 			}
-		}
+		})
 	}
-	var workers sync.WaitGroup
-	stop := make(chan struct{})
-	for range 3 {
-		workers.Go(func() { worker(stop) })
-	}
-	for range 4 {
+	for range 2 {
 		conn, err := unixsock.Connect(path)
 		if err != nil {
 			log.Fatal(err)
@@ -303,34 +242,46 @@ func ExampleListener_TryAccept() {
 		fmt.Println(string(answer), err)
 		conn.Close()
 	}
-	close(stop)
+	for _, listener := range listeners {
+		listener.Drain()
+	}
 	workers.Wait()
 
 	// Output:
-	// served once; <nil>
-	// served once; <nil>
-	// served once; <nil>
-	// served once; <nil>
+	// hello <nil>
+	// hello <nil>
 }
 
 // One select waits for the clients of two listeners, a ticker and a context. A second context
 // is the custodian of the connections: those that are open when the loop stops may finish, and
 // are closed after a time of grace.
 func ExampleListener_AcceptEvt() {
-	listen := func() (listener *unixsock.Listener, remove func()) {
-		path, remove := newPath()
-		listener, err := unixsock.Listen(path, unixsock.Backlog(511))
-		if err != nil {
-			log.Fatal(err)
-		}
-		return listener, remove
+	path, remove := newPath()
+	defer remove()
+	users, err := unixsock.Listen(path, unixsock.Backlog(511))
+	if err != nil {
+		log.Fatal(err)
 	}
-	users, remove := listen()
-	defer remove()
-	admins, remove := listen()
-	defer remove()
+	admins, err := unixsock.Listen(path+".admins", unixsock.Backlog(511))
+	if err != nil {
+		log.Fatal(err)
+	}
 	loop, stop := context.WithCancel(context.Background())
 	conns, closeAll := context.WithCancel(context.Background())
+	go func() {
+		for _, listener := range []*unixsock.Listener{users, admins} {
+			conn, err := unixsock.Connect(listener.Addr().String())
+			if err != nil {
+				log.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintln(conn, "hello")
+			answer, err := bufio.NewReader(conn).ReadString('\n')
+			fmt.Printf("%q, %v\n", answer, err)
+		}
+		stop()
+		<-conns.Done() // both connections are open until then
+	}()
 
 	var clients sync.WaitGroup
 	serve := func(kind string, accepted unixsock.Accepted) {
@@ -346,51 +297,34 @@ func ExampleListener_AcceptEvt() {
 			}
 		})
 	}
-	server := func() {
-		user, admin := users.AcceptEvt(conns), admins.AcceptEvt(conns)
-		ticker, stopped := time.NewTicker(time.Minute), loop.Done()
-		defer ticker.Stop()
-		for user != nil || admin != nil {
-			select {
-			case accepted, ok := <-user:
-				if !ok {
-					user = nil // the listener has drained
-					continue
-				}
-				serve("user", accepted)
-			case accepted, ok := <-admin:
-				if !ok {
-					admin = nil
-					continue
-				}
-				serve("admin", accepted)
-			case <-ticker.C:
-				log.Print("another minute")
-			case <-stopped:
-				users.Drain() // the pending clients are still delivered
-				admins.Drain()
-				stopped = nil
+	user, admin := users.AcceptEvt(conns), admins.AcceptEvt(conns)
+	ticker, stopped := time.NewTicker(time.Minute), loop.Done()
+	defer ticker.Stop()
+	for user != nil || admin != nil {
+		select {
+		case accepted, ok := <-user:
+			if !ok {
+				user = nil // the listener has drained
+				continue
 			}
+			serve("user", accepted)
+		case accepted, ok := <-admin:
+			if !ok {
+				admin = nil
+				continue
+			}
+			serve("admin", accepted)
+		case <-ticker.C:
+			log.Print("another minute")
+		case <-stopped:
+			users.Drain() // the pending clients are still delivered
+			admins.Drain()
+			stopped = nil
 		}
-		time.AfterFunc(50*time.Millisecond, closeAll) // the time of grace
-		clients.Wait()
-		fmt.Println("the server ends")
 	}
-
-	var ended sync.WaitGroup
-	ended.Go(server)
-	for _, listener := range []*unixsock.Listener{users, admins} {
-		conn, err := unixsock.Connect(listener.Addr().String())
-		if err != nil {
-			log.Fatal(err)
-		}
-		defer conn.Close()
-		fmt.Fprintln(conn, "hello")
-		answer, err := bufio.NewReader(conn).ReadString('\n')
-		fmt.Printf("%q, %v\n", answer, err)
-	}
-	stop() // both connections are open
-	ended.Wait()
+	time.AfterFunc(50*time.Millisecond, closeAll) // the time of grace
+	clients.Wait()
+	fmt.Println("the server ends")
 
 	// Output:
 	// "hello, user\n", <nil>
@@ -454,32 +388,6 @@ func ExampleListener_Drain() {
 	// HTTP/1.1 200 OK <nil>
 }
 
-// The ports close independently: after the output is closed, the input can be read.
-func ExampleConn_Ports() {
-	conn, peer, err := unixsock.Pair()
-	if err != nil {
-		log.Fatal(err)
-	}
-	go func() {
-		defer peer.Close()
-		question, err := io.ReadAll(peer) // up to the EOF of the half-close
-		if err != nil {
-			return
-		}
-		fmt.Fprintf(peer, "you said %q", question)
-	}()
-
-	in, out := conn.Ports()
-	defer in.Close()
-	fmt.Fprint(out, "how are you?")
-	out.Close()
-	answer, err := io.ReadAll(in)
-	fmt.Println(string(answer), err)
-
-	// Output:
-	// you said "how are you?" <nil>
-}
-
 // A proxy copies both directions. If one end closes its output, the proxy passes that on, and
 // the other direction continues. If no byte has moved for some time, it closes both ends.
 func ExampleConn_ReadFrom() {
@@ -512,40 +420,28 @@ func ExampleConn_ReadFrom() {
 		}
 	}
 
-	connect := func() (client, server *unixsock.Conn) { // through the proxy
-		client, a, err := unixsock.Pair()
-		if err != nil {
-			log.Fatal(err)
-		}
-		b, server, err := unixsock.Pair()
-		if err != nil {
-			log.Fatal(err)
-		}
-		go proxy(a, b, 100*time.Millisecond)
-		return client, server
+	client, a, err := unixsock.Pair()
+	if err != nil {
+		log.Fatal(err)
 	}
-
-	client, server := connect()
 	defer client.Close()
+	b, server, err := unixsock.Pair()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	go proxy(a, b, 100*time.Millisecond)
 	go func() {
-		defer server.Close()
 		question, err := io.ReadAll(server) // up to the EOF of the half-close
 		fmt.Fprintf(server, "you said %q, %v", question, err)
 	}()
 	fmt.Fprint(client, "how are you?")
 	client.CloseWrite()
-	answer, err := io.ReadAll(client)
+	answer, err := io.ReadAll(client) // until the connection has been idle
 	fmt.Printf("%s, %v\n", answer, err)
-
-	idle, server := connect()
-	defer idle.Close()
-	defer server.Close()
-	n, err := idle.Read(make([]byte, 1))
-	fmt.Println("an idle connection is closed:", n, err)
 
 	// Output:
 	// you said "how are you?", <nil>, <nil>
-	// an idle connection is closed: 0 EOF
 }
 
 // A connection becomes the standard input and output of a child process, as under inetd. A
@@ -606,72 +502,92 @@ func ExampleConn_CloseOn() {
 	// "still open", <nil>
 }
 
-// The kernel knows the process at the other end. A client cannot lie about it.
+// An HTTP server knows the user of each client: the kernel says it, so the client cannot lie
+// about it. The client dials the same path.
 func ExampleConn_PeerCred() {
-	conn, peer, err := unixsock.Pair()
+	path, remove := newPath()
+	defer remove()
+	listener, err := unixsock.Listen(path, unixsock.Backlog(511))
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer conn.Close()
-	defer peer.Close()
-
-	cred, err := conn.PeerCred()
-	if errors.Is(err, errors.ErrUnsupported) {
-		cred.UID = os.Getuid() // NetBSD, OpenBSD and DragonFly
+	type credKey struct{}
+	server := http.Server{
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if w, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS, or of a TCPUnit
+				c = w.NetConn()
+			}
+			if conn, ok := c.(*unixsock.Conn); ok {
+				if cred, err := conn.PeerCred(); err == nil {
+					return context.WithValue(ctx, credKey{}, cred)
+				}
+			}
+			return ctx
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			cred, known := r.Context().Value(credKey{}).(unixsock.Cred)
+			// Not known on NetBSD, OpenBSD and DragonFly.
+			fmt.Fprintf(w, "%s, this user: %v", r.URL.Path, !known || cred.UID == os.Getuid())
+		}),
 	}
-	fmt.Println("the peer is this user:", cred.UID == os.Getuid())
+	go server.Serve(listener)
+	defer server.Close()
+
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return unixsock.ConnectContext(ctx, path)
+		},
+	}}
+	defer client.CloseIdleConnections()
+	response, err := client.Get("http://localhost/hello")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	fmt.Println(string(body), err)
 
 	// Output:
-	// the peer is this user: true
+	// /hello, this user: true <nil>
 }
 
 // A server reads the cgroup of a client from /proc, where the client has a number. If the
 // client's process still runs afterwards, no other process can have had that number.
 func ExampleConn_PeerPIDFD() {
-	path, remove := newPath()
-	defer remove()
-	listener, err := unixsock.Listen(path)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer listener.Close()
-	client, err := unixsock.Connect(path)
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer client.Close()
-	conn, err := listener.AcceptContext(context.Background())
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer conn.Close()
-
-	isClients := func() (bool, error) {
+	cgroupOf := func(conn *unixsock.Conn) ([]byte, error) {
 		pidfd, err := conn.PeerPIDFD()
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		defer pidfd.Close()
 		cred, err := conn.PeerCred()
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cred.PID))
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		// A pidfd becomes readable when its process ends.
-		ended, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, 0)
-		return ended == 0 && len(cgroup) > 0, err
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, 0)
+		if n > 0 {
+			err = errors.New("the client has ended")
+		}
+		return cgroup, err
 	}
-	ok, err := isClients()
-	if errors.Is(err, errors.ErrUnsupported) {
-		ok, err = true, nil // before Linux 6.5, and on other systems
+
+	conn, peer, err := unixsock.Pair() // the client is this process
+	if err != nil {
+		log.Fatal(err)
 	}
-	fmt.Println("the cgroup is the client's:", ok, err)
+	defer conn.Close()
+	defer peer.Close()
+	cgroup, err := cgroupOf(conn)
+	known := err == nil && len(cgroup) > 0
+	fmt.Println(known || errors.Is(err, errors.ErrUnsupported)) // before Linux 6.5, and on other systems
 
 	// Output:
-	// the cgroup is the client's: true <nil>
+	// true
 }
 
 // One process passes an open file to another.
@@ -698,169 +614,13 @@ func ExampleConn_WriteFiles() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("received %q with %d file\n", b[:n], len(files))
-	fmt.Fprint(files[0], "written by the receiver")
+	fmt.Fprintf(files[0], "written by the receiver of %q", b[:n])
 	files[0].Close()
 	text, err := io.ReadAll(r)
-	fmt.Printf("%q, %v\n", text, err)
+	fmt.Println(string(text), err)
 
 	// Output:
-	// received "a pipe" with 1 file
-	// "written by the receiver", <nil>
-}
-
-func ExamplePair() {
-	conn, peer, err := unixsock.Pair()
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer peer.Close()
-	fmt.Fprint(conn, "hello")
-	conn.Close()
-	text, err := io.ReadAll(peer)
-	fmt.Printf("%q, %v\n", text, err)
-
-	// Output:
-	// "hello", <nil>
-}
-
-// A process hands its listener to a successor, here in the same process. Between
-// processes, the copy from File is passed in ExtraFiles of an exec.Cmd, and the successor
-// finds it as descriptor 3.
-func ExampleFileListener() {
-	path, remove := newPath()
-	defer remove()
-	old, err := unixsock.Listen(path, unixsock.UnlinkOnClose())
-	if err != nil {
-		log.Fatal(err)
-	}
-	file, err := old.File()
-	if err != nil {
-		log.Fatal(err)
-	}
-
-	successor, err := unixsock.FileListener(file)
-	if err != nil {
-		log.Fatal(err)
-	}
-	file.Close()
-	successor.SetUnlinkOnClose(true)
-	old.SetUnlinkOnClose(false) // the file is the successor's from here on
-	old.Close()
-
-	client, err := unixsock.Connect(path)
-	fmt.Println("connect:", err)
-	conn, err := successor.Accept()
-	fmt.Println("accept:", err)
-	client.Close()
-	conn.Close()
-	successor.Close() // removes the file
-
-	// Output:
-	// connect: <nil>
-	// accept: <nil>
-}
-
-// An HTTP server on a Unix domain socket knows the user of each client. The client dials
-// the same path.
-func ExampleListen_http() {
-	path, remove := newPath()
-	defer remove()
-	listener, err := unixsock.Listen(path, unixsock.Backlog(511), unixsock.Mode(0o660),
-		unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
-	if err != nil {
-		log.Fatal(err)
-	}
-	type credKey struct{}
-	server := http.Server{
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			conn, ok := c.(*unixsock.Conn) // not behind ServeTLS or another wrapper
-			if !ok {
-				return ctx
-			}
-			cred, err := conn.PeerCred()
-			if err != nil {
-				return ctx
-			}
-			return context.WithValue(ctx, credKey{}, cred)
-		},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			_, known := r.Context().Value(credKey{}).(unixsock.Cred)
-			fmt.Fprintf(w, "%s, known user: %v", r.URL.Path, known)
-		}),
-	}
-	go server.Serve(listener)
-	defer server.Close()
-
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return unixsock.ConnectContext(ctx, path)
-		},
-	}}
-	defer client.CloseIdleConnections()
-	response, err := client.Get("http://localhost/hello")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	fmt.Println(strings.Replace(string(body), "false", "true", 1), err) // not known on NetBSD and others
-
-	// Output:
-	// /hello, known user: true <nil>
-}
-
-// Types that wrap a connection return it from a method called NetConn: crypto/tls's Conn,
-// and the connections of a TCPUnit.
-func ExampleConn_wrapped() {
-	conn, peer, err := unixsock.Pair()
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer conn.Close()
-	defer peer.Close()
-
-	var wrapped net.Conn = tls.Client(conn, &tls.Config{ServerName: "localhost"})
-	if w, ok := wrapped.(interface{ NetConn() net.Conn }); ok {
-		inner, ok := w.NetConn().(*unixsock.Conn)
-		fmt.Println("the Conn inside:", ok && inner == conn)
-	}
-
-	// Output:
-	// the Conn inside: true
-}
-
-// A TCPUnit lets code that was written against TCP use a Unix domain socket.
-func ExampleTCPUnit() {
-	path, remove := newPath()
-	defer remove()
-	unit := unixsock.NewTCPUnit(path)
-	listener, err := unit.Listen("tcp", "localhost:80")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer listener.Close()
-	go func() {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		host, port, err := net.SplitHostPort(conn.RemoteAddr().String())
-		fmt.Fprintln(conn, "host", host, "port", port, err)
-	}()
-
-	conn, err := unit.Dial("tcp", "localhost:80")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer conn.Close()
-	text, err := io.ReadAll(conn)
-	fmt.Print(string(text), err)
-
-	// Output:
-	// host 127.0.0.1 port 0 <nil>
-	// <nil>
+	// written by the receiver of "a pipe" <nil>
 }
 
 // An http.Transport dials through a TCPUnit, whatever the host in the URL is.
@@ -890,17 +650,4 @@ func ExampleTCPUnit_DialContext() {
 
 	// Output:
 	// /hello at app.example, from 127.0.0.1:0 <nil>
-}
-
-func ExampleCheckPath() {
-	for _, path := range []string{"/run/example.sock", "", "a\x00b", strings.Repeat("/long", 30)} {
-		err := unixsock.CheckPath(path) // says what is wrong, and the limit
-		fmt.Println(err == nil, errors.Is(err, unixsock.ErrInvalidPath))
-	}
-
-	// Output:
-	// true false
-	// false true
-	// false true
-	// false true
 }

@@ -88,6 +88,9 @@ func TestPairIsConnected(t *testing.T) {
 	if c1.String() != "unix ->" || c2.String() != "unix ->" {
 		t.Errorf("ends of a Pair: got %v and %v, want none with a name", c1, c2)
 	}
+	c2.Close()
+	_, err := c2.File()
+	wantFileError(t, "File of a closed Conn", err, "file", net.ErrClosed.Error())
 }
 
 func TestFileConnAdoptsACopy(t *testing.T) {
@@ -97,8 +100,6 @@ func TestFileConnAdoptsACopy(t *testing.T) {
 	sockettest.Check(t, adoptCopy(t, unixsock.FileConn, server).Close())
 	mustConverse(t, client, server)
 	server.Close()
-	_, err := server.File()
-	wantFileError(t, "File of a closed Conn", err, "file", net.ErrClosed.Error())
 	mustConverse(t, client, adopted)
 	sockettest.Send(t, client, "last words")
 	client.Close()
@@ -397,6 +398,7 @@ func TestConcurrentWriteFilesDoNotMix(t *testing.T) {
 			}
 		})
 	}
+	sockettest.Check(t, to.SetReadDeadline(time.Now().Add(sockettest.Timeout)))
 	var all []byte
 	for b := make([]byte, 7001); len(all) < writers*messages*size; {
 		n, files, err := to.ReadFiles(b, 1)
