@@ -3,15 +3,13 @@
 package unixsock_test
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/go-unixsock/unixsock"
 	"github.com/go-unixsock/unixsock/internal/sockettest"
@@ -27,22 +25,20 @@ import (
 // An impl is a package to measure, by the functions that a program calls.
 type impl struct {
 	name   string
-	listen func(path string, backlog int) (net.Listener, error)
+	listen func(path string) (net.Listener, error)
 	dial   func(path string) (net.Conn, error)
 }
 
 var impls = []impl{
 	{
-		name: "ours",
-		listen: func(path string, backlog int) (net.Listener, error) {
-			return unixsock.Listen(path, unixsock.Backlog(backlog))
-		},
-		dial: func(path string) (net.Conn, error) { return unixsock.Connect(path) },
+		"ours",
+		func(path string) (net.Listener, error) { return unixsock.Listen(path, unixsock.Backlog(4096)) },
+		func(path string) (net.Conn, error) { return unixsock.Connect(path) },
 	},
 	{
-		name:   "net",
-		listen: func(path string, _ int) (net.Listener, error) { return net.Listen("unix", path) },
-		dial:   func(path string) (net.Conn, error) { return net.Dial("unix", path) },
+		"net",
+		func(path string) (net.Listener, error) { return net.Listen("unix", path) },
+		func(path string) (net.Conn, error) { return net.Dial("unix", path) },
 	},
 }
 
@@ -56,181 +52,154 @@ func compare(b *testing.B, f func(b *testing.B, p impl)) {
 	}
 }
 
-// mustListen listens on a new path, with a backlog as net's.
-func (p impl) mustListen(b *testing.B) (l net.Listener, path string) {
+// newListener listens on a new path.
+func (p impl) newListener(b *testing.B) (l net.Listener, path string) {
 	b.Helper()
 	path = filepath.Join(sockettest.ShortDir(b), "s")
-	l, err := p.listen(path, 4096)
-	if err != nil {
-		b.Fatalf("listen: %v", err)
-	}
-	b.Cleanup(func() { l.Close() })
-	return l, path
+	return sockettest.Got(p.listen(path)).Must(b), path
 }
 
-// mustPair returns the two ends of a connection.
-func (p impl) mustPair(b *testing.B) (client, server net.Conn) {
-	b.Helper()
-	l, path := p.mustListen(b)
-	client, server = pairOf(b, l, func() (net.Conn, error) { return p.dial(path) })
-	l.Close()
-	return client, server
-}
+// A pairFunc returns the two ends of a new connection.
+type pairFunc func(p impl, b *testing.B) (near, far net.Conn)
 
-// tcpPair returns the two ends of a connection over TCP.
-func tcpPair(b *testing.B) (client, server net.Conn) {
-	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatalf("Listen: %v", err)
-	}
+func overUnix(p impl, b *testing.B) (near, far net.Conn) {
+	l, path := p.newListener(b)
 	defer l.Close()
-	return pairOf(b, l, func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) })
+	return sockettest.Got(p.dial(path)).Must(b), sockettest.Got(l.Accept()).Must(b)
 }
 
-func pairOf(b *testing.B, l net.Listener, dial func() (net.Conn, error)) (client, server net.Conn) {
-	b.Helper()
-	client, err := dial()
-	if err != nil {
-		b.Fatalf("dial: %v", err)
+func overTCP(_ impl, b *testing.B) (near, far net.Conn) {
+	l := sockettest.Got(net.Listen("tcp", "127.0.0.1:0")).Must(b)
+	defer l.Close()
+	return sockettest.Got(net.Dial("tcp", l.Addr().String())).Must(b), sockettest.Got(l.Accept()).Must(b)
+}
+
+// overProxy is overUnix through a proxy, which copies both directions with io.Copy.
+func overProxy(p impl, b *testing.B) (near, far net.Conn) {
+	near, in := overUnix(p, b)
+	out, far := overUnix(p, b)
+	for _, c := range [][2]net.Conn{{in, out}, {out, in}} {
+		go func() {
+			io.Copy(c[0], c[1])
+			c[0].Close()
+		}()
 	}
-	b.Cleanup(func() { client.Close() })
-	server, err = l.Accept()
-	if err != nil {
-		b.Fatalf("Accept: %v", err)
-	}
-	b.Cleanup(func() { server.Close() })
-	return client, server
+	return near, far
 }
 
 func BenchmarkConnectAcceptClose(b *testing.B) {
 	compare(b, func(b *testing.B, p impl) {
-		l, path := p.mustListen(b)
+		l, path := p.newListener(b)
 		for b.Loop() {
 			client, err := p.dial(path)
-			if err != nil {
-				b.Fatalf("dial: %v", err)
-			}
+			sockettest.Check(b, err)
 			server, err := l.Accept()
-			if err != nil {
-				b.Fatalf("Accept: %v", err)
-			}
+			sockettest.Check(b, err)
 			client.Close()
 			server.Close()
 		}
 	})
 }
 
-// answer serves one request of 64 bytes on each connection that l accepts.
-func answer(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go answerOne(c)
-	}
+// ask sends a message and waits until it comes back.
+func ask(c net.Conn, message []byte) error {
+	_, writeErr := c.Write(message)
+	_, err := io.ReadFull(c, message)
+	return errors.Join(writeErr, err)
 }
 
-// answerOne serves one request of 64 bytes on c, and closes it.
-func answerOne(c net.Conn) error {
-	defer c.Close()
-	var request [64]byte
-	if _, err := io.ReadFull(c, request[:]); err != nil {
-		return err
-	}
-	_, err := c.Write(request[:])
-	return err
+// echo answers one message.
+func echo(c net.Conn, message []byte) error {
+	_, readErr := io.ReadFull(c, message)
+	_, err := c.Write(message)
+	return errors.Join(readErr, err)
 }
 
-// ask makes one request on a connection of its own.
-func (p impl) ask(path string) error {
+// request asks on a connection of its own.
+func (p impl) request(path string) error {
 	c, err := p.dial(path)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	var b [64]byte
-	if _, err := c.Write(b[:]); err != nil {
-		return err
-	}
-	_, err = io.ReadFull(c, b[:])
-	return err
+	return ask(c, make([]byte, 64))
 }
+
+// answer serves a request.
+func answer(c net.Conn) error { return errors.Join(echo(c, make([]byte, 64)), c.Close()) }
 
 func BenchmarkRequest(b *testing.B) {
 	compare(b, func(b *testing.B, p impl) {
-		l, path := p.mustListen(b)
-		go answer(l)
+		l, path := p.newListener(b)
+		go func() {
+			for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+				go answer(c)
+			}
+		}()
 		for b.Loop() {
-			if err := p.ask(path); err != nil {
-				b.Fatalf("ask: %v", err)
-			}
+			sockettest.Check(b, p.request(path))
 		}
 	})
 }
 
-func BenchmarkRequestFrom32Clients(b *testing.B) {
-	compare(b, func(b *testing.B, p impl) {
-		l, path := p.mustListen(b)
-		go answer(l)
-		requests := make(chan struct{}, 64)
-		var clients sync.WaitGroup
-		for range 32 {
-			clients.Go(func() {
-				for range requests {
-					if err := p.ask(path); err != nil {
-						b.Errorf("ask: %v", err)
-					}
-				}
-			})
-		}
-		for b.Loop() {
-			requests <- struct{}{}
-		}
-		close(requests)
-		clients.Wait()
-	})
+// BenchmarkServerLoop compares three loops of a server, all ours, that answer one request for each
+// connection. The client is another process, as a server's clients are.
+func BenchmarkServerLoop(b *testing.B) {
+	for _, loop := range []string{"Accept", "Ready", "AcceptEvt"} {
+		b.Run("loop="+loop, func(b *testing.B) {
+			l := sockettest.Listen(b, unixsock.Backlog(4096))
+			next := map[string]func() (net.Conn, error){
+				"Accept":    l.Accept,
+				"Ready":     func() (net.Conn, error) { return (<-l.Ready()).Accept() },
+				"AcceptEvt": func() (net.Conn, error) { a := <-l.AcceptEvt(b.Context()); return a.Conn, a.Err },
+			}[loop]
+			client := sockettest.StartHelper(b, nil, "ask", l.Addr().String())
+			defer client.Kill()
+			client.Expect("asking")
+			for b.Loop() {
+				c, err := next()
+				sockettest.Check(b, err)
+				sockettest.Check(b, answer(c))
+			}
+		})
+	}
 }
 
-func BenchmarkRoundTrip64(b *testing.B) {
-	compare(b, func(b *testing.B, p impl) {
-		client, server := p.mustPair(b)
-		roundTrips(b, client, server)
-	})
-}
-
-// roundTrips measures how long 64 bytes take from client to server and back.
-func roundTrips(b *testing.B, client, server net.Conn) {
-	go func() {
-		var message [64]byte
-		for {
-			if _, err := io.ReadFull(server, message[:]); err != nil {
-				return
-			}
-			if _, err := server.Write(message[:]); err != nil {
-				return
-			}
-		}
-	}()
-	var message [64]byte
-	for b.Loop() {
-		if _, err := client.Write(message[:]); err != nil {
-			b.Fatalf("Write: %v", err)
-		}
-		if _, err := io.ReadFull(client, message[:]); err != nil {
-			b.Fatalf("ReadFull: %v", err)
+// helpAsk makes requests at a path, one after the other, until it is killed.
+func helpAsk(args []string) error {
+	fmt.Println("asking")
+	for {
+		if err := impls[0].request(args[0]); err != nil {
+			return err
 		}
 	}
 }
 
-// swallow reads c to its end. It returns a function that waits until it is there.
+// BenchmarkRoundTrip64 measures how long 64 bytes take to the other end and back.
+func BenchmarkRoundTrip64(b *testing.B) {
+	for i, connect := range []pairFunc{overUnix, overProxy} {
+		b.Run("way="+[]string{"direct", "proxy"}[i], func(b *testing.B) {
+			compare(b, func(b *testing.B, p impl) {
+				near, far := connect(p, b)
+				go func() {
+					for message := make([]byte, 64); echo(far, message) == nil; {
+					}
+				}()
+				message := make([]byte, 64)
+				for b.Loop() {
+					sockettest.Check(b, ask(near, message))
+				}
+			})
+		})
+	}
+}
+
+// swallow reads c to its end, which the result waits for.
 func swallow(c io.Reader) (wait func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		buffer := make([]byte, 1<<20)
-		for {
+		for buffer := make([]byte, 1<<20); ; {
 			if _, err := c.Read(buffer); err != nil {
 				return
 			}
@@ -239,101 +208,31 @@ func swallow(c io.Reader) (wait func()) {
 	return func() { <-done }
 }
 
-func BenchmarkThroughput(b *testing.B) {
-	for _, size := range []int{4 << 10, 64 << 10, 1 << 20} {
-		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+// BenchmarkWrite measures writes to a peer that reads, the first ones through a proxy.
+func BenchmarkWrite(b *testing.B) {
+	for _, test := range []struct {
+		name    string
+		connect pairFunc
+		size    int
+	}{{"1K-proxy", overProxy, 1 << 10}, {"4K", overUnix, 4 << 10}, {"64K", overUnix, 64 << 10}, {"1M", overUnix, 1 << 20}} {
+		b.Run("size="+test.name, func(b *testing.B) {
 			compare(b, func(b *testing.B, p impl) {
-				client, server := p.mustPair(b)
-				wait := swallow(server)
-				b.SetBytes(int64(size))
-				message := make([]byte, size)
+				near, far := test.connect(p, b)
+				wait := swallow(far)
+				b.SetBytes(int64(test.size))
+				message := make([]byte, test.size)
 				for b.Loop() {
-					if _, err := client.Write(message); err != nil {
-						b.Fatalf("Write: %v", err)
-					}
+					_, err := near.Write(message)
+					sockettest.Check(b, err)
 				}
-				client.Close()
+				near.Close()
 				wait()
 			})
 		})
 	}
 }
 
-func BenchmarkWriteBuffers(b *testing.B) {
-	const count, size = 64, 1 << 10
-	compare(b, func(b *testing.B, p impl) {
-		client, server := p.mustPair(b)
-		wait := swallow(server)
-		b.SetBytes(count * size)
-		parts, message := make(net.Buffers, count), make([]byte, size)
-		for b.Loop() {
-			for i := range parts {
-				parts[i] = message
-			}
-			buffers := parts
-			var err error
-			if c, ok := client.(*unixsock.Conn); ok {
-				_, err = c.WriteBuffers(&buffers)
-			} else {
-				_, err = buffers.WriteTo(client)
-			}
-			if err != nil {
-				b.Fatalf("WriteTo: %v", err)
-			}
-		}
-		client.Close()
-		wait()
-	})
-}
-
 const copied = 64 << 20
-
-func BenchmarkCopyFile(b *testing.B) {
-	name := filepath.Join(b.TempDir(), "file")
-	if err := os.WriteFile(name, make([]byte, copied), 0o600); err != nil {
-		b.Fatalf("WriteFile: %v", err)
-	}
-	compare(b, func(b *testing.B, p impl) {
-		f, err := os.Open(name)
-		if err != nil {
-			b.Fatalf("Open: %v", err)
-		}
-		defer f.Close()
-		client, server := p.mustPair(b)
-		wait := swallow(server)
-		b.SetBytes(copied)
-		for b.Loop() {
-			if _, err := f.Seek(0, io.SeekStart); err != nil {
-				b.Fatalf("Seek: %v", err)
-			}
-			if n, err := io.Copy(client, f); n != copied || err != nil {
-				b.Fatalf("Copy of %d bytes: got %d, %v", copied, n, err)
-			}
-		}
-		client.Close()
-		wait()
-	})
-}
-
-// benchmarkCopy measures io.Copy from one connection to another, as a proxy
-// does. from and to return both ends of a new connection.
-func benchmarkCopy(b *testing.B, from, to func(p impl, b *testing.B) (near, far net.Conn)) {
-	compare(b, func(b *testing.B, p impl) {
-		b.SetBytes(copied)
-		for b.Loop() {
-			source, feed := from(p, b)
-			drain, sink := to(p, b)
-			wait := swallow(sink)
-			go send(feed)
-			if n, err := io.Copy(drain, source); n != copied || err != nil {
-				b.Fatalf("Copy of %d bytes: got %d, %v", copied, n, err)
-			}
-			source.Close()
-			drain.Close()
-			wait()
-		}
-	})
-}
 
 // send writes copied bytes to c and closes it.
 func send(c net.Conn) {
@@ -346,162 +245,51 @@ func send(c net.Conn) {
 	}
 }
 
-func overUnix(p impl, b *testing.B) (near, far net.Conn) { return p.mustPair(b) }
-
-func overTCP(_ impl, b *testing.B) (near, far net.Conn) { return tcpPair(b) }
-
-func BenchmarkCopyUnixToTCP(b *testing.B) { benchmarkCopy(b, overUnix, overTCP) }
-
-func BenchmarkCopyTCPToUnix(b *testing.B) { benchmarkCopy(b, overTCP, overUnix) }
-
-func BenchmarkCopyUnixToUnix(b *testing.B) { benchmarkCopy(b, overUnix, overUnix) }
-
-// BenchmarkCopyUnixToFile copies to a file that is empty at first, or has as many bytes.
-func BenchmarkCopyUnixToFile(b *testing.B) {
-	for _, target := range []string{"new", "old"} {
-		b.Run("file="+target, func(b *testing.B) {
+// BenchmarkCopy measures io.Copy. A file is the source, a new one, or one that is overwritten.
+func BenchmarkCopy(b *testing.B) {
+	file := sockettest.Got(os.Create(filepath.Join(b.TempDir(), "file"))).Must(b)
+	_, err := file.Write(make([]byte, copied))
+	sockettest.Check(b, err)
+	for _, test := range []struct {
+		name     string
+		from, to pairFunc // nil: the file
+		truncate bool
+	}{
+		{"file-unix", nil, overUnix, false}, {"tcp-unix", overTCP, overUnix, false}, {"unix-unix", overUnix, overUnix, false},
+		{"unix-tcp", overUnix, overTCP, false}, {"unix-old-file", overUnix, nil, false}, {"unix-new-file", overUnix, nil, true},
+	} {
+		b.Run("copy="+test.name, func(b *testing.B) {
 			compare(b, func(b *testing.B, p impl) {
-				f, err := os.Create(filepath.Join(b.TempDir(), "file"))
-				if err != nil {
-					b.Fatalf("Create: %v", err)
-				}
-				defer f.Close()
 				b.SetBytes(copied)
 				for b.Loop() {
-					if target == "new" {
-						f.Truncate(0)
+					if test.truncate {
+						sockettest.Check(b, file.Truncate(0))
 					}
-					if _, err := f.Seek(0, io.SeekStart); err != nil {
-						b.Fatalf("Seek: %v", err)
-					}
-					source, feed := p.mustPair(b)
-					go send(feed)
-					if n, err := io.Copy(f, source); n != copied || err != nil {
-						b.Fatalf("Copy of %d bytes: got %d, %v", copied, n, err)
-					}
-					source.Close()
+					_, err := file.Seek(0, io.SeekStart)
+					sockettest.Check(b, err)
+					copyOnce(b, p, file, test.from, test.to)
 				}
 			})
 		})
 	}
 }
 
-// mustProxy returns the two ends of a connection through a proxy, which copies both
-// directions with io.Copy.
-func (p impl) mustProxy(b *testing.B) (client, server net.Conn) {
-	b.Helper()
-	client, in := p.mustPair(b)
-	out, server := p.mustPair(b)
-	for _, c := range [][2]net.Conn{{in, out}, {out, in}} {
-		go func() {
-			io.Copy(c[0], c[1])
-			c[0].Close()
-		}()
+// copyOnce copies from a new connection to another. Where there is none, it uses the file.
+func copyOnce(b *testing.B, p impl, file *os.File, from, to pairFunc) {
+	var source, target io.ReadWriter = file, file
+	if from != nil {
+		near, feed := from(p, b)
+		defer near.Close()
+		go send(feed)
+		source = near
 	}
-	return client, server
-}
-
-func BenchmarkProxyRoundTrip64(b *testing.B) {
-	compare(b, func(b *testing.B, p impl) {
-		client, server := p.mustProxy(b)
-		roundTrips(b, client, server)
-	})
-}
-
-func BenchmarkProxyWrites1K(b *testing.B) {
-	compare(b, func(b *testing.B, p impl) {
-		client, server := p.mustProxy(b)
-		wait := swallow(server)
-		message := make([]byte, 1<<10)
-		b.SetBytes(int64(len(message)))
-		for b.Loop() {
-			if _, err := client.Write(message); err != nil {
-				b.Fatalf("Write: %v", err)
-			}
-		}
-		client.Close()
-		wait()
-	})
-}
-
-// BenchmarkServerLoop compares three loops of a server, all ours, that answer one
-// request for each connection: by Accept, by a receive from Ready and an Accept,
-// and by a receive from AcceptEvt. The client is another process, as a server's
-// clients are.
-func BenchmarkServerLoop(b *testing.B) {
-	for _, loop := range []string{"Accept", "Ready", "AcceptEvt"} {
-		b.Run("loop="+loop, func(b *testing.B) {
-			l := sockettest.Listen(b, unixsock.Backlog(4096))
-			next := map[string]func() (net.Conn, error){
-				"Accept": l.Accept,
-				"Ready": func() (net.Conn, error) {
-					<-l.Ready()
-					return l.Accept()
-				},
-				"AcceptEvt": func() (net.Conn, error) {
-					a := <-l.AcceptEvt(b.Context())
-					return a.Conn, a.Err
-				},
-			}[loop]
-			client := sockettest.StartHelper(b, nil, "ask", l.Addr().String())
-			defer client.Kill()
-			client.Expect("asking")
-			for b.Loop() {
-				c, err := next()
-				if err != nil {
-					b.Fatalf("next connection: %v", err)
-				}
-				if err := answerOne(c); err != nil {
-					b.Fatalf("answer to a request: %v", err)
-				}
-			}
-		})
+	if to != nil {
+		near, sink := to(p, b)
+		defer swallow(sink)()
+		defer near.Close()
+		target = near
 	}
-}
-
-// helpAsk makes requests at a path, one after the other, until it is killed.
-func helpAsk(args []string) error {
-	p := impls[0]
-	fmt.Println("asking")
-	for {
-		if err := p.ask(args[0]); err != nil {
-			return err
-		}
-	}
-}
-
-// BenchmarkConnectTheFull measures 1,000 connects at once against a backlog of
-// 4, all of them served. It is not compared with net, whose Dial fails.
-func BenchmarkConnectTheFull(b *testing.B) {
-	for b.Loop() {
-		path := filepath.Join(sockettest.ShortDir(b), "s")
-		l, err := unixsock.Listen(path, unixsock.Backlog(4))
-		if err != nil {
-			b.Fatalf("Listen: %v", err)
-		}
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				c.Close()
-			}
-		}()
-		ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
-		var clients sync.WaitGroup
-		for range 1000 {
-			clients.Go(func() {
-				c, err := unixsock.ConnectContext(ctx, path)
-				if err != nil {
-					b.Errorf("ConnectContext: %v", err)
-					return
-				}
-				c.Close()
-			})
-		}
-		clients.Wait()
-		cancel()
-		l.Close()
+	if n, err := io.Copy(target, source); n != copied || err != nil {
+		b.Fatalf("Copy of %d bytes: got %d, %v", copied, n, err)
 	}
 }
