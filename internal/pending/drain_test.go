@@ -7,7 +7,7 @@ func TestDrainClosesAnIdleQueueAtOnce(t *testing.T) {
 	everywhere(t, "accept a; accept b; drain leave; a = closed; b = closed; ended = 1; drain; event e; take e = over; accept c; c = closed")
 }
 
-func TestDrainServesWhatIsPending(t *testing.T) {
+func TestDrainServesWhatIsPendingUntilClose(t *testing.T) {
 	scripts(t,
 		"connect 3; drain; drain; accept a; a = 1; sleep 1s; accept b; b = 2; ended = 0; accept c; c = 3; ended = 1; accept d; d = closed",
 		"connect 2; drain; try = 1; sleep 1s; try = 2; ended = 1; try = closed",
@@ -16,19 +16,15 @@ func TestDrainServesWhatIsPending(t *testing.T) {
 		"connect 2; drain; poll = ready; try = 1; tick; kept = ready; try = 2; ended = 1; kept = over",
 		"accept a; event e; receive r e; reports 1s; connect 2 & drain; a = 1|2; r = 1|2; ended = 1",
 		"event e; connect; drain; cancel e; sleep 1s; ended = 0; try = 1; ended = 1",
-		"connect; drain; event e; cancel e; try = 1; ended = 1")
+		"connect; drain; event e; cancel e; try = 1; ended = 1",
+		"connect 2; drain; sleep 1s; close = 1; left = 1; ended = 0; drain; ended = 0")
 }
 
 func TestDrainThatLeavesTheBacklogServesWhatIsAhead(t *testing.T) {
-	scripts(t,
+	scripts(t, "ready; connect 2; drain leave; kept = over; ended = 1; left = 2",
 		"event e; connect 3; drain leave; drain; sleep 1s; poll = ready; take e = 1; ended = 1; left = 2",
 		"event e; connect 2; drain leave; cancel e; accept a; a = 1; ended = 1; left = 1",
-		"connect 2; drain; drain leave; try = 1; ended = 1; left = 1",
-		"ready; connect 2; drain leave; kept = over; ended = 1; left = 2")
-}
-
-func TestCloseEndsADrain(t *testing.T) {
-	scripts(t, "connect 2; drain; sleep 1s; close = 1; left = 1; ended = 0; drain; ended = 0")
+		"connect 2; drain; drain leave; try = 1; ended = 1; left = 1")
 }
 
 func TestDrainGoesOnWhileAcceptsFail(t *testing.T) {

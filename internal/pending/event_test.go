@@ -12,7 +12,8 @@ func TestEventGivesConnectionsToItsReceivers(t *testing.T) {
 		"event e; event f; event g; receive 10 e; receive 10 f; receive 10 g; connect 31; waiting = 0; try = 31",
 		"event e; event f; connect 3; take e = 1; take f = 2; take e = 3; take e = nothing; receive r e; r = waits; connect; r = 4",
 		"connect 2; event e; take e = 1; accept a; a = 2; event f; connect; take f = 3",
-		"event e; reports 1s; connect; poll = ready; take e = 1; connect; event f; take f = 2")
+		"event e; reports 1s; connect; poll = ready; take e = 1; connect; event f; take f = 2",
+		"event e; connect 2; take e = 1 & try = 2; connect 2; take e = 3 & close = nothing; left = 1")
 }
 
 func TestContextsWithOneDoneChannelShareAnEvent(t *testing.T) {
@@ -22,8 +23,8 @@ func TestContextsWithOneDoneChannelShareAnEvent(t *testing.T) {
 		var calls atomic.Int32
 		c.enter = func() { calls.Add(1) }
 		type key struct{}
-		if ch := f.q.Event(context.WithValue(c, key{}, 1)); ch != f.events["e"] || c.registered.Load() != 1 || calls.Load() != 1 {
-			t.Errorf("Event with a derived context: got another channel, %d callbacks on the context or %d calls of it; want the same channel, 1, 1", c.registered.Load(), calls.Load())
+		if same := f.q.Event(context.WithValue(c, key{}, 1)) == f.events["e"]; !same || c.registered.Load() != 1 || calls.Load() != 1 {
+			t.Errorf("Event with a derived context: same channel %t, %d callbacks on the context, %d calls of it; want true, 1, 1", same, c.registered.Load(), calls.Load())
 		}
 		if ch := f.q.Event(context.Background()); ch != f.q.Event(context.TODO()) || ch == f.events["e"] {
 			t.Error("Event with two contexts that never end: got two channels or that of another context, want one of their own")

@@ -12,9 +12,6 @@ func TestAcceptTakesConnectionsInTheirOrder(t *testing.T) {
 		"connect 3; accept a; a = 1; accept b; b = 2; try = 3; accept c; c = waits; connect; c = 4",
 		"ready; connect 3; accept a; a = 1; accept b; b = 2; try = 3; accept c; c = waits; connect; c = 4",
 		"ready; reports 1s; connect; accept a; a = 1")
-}
-
-func TestManyAcceptsShareAllConnections(t *testing.T) {
 	everywhere(t, "accept 20; connect 5; connect 18; waiting = 0|1")
 }
 
@@ -35,7 +32,7 @@ func TestAcceptThatMayNotWaitAcceptsNothing(t *testing.T) {
 }
 
 func TestContextEndsItsAcceptOnly(t *testing.T) {
-	everywhere(t, `timeout t 1s; accept a c; accept b t; accept d; cancel c; a = cancelled; b = waits; d = waits
+	everywhere(t, `timeout 1s; accept a c; accept b t; accept d; cancel c; a = cancelled; b = waits; d = waits
 		sleep 1s; b = timeout; d = waits; connect 2; d = some`)
 	scripts(t, "ready; accept a c; left-on c = 0") // a wake token needs no callback
 }
@@ -61,18 +58,6 @@ func TestInterruptBeforeTheWaitIsNotLost(t *testing.T) {
 	}
 }
 
-func TestAcceptInTheSourceMakesRoomForTheWatcher(t *testing.T) {
-	for _, begin := range []string{"ready", "event e"} {
-		bubble(t, func(f *fixture) {
-			f.run("accept a; accept b; " + begin)
-			if n := f.waits.Load(); n < 2 {
-				t.Errorf("%q: got %d waits in the source, want 2 at least, the last one of the watcher", f.script, n)
-			}
-			f.run("connect 3; a = some; b = some; try = 3")
-		})
-	}
-}
-
 // An Accept takes the token that wakes it while its context ends. If it looked at its context
 // first, nothing would wake the other Accept.
 func TestAcceptThatIsWokenAndCancelledTakesTheConnection(t *testing.T) {
@@ -81,14 +66,12 @@ func TestAcceptThatIsWokenAndCancelledTakesTheConnection(t *testing.T) {
 	}
 }
 
-func TestDeadlineEndsEveryAccept(t *testing.T) {
+func TestDeadlineEndsEveryAcceptAndMayBeMoved(t *testing.T) {
 	everywhere(t, `deadline 1s; accept a; accept b c; sleep 999ms; a = waits; sleep 1ms; a = expired; b = expired
 		connect 2; accept d; d = expired; deadline; accept e; e = some`)
-}
-
-func TestDeadlineMayBeMoved(t *testing.T) {
 	everywhere(t, `accept a; deadline 1s; deadline 3s; sleep 2s; a = waits; deadline; sleep 2s; a = waits; deadline 1h & deadline -1h; a = expired
 		deadline 1s; accept b; b = waits; sleep 1s; b = expired; deadline; accept c; sleep 1h; c = waits; deadline 2s; deadline 1s; sleep 1s; c = expired`)
+	scripts(t, "deadline 0s; event e; receive r e; connect 3; r = 1; poll = ready; try = 2; take e = 3")
 }
 
 // The timer may fire while the deadline is moved.
@@ -108,18 +91,11 @@ func TestTimerOfAnEarlierDeadlineHasNoEffect(t *testing.T) {
 	}
 }
 
-func TestOnlyAcceptHasTheDeadline(t *testing.T) {
-	scripts(t, "deadline 0s; event e; receive r e; connect 3; r = 1; poll = ready; try = 2; take e = 3")
-}
-
-func TestCloseWakesEveryone(t *testing.T) {
+func TestCloseWakesEveryoneAndStopsTheTimers(t *testing.T) {
 	everywhere(t, `accept a; accept b c; deadline 1s; close = nothing; a = closed; b = closed; sync; drain; deadline 1s = closed; try = closed; accept d; d = closed
 		poll = over; event e; take e = over; close = nothing; sleep 1h; ended = 0`)
 	scripts(t, "ready; event e; receive 5 e; await 5; receive r e; await w; close; r = over; w = over; waiting = 0; take e = over; kept = over",
 		"event e; connect 2; event f; close = 1; take e = over; poll = over; left = 1", "ready; connect 2; close = nothing; kept = over; left = 2")
-}
-
-func TestClosedQueueHasNoTimer(t *testing.T) {
 	bubble(t, func(f *fixture) {
 		f.run("ready; event e; connect 3; deadline 1s; accept a; close")
 		if f.q.ticker.Stop() || f.q.expiry.Stop() {
@@ -157,11 +133,8 @@ func TestReadyYieldsTheListenerWhileAConnectionIsPending(t *testing.T) {
 		"ready; connect; elsewhere; poll = nothing; connect; kept = ready; elsewhere; try = none; kept = nothing",
 		"ready; connect; sleep 1s; kept = ready; elsewhere; tick; kept = nothing; await w; tick; w = waits; connect; w = ready",
 		"ready; connect; elsewhere; sync; kept = nothing",
-		"connect 2; poll = ready; poll = ready; sleep 1s; left = 2") // accepts nothing
-}
-
-func TestPollOfReadyIsExactBeforeTheReport(t *testing.T) {
-	scripts(t, "ready; reports 1s; connect; kept = nothing; poll = ready; elsewhere; poll = nothing; sleep 2s; kept = nothing; connect; kept = nothing; sleep 1s; kept = ready")
+		"connect 2; poll = ready; poll = ready; sleep 1s; left = 2", // accepts nothing
+		"ready; reports 1s; connect; kept = nothing; poll = ready; elsewhere; poll = nothing; sleep 2s; kept = nothing; connect; kept = nothing; sleep 1s; kept = ready")
 }
 
 func TestKeptReadyServesManyReceives(t *testing.T) {

@@ -13,8 +13,7 @@ import (
 
 var seed = flag.Uint64("seed", 0, "run TestRandomSteps with this seed only")
 
-// TestRandomSteps runs scripts of random steps, some of them at once. The result of a step that
-// runs alone must follow from the connections that nobody has had yet.
+// TestRandomSteps runs scripts of random steps, some of them at once.
 func TestRandomSteps(t *testing.T) {
 	first, n := rand.Uint64()>>1, uint64(120)
 	if *seed != 0 {
@@ -56,7 +55,8 @@ var operations = strings.Split("connect/connect/connect/connect/connect/connect 
 	"late d# & event d# & cancel d# & sleep 5ms & callbacks d#/poll/poll/poll/poll/kept/kept/kept/await w#/deadline 2ms/deadline -1s/deadline/"+
 	"sleep 1ms/sleep 3ms/sleep 9ms/tick/tick/tick/tick/tick/sync/rare", "/")
 
-// step returns a random step.
+// step returns a random step, with what its result must be if that follows from the connections
+// that nobody has had yet.
 func (r *random) step() string {
 	for _, mu := range []*sync.Mutex{&r.q.mu, &r.socket.mu, &r.account} {
 		mu.Lock()
@@ -68,48 +68,27 @@ func (r *random) step() string {
 		event = names[r.IntN(len(names))]
 	}
 	operation = strings.NewReplacer("#", fmt.Sprint(r.names), "?", fmt.Sprint(r.IntN(r.names)), "@", event).Replace(operation)
-	exact := !isClosed(r.q.done) && !r.stale && !r.taken && !r.reported
+	oldest := 1
+	for r.owned[oldest] {
+		oldest++
+	}
 	switch command := strings.Fields(operation)[0]; {
 	case command == "rare":
 		return []string{"drain", "drain leave", "shut", "close", "sync"}[r.IntN(5)]
-	case command == "try":
-		return operation + " = " + r.result(r.next(), "none", "closed")
-	case command == "poll" && (!r.reported || len(r.waiting("")) == 0), // else one that waits may get the connection first
-		command == "kept" && exact && r.kept != nil:
-		return operation + " = " + r.result("ready", "nothing", "over")
-	case command == "take" && exact && event != "" && !isClosed(r.contexts[event].Context.Done()):
-		return operation + " = " + r.result(r.next(), "nothing", "over")
 	case (command == "take" || command == "receive") && event == "", (command == "kept" || command == "await") && r.kept == nil,
 		command == "accept" && len(r.waiting("accept")) > 8:
 		return "sleep 1ms"
+	case isClosed(r.q.done):
+		return operation
+	case command == "try" && oldest <= r.last:
+		return fmt.Sprintf("try = %d|full", oldest)
+	case command == "try":
+		return "try = none|closed"
+	case command == "poll" && len(r.waiting("")) > 0 && r.reported: // one that waits may get the connection first
+	case command == "poll" && oldest <= r.last:
+		return "poll = ready"
+	case command == "poll":
+		return "poll = nothing|over"
 	}
 	return operation
-}
-
-// result returns which of three results a look at the backlog has: if a connection is pending, if
-// none is, or if the queue is closed.
-func (r *random) result(pending, none, closed string) string {
-	switch {
-	case isClosed(r.q.done):
-		return closed
-	case r.next() != "":
-		return pending
-	case r.shut || r.q.draining: // the queue learns now that none is pending
-		return closed
-	}
-	return none
-}
-
-// next returns what the next accept returns, if it fails or not: the oldest connection that
-// nobody has had, or an error, or nothing.
-func (r *random) next() string {
-	for id := 1; id <= r.last; id++ {
-		if !r.owned[id] {
-			if r.fail != nil || r.q.ahead.what == failure {
-				return fmt.Sprint(id, "|full")
-			}
-			return fmt.Sprint(id)
-		}
-	}
-	return ""
 }

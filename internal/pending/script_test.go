@@ -209,10 +209,7 @@ func (f *fixture) do(words []string) string {
 		f.start(arg(1), &call{what: "accept"}, func() string { return f.own(f.q.Accept(ctx)) })
 	case "receive": // from event arg(2)
 		ch := f.events[arg(2)]
-		f.start(arg(1), &call{what: "receive", ctx: f.contexts[arg(2)]}, func() string {
-			e, ok := <-ch
-			return f.received(e, ok)
-		})
+		f.start(arg(1), &call{what: "receive", ctx: f.contexts[arg(2)]}, func() string { return f.received(<-ch) })
 	case "await": // receives from the kept channel of Ready
 		kept := f.kept
 		f.start(arg(1), &call{what: "await"}, func() string { return cmp.Or(<-kept, "over") })
@@ -241,8 +238,8 @@ func (f *fixture) do(words []string) string {
 		f.events[arg(1)] = f.q.Event(f.context(arg(1)))
 	case "take": // polls event arg(1)
 		select {
-		case e, ok := <-f.events[arg(1)]:
-			return f.received(e, ok)
+		case e := <-f.events[arg(1)]:
+			return f.received(e)
 		default:
 			return "nothing"
 		}
@@ -259,9 +256,8 @@ func (f *fixture) do(words []string) string {
 	case "release": // connection n
 		f.delivered[n].Release()
 		delete(f.delivered, n)
-	case "timeout": // context arg(1) ends after arg(2)
-		d, _ := time.ParseDuration(arg(2))
-		c := f.context(arg(1))
+	case "timeout": // context t ends after d
+		c := f.context("t")
 		c.Context, c.cancel = context.WithTimeout(context.Background(), d)
 	case "deadline": // in d, or none
 		t := time.Now().Add(d).Round(0)
@@ -325,8 +321,8 @@ func (f *fixture) close() string {
 	return f.own(e, nil)
 }
 
-func (f *fixture) received(e accepted, ok bool) string {
-	if !ok {
+func (f *fixture) received(e accepted) string {
+	if e == (accepted{}) { // from a closed channel
 		return "over"
 	}
 	return f.own(e, nil)
