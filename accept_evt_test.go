@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -86,17 +85,6 @@ func polled(t testing.TB, l *unixsock.Listener, ready <-chan *unixsock.Listener)
 	}
 }
 
-// emptyWithin50ms fails the test if the kept channel of l, whose last connection was accepted
-// elsewhere, stays ready. The documented limit is 50 ms. The test allows 1 s, for a busy machine.
-func emptyWithin50ms(t testing.TB, l *unixsock.Listener, kept <-chan *unixsock.Listener) {
-	t.Helper()
-	for start := time.Now(); polled(t, l, kept); time.Sleep(time.Millisecond) {
-		if time.Since(start) > time.Second {
-			t.Fatal("select on the kept channel 1 s after an accept elsewhere: got ready, want not ready within 50 ms")
-		}
-	}
-}
-
 // idles fails the test if this process uses more than a fifth of a processor in each of
 // three intervals: what spins does so in all of them, and gVisor's clock is coarse.
 func idles(t testing.TB) {
@@ -164,7 +152,11 @@ func TestReadyIsExactWhenPolled(t *testing.T) {
 				}
 			}
 			if test.accept(l, twin); !test.isSeen && round%3 == 0 {
-				emptyWithin50ms(t, l, kept)
+				for start := time.Now(); polled(t, l, kept); time.Sleep(time.Millisecond) {
+					if time.Since(start) > time.Second { // 50 ms are documented: this allows for a busy machine
+						t.Fatalf("select on the kept channel 1 s after the accept by %s: got ready, want not ready within 50 ms", name)
+					}
+				}
 			} else if test.isSeen && polled(t, l, kept) || polled(t, l, l.Ready()) {
 				t.Fatalf("select on Ready after the accept by %s: got ready, want not ready", name)
 			}
@@ -173,26 +165,6 @@ func TestReadyIsExactWhenPolled(t *testing.T) {
 		l.Close()
 		twin.Close()
 	}
-}
-
-// The other process finds the connection that Ready has reported, and accepts it.
-func TestReadyFollowsAnotherProcess(t *testing.T) {
-	l := sockettest.Listen(t)
-	kept, f := l.Ready(), sockettest.Got(l.File()).Must(t)
-	if sockettest.InChild(t, func(cmd *exec.Cmd) {
-		cmd.ExtraFiles = []*os.File{f}
-		sockettest.Connect(t, l.Addr().String())
-		for range 1000 {
-			sockettest.Receive(t, "the kept channel", kept)
-		}
-	}) {
-		l := sockettest.Got(unixsock.FileListener(os.NewFile(3, "listener"))).Must(t)
-		sockettest.Got(l.TryAccept()).Must(t)
-		return
-	}
-	emptyWithin50ms(t, l, kept)
-	_, err := l.TryAccept()
-	sockettest.ExpectError(t, "TryAccept after an accept by another process", err, syscall.EAGAIN)
 }
 
 // There are as many receivers as clients, of every sort and in random order, and other accepts,
