@@ -4,56 +4,35 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
+const us, ms = time.Microsecond, time.Millisecond
+
 var errFull = errors.New("full")
 
 // A server is what the goroutines of a test wait for. In virtual time only the system call
 // takes time, but the timer and the wakeup before it are counted, too.
 type server struct {
-	took time.Duration
-
-	mu      sync.Mutex
-	room    int           // how many attempts succeed
-	used    time.Duration // processor time of the attempts that failed
-	tries   int
-	disturb time.Duration // how much longer the next attempt takes
+	took    time.Duration
+	room    atomic.Int64 // how many attempts succeed
+	tries   atomic.Int64
+	used    atomic.Int64 // processor time of the attempts that failed
+	disturb atomic.Int64 // how much longer the next attempt takes
 }
 
 func (s *server) try() error {
-	s.mu.Lock()
-	s.tries++
-	took := s.took + s.disturb
-	s.disturb = 0
-	s.mu.Unlock()
-	time.Sleep(took)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.room > 0 {
-		s.room--
+	s.tries.Add(1)
+	time.Sleep(s.took + time.Duration(s.disturb.Swap(0)))
+	if s.room.Add(-1) >= 0 {
 		return nil
 	}
-	s.used += s.took + min(overhead*s.took, maxOverhead)
+	s.room.Add(1)
+	s.used.Add(int64(s.took + min(overhead*s.took, maxOverhead)))
 	return errFull
-}
-
-// set changes a field.
-func set[T any](s *server, field *T, value T) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	*field = value
-}
-
-// get returns a field.
-func get[T any](s *server, field *T) T {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return *field
 }
 
 // wait starts goroutines that wait for a server, and returns a channel of their errors.
@@ -65,8 +44,44 @@ func wait(g *Group, ctx context.Context, name string, s *server, goroutines int)
 	return errs
 }
 
+// inBubble runs a test with a Group and a server in virtual time. At its end it cancels the
+// context and lets the last attempts end.
+func inBubble(t *testing.T, took time.Duration, test func(t *testing.T, ctx context.Context, g *Group, s *server)) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		test(t, ctx, New(errFull), &server{took: took})
+		cancel()
+		time.Sleep(time.Minute)
+	})
+}
+
+// expectFound makes room for one goroutine, and expects an attempt to succeed within 100 ms.
+func expectFound(t *testing.T, s *server, errs <-chan error) {
+	t.Helper()
+	start := time.Now()
+	s.room.Add(1)
+	if err, d := <-errs, time.Since(start); err != nil || d > 100*ms {
+		t.Errorf("Do, once there is room: got %v after %v, want nil within 100 ms", err, d)
+	}
+}
+
+// expectUsed expects that attempts use less than a fifth of a core in a period.
+func expectUsed(t *testing.T, period time.Duration, servers ...*server) {
+	t.Helper()
+	for _, s := range servers {
+		s.used.Store(0)
+	}
+	time.Sleep(period)
+	var used time.Duration
+	for _, s := range servers {
+		used += time.Duration(s.used.Load())
+	}
+	if used > period/5 {
+		t.Errorf("processor time of failed attempts in %v: got %v, want at most a fifth", period, used)
+	}
+}
+
 func TestAttemptsUseLessThanAFifthOfACore(t *testing.T) {
-	const us, ms = time.Microsecond, time.Millisecond
 	for _, test := range []struct {
 		names, waiters int
 		took, first    time.Duration // of an attempt; first is that of the first name
@@ -80,163 +95,117 @@ func TestAttemptsUseLessThanAFifthOfACore(t *testing.T) {
 		{200, 1, 100 * us, 100 * us},
 	} {
 		t.Run(fmt.Sprint(test), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				g := New(errFull)
-				ctx, cancel := context.WithCancel(t.Context())
-				var servers []*server
-				for i := range test.names {
-					s := &server{took: test.took}
-					if i == 0 {
-						s.took = test.first
-					}
-					servers = append(servers, s)
+			inBubble(t, test.first, func(t *testing.T, ctx context.Context, g *Group, s *server) {
+				servers := []*server{s}
+				for len(servers) < test.names {
+					servers = append(servers, &server{took: test.took})
+				}
+				for i, s := range servers {
 					wait(g, ctx, fmt.Sprint(i), s, test.waiters)
 				}
-				used := func() (sum time.Duration) {
-					for _, s := range servers {
-						sum += get(s, &s.used)
-					}
-					return sum
-				}
-				for _, period := range []time.Duration{2 * time.Second, 20 * time.Second} {
-					before := used()
-					time.Sleep(period)
-					if got := used() - before; got > period/5 {
-						t.Errorf("processor time of failed attempts in %v: got %v, want at most a fifth", period, got)
-					}
-				}
-				end(cancel)
+				expectUsed(t, 2*time.Second, servers...)
+				expectUsed(t, 20*time.Second, servers...)
 			})
 		})
 	}
-}
-
-// end cancels the context of goroutines and lets their last attempts end.
-func end(cancel func()) {
-	cancel()
-	time.Sleep(time.Minute)
-}
-
-// delay returns how long after there is room an attempt succeeds.
-func delay(t *testing.T, s *server, errs <-chan error) time.Duration {
-	t.Helper()
-	set(s, &s.room, 1)
-	start := time.Now()
-	if err := <-errs; err != nil {
-		t.Errorf("Do, once there is room: got %v, want no error", err)
-	}
-	return time.Since(start)
 }
 
 func TestRoomIsFoundWithin100ms(t *testing.T) {
 	for _, test := range []struct{ names, waiters int }{{1, 1}, {1, 2}, {1, 10}, {1, 300}, {10, 10}, {80, 1}} {
-		t.Run(fmt.Sprint(test), func(t *testing.T) {
-			for round := range 3 {
-				synctest.Test(t, func(t *testing.T) {
-					g := New(errFull)
-					ctx, cancel := context.WithCancel(t.Context())
-					s := &server{took: 4 * time.Microsecond}
+		for round := range 3 {
+			t.Run(fmt.Sprint(test, round), func(t *testing.T) {
+				inBubble(t, 4*us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
 					errs := wait(g, ctx, "with room", s, test.waiters)
 					for i := range test.names - 1 {
 						wait(g, ctx, fmt.Sprint(i), &server{took: s.took}, test.waiters)
 					}
-					time.Sleep(time.Second + time.Duration(round)*7*time.Millisecond)
-					if d := delay(t, s, errs); d > 100*time.Millisecond {
-						t.Errorf("time from room to an attempt that succeeds: got %v, want at most 100 ms", d)
-					}
-					end(cancel)
+					time.Sleep(time.Second + time.Duration(round)*7*ms)
+					expectFound(t, s, errs)
 				})
-			}
-		})
+			})
+		}
 	}
 }
 
+// The process may be stopped during an attempt.
 func TestDisturbedAttemptDelaysNoOther(t *testing.T) {
-	for _, tries := range []int{0, 1, 5} {
+	for _, tries := range []int64{0, 1, 5} {
 		t.Run(fmt.Sprint("after ", tries), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				g := New(errFull)
-				s := &server{took: 4 * time.Microsecond}
-				if tries == 0 {
-					s.disturb = 10 * time.Second
-				}
-				errs := wait(g, t.Context(), "name", s, 1)
-				for get(s, &s.tries) < tries {
-					time.Sleep(time.Microsecond)
-				}
+			inBubble(t, 4*us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
+				var errs <-chan error
 				if tries > 0 {
-					set(s, &s.disturb, 10*time.Second)
+					errs = wait(g, ctx, "name", s, 1)
+				}
+				for s.tries.Load() < tries {
+					time.Sleep(us)
+				}
+				s.disturb.Store(int64(10 * time.Second))
+				if tries == 0 {
+					errs = wait(g, ctx, "name", s, 1)
 				}
 				time.Sleep(11 * time.Second)
-				if d := delay(t, s, errs); d > 100*time.Millisecond {
-					t.Errorf("time from room to an attempt that succeeds, after one of 10 s: got %v, want at most 100 ms", d)
-				}
+				expectFound(t, s, errs)
 			})
 		})
 	}
 }
 
+// Each passes its turn on at once.
 func TestGoroutinesAreServedInTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, 4*us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
 		const goroutines = 300
-		g := New(errFull)
-		s := &server{took: 4 * time.Microsecond}
 		served := make(chan int, goroutines)
 		for i := range goroutines {
 			go func() {
-				if err := g.Do(t.Context(), "name", s.took, s.try); err != nil {
-					t.Errorf("Do: got %v, want no error", err)
-				}
+				_ = g.Do(ctx, "name", s.took, s.try)
 				served <- i
 			}()
-			time.Sleep(time.Millisecond)
+			time.Sleep(ms)
 		}
-		set(s, &s.room, goroutines)
-		start := time.Now()
-		for i := range goroutines {
+		s.room.Store(goroutines)
+		time.Sleep(50 * ms)
+		if len(served) != goroutines {
+			t.Errorf("goroutines served 50 ms after there is room for %d: got %d", goroutines, len(served))
+		}
+		for i := range len(served) {
 			if got := <-served; got != i {
 				t.Fatalf("goroutine served as number %d: got %d, want the one that has waited longest", i, got)
 			}
-		}
-		if d := time.Since(start); d > 50*time.Millisecond {
-			t.Errorf("time to serve %d goroutines, once there is room: got %v, want at most 50 ms", goroutines, d)
 		}
 	})
 }
 
 func TestTurnPassesAfterOthersHaveGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(errFull)
-		s := &server{took: 4 * time.Microsecond}
-		ctx, cancel := context.WithCancel(t.Context())
-		wait(g, ctx, "name", s, 1000)
+	inBubble(t, 4*us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
+		others, cancel := context.WithCancel(ctx)
+		wait(g, others, "name", s, 1000)
 		time.Sleep(time.Second)
-		errs := wait(g, t.Context(), "name", s, 1)
+		errs := wait(g, ctx, "name", s, 1)
 		time.Sleep(time.Second)
 		cancel()
-		if d := delay(t, s, errs); d > 100*time.Millisecond {
-			t.Errorf("time from room to an attempt that succeeds, after 1000 others have given up: got %v, want at most 100 ms", d)
-		}
+		expectFound(t, s, errs)
 	})
 }
 
 func TestDoEndsWithItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(errFull)
-		ctx, cancel := context.WithCancel(t.Context())
-		s := &server{took: time.Microsecond}
-		errs := wait(g, ctx, "name", s, 3)
-		time.Sleep(time.Second)
-		cancel()
-		synctest.Wait()
-		for range 3 {
-			select {
-			case err := <-errs:
-				if err != context.Canceled {
+	inBubble(t, us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
+		var cancels [2]func()
+		var errs [2]<-chan error
+		for i := range 2 { // one that has the turn, then two that wait for it
+			ctx, cancel := context.WithCancel(ctx)
+			cancels[i], errs[i] = cancel, wait(g, ctx, "name", s, 1+i)
+			time.Sleep(time.Second)
+		}
+		for _, i := range []int{1, 0} {
+			cancels[i]()
+			synctest.Wait()
+			if got := len(errs[i]); got != 1+i {
+				t.Fatalf("Dos whose context is canceled: got %d returns, want %d", got, 1+i)
+			}
+			for range 1 + i {
+				if err := <-errs[i]; err != context.Canceled {
 					t.Errorf("Do whose context is canceled: got %v, want Canceled", err)
 				}
-			default:
-				t.Fatal("Do whose context is canceled: got no return, want Canceled")
 			}
 		}
 		if len(g.queues) != 0 || g.cost != 0 {
@@ -247,153 +216,116 @@ func TestDoEndsWithItsContext(t *testing.T) {
 
 // Waiters with the same timeout give up one after the other, in their turns.
 func TestGivingUpInTurnCostsLittle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(errFull)
-		s := &server{took: 100 * time.Microsecond}
+	inBubble(t, 100*us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
 		const goroutines = 1000
 		for range goroutines {
-			ctx, cancel := context.WithTimeout(t.Context(), goroutines*time.Millisecond)
+			ctx, cancel := context.WithTimeout(ctx, goroutines*ms)
 			defer cancel()
 			wait(g, ctx, "name", s, 1)
-			time.Sleep(time.Millisecond)
+			time.Sleep(ms)
 		}
-		before := get(s, &s.used)
-		time.Sleep(goroutines * time.Millisecond)
-		if got := get(s, &s.used) - before; got > goroutines*time.Millisecond/5 {
-			t.Errorf("processor time of attempts while %d goroutines give up in %d ms: got %v, want at most a fifth", goroutines, goroutines, got)
-		}
-		time.Sleep(time.Minute)
+		expectUsed(t, goroutines*ms, s)
 	})
 }
 
 func TestLongTurnIsUrgent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(errFull)
-		s := &server{took: 4 * time.Microsecond}
-		errs := wait(g, t.Context(), "name", s, 2)
-		for _, step := range []struct {
-			after  time.Duration
-			urgent bool
-		}{{time.Millisecond, false}, {100 * time.Millisecond, true}} {
-			time.Sleep(step.after)
-			if got := g.IsUrgent("name"); got != step.urgent || g.IsUrgent("other") {
-				t.Errorf("IsUrgent after a wait of about %v: got %t, want %t, and false for another name", step.after, got, step.urgent)
+	inBubble(t, 4*us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
+		errs := wait(g, ctx, "name", s, 2)
+		expectUrgent := func(when string, want bool) {
+			t.Helper()
+			if got := g.IsUrgent("name"); got != want || g.IsUrgent("other") {
+				t.Errorf("IsUrgent %s: got %t, want %t, and false for another name", when, got, want)
 			}
 		}
-		delay(t, s, errs)
-		time.Sleep(time.Millisecond)
-		if g.IsUrgent("name") {
-			t.Error("IsUrgent after an attempt in the turn of the next goroutine: got true, want false")
-		}
-		delay(t, s, errs)
-		if g.IsUrgent("name") {
-			t.Error("IsUrgent while no goroutine waits: got true, want false")
-		}
+		time.Sleep(ms)
+		expectUrgent("after a short wait", false)
+		time.Sleep(100 * ms)
+		expectUrgent("after a long wait", true)
+		expectFound(t, s, errs)
+		time.Sleep(ms)
+		expectUrgent("after an attempt in the turn of the next goroutine", false)
+		expectFound(t, s, errs)
+		expectUrgent("while no goroutine waits", false)
 	})
 }
 
+// A hookContext has methods of its own.
+type hookContext struct {
+	context.Context
+	done func() <-chan struct{}
+	err  func() error
+}
+
+func (c hookContext) Done() <-chan struct{} { return c.done() }
+func (c hookContext) Err() error            { return c.err() }
+
 func TestContextRunsWithoutALock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(errFull)
-		s := &server{took: time.Microsecond}
-		cancelable, cancel := context.WithCancel(t.Context())
-		ctx := &slowContext{Context: cancelable, g: g, release: make(chan struct{})}
-		first := wait(g, ctx, "name", s, 1)
+	inBubble(t, us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
+		canceled, cancel := context.WithCancel(ctx)
+		release := make(chan bool)
+		var calls, locked atomic.Int64
+		first := wait(g, hookContext{canceled, func() <-chan struct{} {
+			calls.Add(1)
+			if g.mu.TryLock() {
+				g.mu.Unlock()
+			} else {
+				locked.Add(1)
+			}
+			return canceled.Done()
+		}, func() error {
+			<-release
+			return canceled.Err()
+		}}, "name", s, 1)
 		time.Sleep(time.Second)
-		second := wait(g, t.Context(), "name", s, 1)
+		second := wait(g, ctx, "name", s, 1)
 		time.Sleep(time.Second)
 		cancel() // the method Err of the first one's context does not return
-		if d := delay(t, s, second); d > 100*time.Millisecond {
-			t.Errorf("time from room to an attempt that succeeds, while the context of another call is busy: got %v, want at most 100 ms", d)
-		}
-		close(ctx.release)
+		expectFound(t, s, second)
+		close(release)
 		if err := <-first; err != context.Canceled {
 			t.Errorf("Do whose context is canceled: got %v, want Canceled", err)
 		}
-		if done := ctx.done.Load(); done != 1 || ctx.locked.Load() {
-			t.Errorf("calls of Done: got %d, and one with the lock held: %t; want 1 before the turn, and no lock", done, ctx.locked.Load())
+		if calls.Load() != 1 || locked.Load() != 0 {
+			t.Errorf("calls of Done: got %d, %d with the lock held; want 1 before the turn, 0", calls.Load(), locked.Load())
 		}
 	})
-}
-
-// A slowContext is a context whose method Err waits.
-type slowContext struct {
-	context.Context
-	g       *Group
-	release chan struct{}
-	done    atomic.Int32
-	locked  atomic.Bool
-}
-
-func (c *slowContext) Done() <-chan struct{} {
-	c.done.Add(1)
-	if c.g.mu.TryLock() {
-		c.g.mu.Unlock()
-	} else {
-		c.locked.Store(true)
-	}
-	return c.Context.Done()
-}
-
-func (c *slowContext) Err() error {
-	<-c.release
-	return c.Context.Err()
 }
 
 func TestContextThatIsDoneWithoutAnErrorIsNoSuccess(t *testing.T) {
 	done := make(chan struct{})
 	close(done)
-	ctx := doneContext{context.Background(), done}
+	ctx := hookContext{context.Background(), func() <-chan struct{} { return done }, func() error { return nil }}
 	if err := New(errFull).Do(ctx, "name", 0, func() error { return errFull }); err != context.Canceled {
 		t.Errorf("Do whose context is done, and has no error: got %v, want Canceled", err)
 	}
 }
 
-type doneContext struct {
-	context.Context
-	done chan struct{}
-}
-
-func (c doneContext) Done() <-chan struct{} { return c.done }
-
 func TestBubbleAndAGoroutineOutsideWaitForOneName(t *testing.T) {
-	g := New(errFull)
-	outside := make(chan error, 1)
-	tried, room := make(chan bool, 1), make(chan bool)
-	go func() {
-		outside <- g.Do(context.Background(), "name", time.Microsecond, func() error {
-			select {
-			case tried <- true:
-			default:
-			}
-			select {
-			case <-room:
-				return nil
-			default:
-				return errFull
-			}
-		})
-	}()
-	<-tried
+	g, ctx := New(errFull), t.Context()
+	outside := &server{took: us}
+	errs := wait(g, ctx, "name", outside, 1)
+	for outside.tries.Load() == 0 {
+		time.Sleep(us)
+	}
 	synctest.Test(t, func(t *testing.T) {
 		s := new(server) // no time passes during an attempt
 		errs := wait(g, t.Context(), "name", s, 2)
-		wait(g, t.Context(), "other", s, 1)
+		other := wait(g, t.Context(), "other", s, 1)
 		time.Sleep(time.Second)
 		g.mu.Lock()
 		if n := len(g.queues); n != 1 {
 			t.Errorf("queues while goroutines wait in a bubble and one outside: got %d, want that of the one outside", n)
 		}
 		g.mu.Unlock()
-		set(s, &s.room, 3)
-		for range cap(errs) {
+		s.room.Add(3)
+		for _, errs := range []<-chan error{errs, errs, other} {
 			if err := <-errs; err != nil {
-				t.Errorf("Do in a bubble: got %v, want no error", err)
+				t.Errorf("Do in a bubble: got %v, want nil", err)
 			}
 		}
 	})
-	close(room)
-	if err := <-outside; err != nil {
-		t.Errorf("Do outside of the bubble: got %v, want no error", err)
+	outside.room.Add(1)
+	if err := <-errs; err != nil {
+		t.Errorf("Do outside of the bubble: got %v, want nil", err)
 	}
 }
