@@ -175,39 +175,30 @@ func TestGoroutinesAreServedInTurn(t *testing.T) {
 	})
 }
 
-func TestTurnPassesAfterOthersHaveGivenUp(t *testing.T) {
+func TestDoEndsWithItsContextAndPassesTheTurn(t *testing.T) {
 	inBubble(t, 4*us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
-		others, cancel := context.WithCancel(ctx)
-		wait(g, others, "name", s, 1000)
-		time.Sleep(time.Second)
-		errs := wait(g, ctx, "name", s, 1)
-		time.Sleep(time.Second)
-		cancel()
-		expectFound(t, s, errs)
-	})
-}
-
-func TestDoEndsWithItsContext(t *testing.T) {
-	inBubble(t, us, func(t *testing.T, ctx context.Context, g *Group, s *server) {
 		var cancels [2]func()
 		var errs [2]<-chan error
-		for i := range 2 { // one that has the turn, then two that wait for it
+		for i := range 2 { // one that has the turn, then a thousand that wait for it
 			ctx, cancel := context.WithCancel(ctx)
-			cancels[i], errs[i] = cancel, wait(g, ctx, "name", s, 1+i)
+			cancels[i], errs[i] = cancel, wait(g, ctx, "name", s, 1+999*i)
 			time.Sleep(time.Second)
 		}
+		last := wait(g, ctx, "name", s, 1)
+		time.Sleep(time.Second)
 		for _, i := range []int{1, 0} {
 			cancels[i]()
 			synctest.Wait()
-			if got := len(errs[i]); got != 1+i {
-				t.Fatalf("Dos whose context is canceled: got %d returns, want %d", got, 1+i)
+			if got := len(errs[i]); got != cap(errs[i]) {
+				t.Fatalf("Dos whose context is canceled: got %d returns, want %d", got, cap(errs[i]))
 			}
-			for range 1 + i {
+			for range cap(errs[i]) {
 				if err := <-errs[i]; err != context.Canceled {
-					t.Errorf("Do whose context is canceled: got %v, want Canceled", err)
+					t.Fatalf("Do whose context is canceled: got %v, want Canceled", err)
 				}
 			}
 		}
+		expectFound(t, s, last)
 		if len(g.queues) != 0 || g.cost != 0 {
 			t.Errorf("Group after the last Do: got %d queues and a cost of %v, want none", len(g.queues), g.cost)
 		}
