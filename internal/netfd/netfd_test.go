@@ -199,14 +199,3 @@ func TestClosedFDReturnsErrors(t *testing.T) {
 	expectEOF(t, peer)
 	expectEOF(t, registeredPeer)
 }
-
-func TestDirectCallsAllocateNothing(t *testing.T) {
-	f, peer := newPair(t)
-	b := make([]byte, 64)
-	if n := testing.AllocsPerRun(100, func() {
-		f.Write(b)
-		peer.Read(b)
-	}); n != 0 {
-		t.Errorf("a Write and a Read that do not wait: %v allocations, want 0", n)
-	}
-}

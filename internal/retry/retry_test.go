@@ -290,33 +290,3 @@ func TestContextThatIsDoneWithoutAnErrorIsNoSuccess(t *testing.T) {
 		t.Errorf("Do whose context is done, and has no error: got %v, want Canceled", err)
 	}
 }
-
-func TestBubbleAndAGoroutineOutsideWaitForOneName(t *testing.T) {
-	g, ctx := New(errFull), t.Context()
-	outside := &server{took: us}
-	errs := wait(g, ctx, "name", outside, 1)
-	for outside.tries.Load() == 0 {
-		time.Sleep(us)
-	}
-	synctest.Test(t, func(t *testing.T) {
-		s := new(server) // no time passes during an attempt
-		errs := wait(g, t.Context(), "name", s, 2)
-		other := wait(g, t.Context(), "other", s, 1)
-		time.Sleep(time.Second)
-		g.mu.Lock()
-		if n := len(g.queues); n != 1 {
-			t.Errorf("queues while goroutines wait in a bubble and one outside: got %d, want that of the one outside", n)
-		}
-		g.mu.Unlock()
-		s.room.Add(3)
-		for _, errs := range []<-chan error{errs, errs, other} {
-			if err := <-errs; err != nil {
-				t.Errorf("Do in a bubble: got %v, want nil", err)
-			}
-		}
-	})
-	outside.room.Add(1)
-	if err := <-errs; err != nil {
-		t.Errorf("Do outside of the bubble: got %v, want nil", err)
-	}
-}

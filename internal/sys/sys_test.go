@@ -27,11 +27,11 @@ func socket(t testing.TB) int {
 }
 
 // listener returns a listening socket and its path.
-func listener(t testing.TB, backlog int) (fd int, path string) {
+func listener(t testing.TB) (fd int, path string) {
 	t.Helper()
 	fd, path = socket(t), filepath.Join(sockettest.ShortDir(t), "s")
 	sockettest.Check(t, sys.Bind(fd, path))
-	sockettest.Check(t, sys.Listen(fd, backlog))
+	sockettest.Check(t, sys.Listen(fd, 4))
 	return fd, path
 }
 
@@ -52,7 +52,7 @@ func isMarked(t testing.TB, fd int) bool {
 }
 
 func TestNewDescriptorsAreNonBlockingAndCloseOnExec(t *testing.T) {
-	lfd, path := listener(t, 4)
+	lfd, path := listener(t)
 	client := socket(t)
 	sockettest.Check(t, sys.Connect(client, path))
 	server, _, err := sys.Accept(lfd)
@@ -69,20 +69,12 @@ func TestNewDescriptorsAreNonBlockingAndCloseOnExec(t *testing.T) {
 	}
 }
 
-func TestConnectToAFullBacklogWouldBlock(t *testing.T) {
-	_, path := listener(t, 0)
-	sockettest.FillBacklog(t, path)
-	if err := sys.Connect(socket(t), path); err != sys.ErrWouldBlock {
-		t.Errorf("Connect: got %v, want ErrWouldBlock", err)
-	}
-}
-
 func TestAcceptWithAndWithoutDescriptors(t *testing.T) {
 	if !sockettest.InChild(t, nil) {
 		return
 	}
 	keeps := sockettest.KeepsPendingWithoutDescriptors(t)
-	lfd, path := listener(t, 4)
+	lfd, path := listener(t)
 	expect := func(when string, want error) {
 		t.Helper()
 		if fd, _, err := sys.Accept(lfd); !errors.Is(err, want) || err == nil && !isMarked(t, fd) {
@@ -291,7 +283,7 @@ func TestSendRightsWithoutRoomSendsNothing(t *testing.T) {
 // NetBSD and DragonFly bind a client to a name for which the system's headers have no room.
 func TestClientWithALongNameIsAccepted(t *testing.T) {
 	for _, size := range []int{sys.MaxPathLen + 1, 253} {
-		lfd, path := listener(t, 4)
+		lfd, path := listener(t)
 		client, dir := socket(t), sockettest.ShortDir(t)
 		name := dir + "/" + strings.Repeat("n", size-len(dir)-1)
 		if err := sys.Bind(client, name); err != nil {
