@@ -11,7 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -29,15 +29,9 @@ import (
 // --- helpers ---
 
 // fdOf returns the number of c's descriptor, for a check after c is closed.
-func fdOf(t testing.TB, c *unixsock.Conn) (fd int) {
+func fdOf(t testing.TB, c syscall.Conn) (fd int) {
 	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	if err := raw.Control(func(n uintptr) { fd = int(n) }); err != nil {
-		t.Fatalf("RawConn.Control: %v", err)
-	}
+	sockettest.Control(t, c, func(n int) { fd = n })
 	return fd
 }
 
@@ -51,12 +45,10 @@ func isOpen(fd int) bool {
 
 // fillBuffer writes to c until a write would block, and returns how many bytes
 // it wrote. It does not change the deadlines of c.
-func fillBuffer(t testing.TB, c *unixsock.Conn) (total int) {
+func fillBuffer(t testing.TB, c syscall.Conn) (total int) {
 	t.Helper()
 	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
+	sockettest.Check(t, err)
 	b := make([]byte, 64<<10)
 	rawErr := raw.Write(func(fd uintptr) bool {
 		for n := 0; err == nil || err == unix.EINTR; total += max(n, 0) {
@@ -93,199 +85,333 @@ func readOne(r io.Reader) func() error {
 	}
 }
 
-// writeOne returns a function that writes 1 byte to w.
-func writeOne(w io.Writer) func() error {
-	return func() error {
-		_, err := w.Write(make([]byte, 1))
-		return err
-	}
-}
-
 // wantOpError fails the test unless err is a *net.OpError of op with both
 // addresses, and errors.Is finds want in it. done is what returned err.
 func wantOpError(t testing.TB, done string, err error, op string, want error) {
 	t.Helper()
 	var opErr *net.OpError
-	if !errors.As(err, &opErr) || opErr.Op != op || opErr.Net != "unix" || opErr.Source == nil || opErr.Addr == nil {
-		t.Errorf("%s: got %#v, want a net.OpError of %s on unix with both addresses", done, err, op)
-	}
-	if !errors.Is(err, want) {
-		t.Errorf("%s: got %v, want %v", done, err, want)
+	if !errors.As(err, &opErr) || opErr.Op != op || opErr.Net != "unix" || opErr.Source == nil || opErr.Addr == nil ||
+		!errors.Is(err, want) || opErr.Timeout() != (want == os.ErrDeadlineExceeded) {
+		t.Errorf("%s: got %v (%#v), want a net.OpError of %s on unix with both addresses and %v", done, err, err, op, want)
 	}
 }
 
-// wantEOF fails the test unless r yields exactly data and then io.EOF.
-func wantEOF(t testing.TB, r io.Reader, data string) {
-	t.Helper()
-	b, err := io.ReadAll(r)
-	if string(b) != data || err != nil {
-		t.Errorf("ReadAll: got %q, %v; want %q, nil", b, err, data)
+// --- every kind of connection ---
+
+// A stream has the methods that every kind of connection has.
+type stream interface {
+	net.Conn
+	syscall.Conn
+	io.ReaderFrom
+	io.WriterTo
+	CloseRead() error
+	CloseWrite() error
+	CloseOn(context.Context)
+	File() (*os.File, error)
+	PeerCred() (unixsock.Cred, error)
+	ReadFiles(b []byte, max int) (int, []*os.File, error)
+	SetReadBuffer(bytes int) error
+	SetWriteBuffer(bytes int) error
+	WriteBuffers(*net.Buffers) (int64, error)
+	WriteFiles(b []byte, files ...*os.File) (int, error)
+}
+
+// ports is a Conn that is used through its ports where they have a method for it.
+type ports struct {
+	*unixsock.Conn
+	in  *unixsock.InputPort
+	out *unixsock.OutputPort
+}
+
+func (p ports) Read(b []byte) (int, error)                { return p.in.Read(b) }
+func (p ports) Write(b []byte) (int, error)               { return p.out.Write(b) }
+func (p ports) ReadFrom(r io.Reader) (int64, error)       { return p.out.ReadFrom(r) }
+func (p ports) CloseRead() error                          { return p.in.Close() }
+func (p ports) CloseWrite() error                         { return p.out.Close() }
+func (p ports) SetReadDeadline(deadline time.Time) error  { return p.in.SetReadDeadline(deadline) }
+func (p ports) SetWriteDeadline(deadline time.Time) error { return p.out.SetWriteDeadline(deadline) }
+
+// kinds maps each kind of connection to a function that returns its two ends.
+var kinds = map[string]func(t testing.TB) (c, peer stream){
+	"Connect": func(t testing.TB) (c, peer stream) { c, peer = sockettest.Pair(t); return c, peer },
+	"Accept":  func(t testing.TB) (c, peer stream) { peer, c = sockettest.Pair(t); return c, peer },
+	"Pair":    func(t testing.TB) (c, peer stream) { c, peer = newPairT(t); return c, peer },
+	"TCPUnit": unitPair,
+	"Ports": func(t testing.TB) (stream, stream) {
+		c, peer := newPairT(t)
+		in, out := c.Ports()
+		if in2, out2 := c.Ports(); in != in2 || out != out2 {
+			t.Errorf("second call of Ports: got %p, %p; want %p, %p as from the first", in2, out2, in, out)
+		}
+		return ports{c, in, out}, peer
+	},
+	"FileConn": func(t testing.TB) (stream, stream) {
+		c, peer := newPairT(t)
+		f := sockettest.Got(c.File()).Must(t)
+		c.Close()
+		defer f.Close()
+		return sockettest.Got(unixsock.FileConn(f)).Must(t), peer
+	},
+}
+
+// eachKind runs f for each kind of connection. open returns the two ends of a new one.
+func eachKind(t *testing.T, f func(t *testing.T, open func(testing.TB) (c, peer stream))) {
+	for name, open := range kinds {
+		t.Run(name, func(t *testing.T) { f(t, open) })
 	}
 }
 
-// closes lists the ways to close a Conn, and the half that each closes.
-var closes = []struct {
+// An end is a way to end the uses of a half, and the error that they return then.
+type end struct {
 	name string
 	half sockettest.Half
-	call func(*unixsock.Conn) error
-}{
-	{"Close", sockettest.BothHalves, (*unixsock.Conn).Close},
-	{"CloseRead", sockettest.ReadHalf, (*unixsock.Conn).CloseRead},
-	{"CloseWrite", sockettest.WriteHalf, (*unixsock.Conn).CloseWrite},
-	{"InputPort.Close", sockettest.ReadHalf, func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() }},
-	{"OutputPort.Close", sockettest.WriteHalf, func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() }},
+	want error
+	call func(stream) error
 }
 
-// --- Read and Write ---
+var closes = []end{
+	{"Close", sockettest.BothHalves, net.ErrClosed, stream.Close},
+	{"CloseRead", sockettest.ReadHalf, net.ErrClosed, stream.CloseRead},
+	{"CloseWrite", sockettest.WriteHalf, net.ErrClosed, stream.CloseWrite},
+}
 
-func TestPortsReadAndWrite(t *testing.T) {
-	client, server := sockettest.Pair(t)
-	in, out := client.Ports()
-	peerIn, peerOut := server.Ports()
-	for _, way := range []struct {
-		name string
-		r    io.Reader
-		w    io.Writer
-	}{{"client to server", peerIn, out}, {"server to client", in, peerOut}} {
-		if _, err := io.WriteString(way.w, "hello"); err != nil {
-			t.Fatalf("Write to the OutputPort, %s: %v", way.name, err)
+// deadlines returns the ways to set a deadline after d.
+func deadlines(d time.Duration) []end {
+	return []end{
+		{"SetDeadline", sockettest.BothHalves, os.ErrDeadlineExceeded, func(c stream) error { return c.SetDeadline(time.Now().Add(d)) }},
+		{"SetReadDeadline", sockettest.ReadHalf, os.ErrDeadlineExceeded, func(c stream) error { return c.SetReadDeadline(time.Now().Add(d)) }},
+		{"SetWriteDeadline", sockettest.WriteHalf, os.ErrDeadlineExceeded, func(c stream) error { return c.SetWriteDeadline(time.Now().Add(d)) }},
+	}
+}
+
+var custodian = end{"the end of the custodian", sockettest.BothHalves, net.ErrClosed, func(c stream) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.CloseOn(ctx)
+	cancel()
+	return nil
+}}
+
+// A use is a call of a connection that needs one half, or either, and the Op of its errors.
+type use struct {
+	name string
+	half sockettest.Half
+	op   string
+	call func(stream) error
+}
+
+// waits lists the uses that may have to wait. Each reads or writes one byte.
+var waits = []use{
+	{"Read", sockettest.ReadHalf, "read", func(c stream) error { return readOne(c)() }},
+	{"ReadFiles", sockettest.ReadHalf, "read", func(c stream) error { _, _, err := c.ReadFiles(make([]byte, 1), 0); return err }},
+	{"RawConn.Read", sockettest.ReadHalf, "raw-read", func(c stream) error { return rawUse(c, syscall.RawConn.Read, unix.Read) }},
+	{"Write", sockettest.WriteHalf, "write", func(c stream) error { _, err := c.Write([]byte("!")); return err }},
+	{"WriteBuffers", sockettest.WriteHalf, "write", func(c stream) error { _, err := c.WriteBuffers(&net.Buffers{[]byte("!")}); return err }},
+	{"WriteFiles", sockettest.WriteHalf, "write", func(c stream) error { _, err := c.WriteFiles([]byte("!")); return err }},
+	{"ReadFrom", sockettest.WriteHalf, "write", func(c stream) error { _, err := c.ReadFrom(strings.NewReader("!")); return err }},
+	{"RawConn.Write", sockettest.WriteHalf, "raw-write", func(c stream) error { return rawUse(c, syscall.RawConn.Write, unix.Write) }},
+}
+
+// others lists the uses that never wait.
+var others = []use{
+	{"SetDeadline", sockettest.BothHalves, "set", func(c stream) error { return c.SetDeadline(time.Time{}) }},
+	{"SetReadDeadline", sockettest.ReadHalf, "set", func(c stream) error { return c.SetReadDeadline(time.Time{}) }},
+	{"SetWriteDeadline", sockettest.WriteHalf, "set", func(c stream) error { return c.SetWriteDeadline(time.Time{}) }},
+	{"SetReadBuffer", sockettest.ReadHalf, "set", func(c stream) error { return c.SetReadBuffer(8 << 10) }},
+	{"SetWriteBuffer", sockettest.WriteHalf, "set", func(c stream) error { return c.SetWriteBuffer(8 << 10) }},
+	{"File", sockettest.BothHalves, "file", func(c stream) error { f, err := c.File(); f.Close(); return err }},
+	{"PeerCred", sockettest.BothHalves, "peercred", func(c stream) error {
+		cred, err := c.PeerCred()
+		if errors.Is(err, errors.ErrUnsupported) || err != nil && cred != (unixsock.Cred{}) {
+			return nil
 		}
-		b := make([]byte, 5)
-		if _, err := io.ReadFull(way.r, b); string(b) != "hello" || err != nil {
-			t.Fatalf("ReadFull from the InputPort, %s: got %q, %v; want %q, nil", way.name, b, err, "hello")
+		return err
+	}},
+	{"RawConn.Control", sockettest.BothHalves, "raw-control", func(c stream) error {
+		return rawUse(c, func(raw syscall.RawConn, _ func(uintptr) bool) error { return raw.Control(func(uintptr) {}) }, nil)
+	}},
+}
+
+// rawUse moves a byte by a system call in a method of RawConn.
+func rawUse(c stream, method func(syscall.RawConn, func(uintptr) bool) error, move func(int, []byte) (int, error)) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return method(raw, func(fd uintptr) bool {
+		n, err := move(int(fd), []byte("!"))
+		return n > 0 || err != nil && err != unix.EAGAIN && err != unix.EINTR
+	})
+}
+
+// What the uses in waits read and write, if all of a half succeed.
+const allRead, allWritten = "!!!", "!!!!!"
+
+// checkWaits calls every use in waits. Those of the halves that ended fail with want, and
+// the others succeed. done says what ended the halves.
+func checkWaits(t *testing.T, done string, c, peer stream, ended sockettest.Half, want error) {
+	t.Helper()
+	if ended&sockettest.ReadHalf == 0 {
+		sockettest.Send(t, peer, allRead)
+	}
+	for _, use := range waits {
+		var err error
+		sockettest.CheckReturns(t, use.name+" after "+done, func() { err = use.call(c) })
+		if use.half&ended != 0 {
+			wantOpError(t, use.name+" after "+done, err, use.op, want)
+		} else if err != nil {
+			t.Errorf("%s after %s: got %v, want nil", use.name, done, err)
 		}
 	}
-}
-
-func TestPortsAreTheSameEachTime(t *testing.T) {
-	c, _ := sockettest.Pair(t)
-	in, out := c.Ports()
-	in2, out2 := c.Ports()
-	if in != in2 || out != out2 {
-		t.Errorf("second call of Ports: got %p, %p; want %p, %p as from the first", in2, out2, in, out)
+	if ended&sockettest.WriteHalf == 0 {
+		sockettest.Expect(t, peer, allWritten)
 	}
 }
 
-func TestBytesArriveWholeAndInOrder(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	data := make([]byte, 4<<20)
-	for i := range data {
-		data[i] = byte(rand.Uint32())
-	}
-	sent := make(chan error, 1)
-	go func() {
-		n, err := c.Write(data)
-		if n != len(data) {
-			err = errors.Join(err, fmt.Errorf("got the count %d, want %d", n, len(data)))
-		}
-		sent <- errors.Join(err, c.CloseWrite())
-	}()
-	got, err := io.ReadAll(peer)
-	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("ReadAll at the peer: got %d bytes, %v; want the %d bytes that were written, nil", len(got), err, len(data))
-	}
-	if err := sockettest.Receive(t, "the writer", sent); err != nil {
-		t.Errorf("Write of %d bytes and CloseWrite: %v", len(data), err)
-	}
-}
-
-func TestReadAndWriteOfNoBytes(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	if n, err := c.Read(nil); n != 0 || err != nil {
-		t.Errorf("Read of 0 bytes: got %d, %v; want 0, nil", n, err)
-	}
-	if n, err := c.Write(nil); n != 0 || err != nil {
-		t.Errorf("Write of 0 bytes: got %d, %v; want 0, nil", n, err)
-	}
-	c.CloseWrite()
-	wantEOF(t, peer, "")
-}
-
-func TestWritesOfManyDoNotMix(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	const writers, size = 8, 1 << 20
-	var wg sync.WaitGroup
-	for i := range writers {
-		wg.Go(func() {
-			if _, err := c.Write(bytes.Repeat([]byte{byte(i)}, size)); err != nil {
-				t.Errorf("Write of %d bytes by writer %d: got %v, want nil", size, i, err)
-			}
-		})
-	}
-	go func() { wg.Wait(); c.CloseWrite() }()
-	got, err := io.ReadAll(peer)
-	if err != nil || len(got) != writers*size {
-		t.Fatalf("ReadAll at the peer: got %d bytes, %v; want %d bytes, nil", len(got), err, writers*size)
-	}
-	for block := range slices.Chunk(got, size) {
-		if n := bytes.Count(block, block[:1]); n != size {
-			t.Fatalf("%d concurrent Writes of %d bytes: got a block with %d bytes of its first writer, want %d", writers, size, n, size)
-		}
-	}
-}
-
-// TestWritesDoNotMixWhenTheFirstHasToWait writes concurrently to new connections.
-// The first Write that has to wait registers the Conn with the poller. The other
-// goroutines must not write between the parts of that Write.
-func TestWritesDoNotMixWhenTheFirstHasToWait(t *testing.T) {
-	rounds := 500
-	if testing.Short() || sockettest.Race {
-		rounds = 50
-	}
-	const writers, size = 4, 64 << 10
-	got := make([]byte, writers*size)
-	for range rounds {
-		c, peer := newPairT(t)
-		// Only a part of a Write fits into the buffer.
-		if err := c.SetWriteBuffer(size / 4); err != nil {
-			t.Fatalf("SetWriteBuffer: %v", err)
-		}
-		var wg sync.WaitGroup
-		for i := range writers {
-			wg.Go(func() {
-				message := bytes.Repeat([]byte{byte(i)}, size)
-				if n, err := c.Write(message); n != size || err != nil {
-					t.Errorf("Write of %d bytes by writer %d: got %d, %v; want %d, nil", size, i, n, err, size)
+func TestClosesInEveryOrder(t *testing.T) {
+	eachKind(t, func(t *testing.T, open func(testing.TB) (c, peer stream)) {
+		for i := range 2 * len(closes) * len(closes) * len(closes) {
+			c, peer := open(t)
+			fd := fdOf(t, c)
+			var closed sockettest.Half
+			order := ""
+			for step, i := 0, i/2; step < 3; step, i = step+1, i/len(closes) {
+				way := closes[i%len(closes)]
+				order += " " + way.name
+				if err := way.call(c); err != nil {
+					t.Fatalf("last of the calls%s: got %v, want nil", order, err)
 				}
-			})
-		}
-		if n, err := io.ReadFull(peer, got); err != nil {
-			t.Fatalf("ReadFull of all Writes: got %d, %v; want %d, nil", n, err, len(got))
-		}
-		wg.Wait()
-		for message := range slices.Chunk(got, size) {
-			if n := bytes.Count(message, message[:1]); n != size {
-				t.Fatalf("%d concurrent Writes of %d bytes: got a block with %d bytes of its first writer, want %d", writers, size, n, size)
+				closed |= way.half
+				if got, want := isOpen(fd), closed != sockettest.BothHalves; got != want {
+					t.Fatalf("descriptor after%s: got open %v, want %v", order, got, want)
+				}
+				if i%2 == 0 && step < 2 {
+					continue // so that no other call comes between the closes
+				}
+				checkWaits(t, order, c, peer, closed, net.ErrClosed)
+				for _, use := range others {
+					if err := use.call(c); use.half&^closed == 0 {
+						wantOpError(t, use.name+" after"+order, err, use.op, net.ErrClosed)
+					} else if err != nil {
+						t.Errorf("%s after%s: got %v, want nil", use.name, order, err)
+					}
+				}
+				if closed&sockettest.WriteHalf != 0 {
+					if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+						t.Errorf("peer's Read after%s: got %d, %v; want 0 and io.EOF itself", order, n, err)
+					}
+				}
+				if closed == sockettest.BothHalves || closed == sockettest.ReadHalf && sockettest.ReportsClosedInput(t) {
+					_, err := peer.Write([]byte("!"))
+					wantOpError(t, "peer's Write after"+order, err, "write", syscall.EPIPE)
+				}
 			}
 		}
-		c.Close()
-		peer.Close()
-	}
+	})
+}
+
+func TestPeerThatHasGoneIsNoErrorOfAClose(t *testing.T) {
+	eachKind(t, func(t *testing.T, open func(testing.TB) (c, peer stream)) {
+		for _, first := range closes {
+			for _, second := range closes {
+				c, peer := open(t)
+				sockettest.Send(t, peer, "!")
+				peer.Close()
+				err := errors.Join(c.SetReadBuffer(8<<10), c.SetWriteBuffer(8<<10), first.call(c), second.call(c))
+				if err != nil {
+					t.Errorf("set buffers, %s and %s after the peer's Close: got %v, want nil", first.name, second.name, err)
+				}
+			}
+		}
+	})
+}
+
+func TestDeadlinePastEndsItsHalf(t *testing.T) {
+	eachKind(t, func(t *testing.T, open func(testing.TB) (c, peer stream)) {
+		for _, d := range deadlines(-time.Second) {
+			c, peer := open(t)
+			sockettest.Check(t, d.call(c))
+			checkWaits(t, d.name+" in the past", c, peer, d.half, d.want)
+			sockettest.Check(t, c.SetDeadline(time.Time{}))
+			checkWaits(t, "SetDeadline of the zero time", c, peer, 0, nil)
+			sockettest.Check(t, d.call(c))
+			sockettest.Check(t, errors.Join(c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})))
+			checkWaits(t, "SetReadDeadline and SetWriteDeadline of the zero time", c, peer, 0, nil)
+		}
+		for _, way := range closes[1:] { // SetDeadline sets the deadline of the other half
+			c, _ := open(t)
+			sockettest.Check(t, errors.Join(way.call(c), c.SetDeadline(time.Now())))
+			for _, use := range waits {
+				want := os.ErrDeadlineExceeded
+				if use.half == way.half {
+					want = net.ErrClosed
+				}
+				wantOpError(t, use.name+" after "+way.name+" and SetDeadline", use.call(c), use.op, want)
+			}
+		}
+	})
+}
+
+// One use of a half waits in the poller, and the others for their locks.
+func TestWaitsEndWithTheirHalf(t *testing.T) {
+	eachKind(t, func(t *testing.T, open func(testing.TB) (c, peer stream)) {
+		for _, end := range slices.Concat(closes, deadlines(time.Millisecond), []end{custodian}) {
+			c, peer := open(t)
+			fillBuffer(t, c)
+			results := make(map[string]chan error)
+			for _, use := range waits {
+				result := make(chan error, 1)
+				results[use.name] = result
+				go func() { result <- use.call(c) }()
+			}
+			checkWaiting := func(half sockettest.Half, after string) {
+				time.Sleep(5 * time.Millisecond) // nothing must come for a while
+				for _, use := range waits {
+					if use.half&half != 0 && len(results[use.name]) > 0 {
+						t.Errorf("%s that has to wait%s: got %v, want no return", use.name, after, <-results[use.name])
+					}
+				}
+			}
+			checkWaiting(sockettest.BothHalves, "")
+			sockettest.Check(t, end.call(c))
+			for _, use := range waits {
+				if use.half&end.half != 0 {
+					err := sockettest.Receive(t, use.name+" after "+end.name, results[use.name])
+					wantOpError(t, "waiting "+use.name+" after "+end.name, err, use.op, end.want)
+				}
+			}
+			if end.half == sockettest.BothHalves {
+				continue
+			}
+			other := sockettest.BothHalves &^ end.half
+			checkWaiting(other, " after "+end.name)
+			if other == sockettest.ReadHalf {
+				sockettest.Send(t, peer, allRead)
+			} else {
+				go io.Copy(io.Discard, peer)
+			}
+			for _, use := range waits {
+				if use.half == other {
+					sockettest.Check(t, sockettest.Receive(t, use.name+" after "+end.name, results[use.name]))
+				}
+			}
+		}
+	})
 }
 
 func TestReadAndWriteAllocateNothing(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	in, out := c.Ports()
-	b := make([]byte, 64)
-	for name, ends := range map[string]struct {
-		w io.Writer
-		r io.Reader
-	}{"Conn": {c, peer}, "InputPort": {peer, in}, "OutputPort": {out, peer}} {
-		n := testing.AllocsPerRun(100, func() {
-			if _, err := ends.w.Write(b); err != nil {
-				t.Fatalf("%s: Write: %v", name, err)
-			}
-			if _, err := ends.r.Read(b); err != nil {
-				t.Fatalf("%s: Read: %v", name, err)
-			}
-		})
-		if n != 0 {
-			t.Errorf("%s: Write and Read of 64 bytes: got %v allocations, want 0", name, n)
+	eachKind(t, func(t *testing.T, open func(testing.TB) (c, peer stream)) {
+		c, peer := open(t)
+		b := make([]byte, 64)
+		if n := testing.AllocsPerRun(100, func() {
+			c.Write(b)
+			peer.Read(b)
+			peer.Write(b)
+			c.Read(b)
+		}); n != 0 {
+			t.Errorf("Write and Read of 64 bytes in both directions: got %v allocations, want 0", n)
 		}
-	}
+	})
 }
-
-// --- WriteBuffers ---
 
 // cut returns data in buffers of n bytes, with empty buffers before and between
 // them.
@@ -297,93 +423,108 @@ func cut(data []byte, n int) net.Buffers {
 	return v
 }
 
-func TestWriteBuffersWritesAll(t *testing.T) {
-	for _, c := range []struct{ size, piece int }{
-		{0, 1}, {1, 1}, {100, 7}, {1024, 1}, {3*1024 + 1, 1}, {2 << 20, 100_000}, {2 << 20, 2 << 20},
-	} {
-		t.Run(fmt.Sprintf("%d bytes by %d", c.size, c.piece), func(t *testing.T) {
-			near, far := sockettest.Pair(t)
-			data := randomBytes(c.size)
-			v := cut(data, c.piece)
-			_, result := gathered(t, near, far)
-			if n, err := near.WriteBuffers(&v); n != int64(c.size) || err != nil {
-				t.Errorf("WriteBuffers: got %d, %v; want %d, nil", n, err, c.size)
-			}
-			if len(v) != 0 {
-				t.Errorf("WriteBuffers: left %d buffers, want 0", len(v))
-			}
-			if got := result(); !bytes.Equal(got, data) {
-				t.Errorf("WriteBuffers: the peer read %d bytes, want the %d bytes of the buffers", len(got), len(data))
-			}
-		})
-	}
-}
-
-func TestWriteBuffersLeavesWhatItDidNotWrite(t *testing.T) {
-	near, far := sockettest.Pair(t)
-	data := randomBytes(4 << 20)
-	v := cut(data, 5000)
-	if err := near.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
-		t.Fatalf("SetWriteDeadline: %v", err)
-	}
-	n, err := near.WriteBuffers(&v)
-	wantError(t, err, os.ErrDeadlineExceeded, "write", "unix")
-	near.Close()
-	got, err := io.ReadAll(far)
-	if int64(len(got)) != n || err != nil {
-		t.Errorf("WriteBuffers that a deadline ended: the peer read %d bytes, %v; want the %d bytes it returned, nil", len(got), err, n)
-	}
-	if n == 0 || !bytes.Equal(slices.Concat(got, slices.Concat(v...)), data) {
-		t.Errorf("WriteBuffers that a deadline ended: wrote %d bytes, left %d buffers; want some bytes, and all data in one or the other", n, len(v))
-	}
-}
-
-func TestWriteBuffersEndsWithAClose(t *testing.T) {
-	for name, end := range map[string]func(c *unixsock.Conn) error{"Close": (*unixsock.Conn).Close, "CloseWrite": (*unixsock.Conn).CloseWrite} {
-		t.Run(name, func(t *testing.T) {
-			near, _ := sockettest.Pair(t)
-			result := waiting(t, func() error {
-				v := cut(make([]byte, 4<<20), 100_000)
-				_, err := near.WriteBuffers(&v)
-				return err
-			})
-			end(near)
-			wantError(t, sockettest.Receive(t, "the end of WriteBuffers", result), net.ErrClosed, "write", "unix")
-			v := net.Buffers{[]byte("more")}
-			n, err := near.WriteBuffers(&v)
-			if n != 0 || len(v) != 1 {
-				t.Errorf("WriteBuffers after %s: got %d and %d buffers left, want 0 and 1", name, n, len(v))
-			}
-			wantError(t, err, net.ErrClosed, "write", "unix")
-		})
-	}
-}
-
-func TestWriteBuffersDoesNotMixWithOthers(t *testing.T) {
-	const writers, rounds, size = 4, 5, 500_000
-	near, far := sockettest.Pair(t)
-	var wg sync.WaitGroup
-	for i := range writers {
-		wg.Go(func() {
-			for range rounds {
-				v := cut(bytes.Repeat([]byte{byte('a' + i)}, size), 999)
-				if _, err := near.WriteBuffers(&v); err != nil {
-					t.Errorf("WriteBuffers of %d bytes by writer %d: got %v, want nil", size, i, err)
-				}
-			}
-		})
-	}
-	go func() {
-		wg.Wait()
-		near.Close()
-	}()
-	message := make([]byte, size)
-	for range writers * rounds {
-		if n, err := io.ReadFull(far, message); err != nil {
-			t.Fatalf("ReadFull of the bytes of one WriteBuffers: got %d, %v; want %d, nil", n, err, size)
+func TestBytesArriveWholeAndInOrder(t *testing.T) {
+	data := randomBytes(2 << 20)
+	eachKind(t, func(t *testing.T, open func(testing.TB) (c, peer stream)) {
+		c, peer := open(t)
+		got := make(chan []byte, 1)
+		go func() {
+			b, _ := io.ReadAll(peer) // after an error, bytes are missing
+			got <- b
+		}()
+		if n, err := c.Read(nil); n != 0 || err != nil {
+			t.Errorf("Read of 0 bytes: got %d, %v; want 0, nil", n, err)
 		}
-		if n := bytes.Count(message, message[:1]); n != size {
-			t.Fatalf("%d concurrent writers in WriteBuffers: got a message with %d bytes of its first writer, want %d", writers, n, size)
+		var want []byte
+		for _, part := range []struct{ size, piece int }{
+			{0, 1}, {1, 1}, {100, 7}, {1024, 1}, {3*1024 + 1, 1}, {64 << 10, 1 << 20}, {2 << 20, 100_000}, {1<<20 + 1, 2 << 20},
+		} {
+			b := data[:part.size]
+			if n, err := c.Write(b); n != part.size || err != nil {
+				t.Errorf("Write of %d bytes: got %d, %v; want all, nil", part.size, n, err)
+			}
+			v := cut(b, part.piece)
+			if n, err := c.WriteBuffers(&v); n != int64(part.size) || err != nil || len(v) != 0 {
+				t.Errorf("WriteBuffers of %d bytes by %d: got %d, %v and %d buffers left; want all, nil, 0", part.size, part.piece, n, err, len(v))
+			}
+			want = slices.Concat(want, b, b)
+		}
+		sockettest.Check(t, c.CloseWrite())
+		if got := sockettest.Receive(t, "the peer", got); !bytes.Equal(got, want) {
+			t.Errorf("ReadAll at the peer: got %d bytes, want the %d bytes that were written", len(got), len(want))
+		}
+	})
+}
+
+// TestWritesDoNotMix writes concurrently to new connections. The first Write that has to
+// wait registers the Conn with the poller. The other goroutines must not write between the
+// parts of that Write.
+func TestWritesDoNotMix(t *testing.T) {
+	for i := range sockettest.Times(100) {
+		size := 64 << 10
+		if i == 0 {
+			size = 1<<20 + 1
+		}
+		c, peer := newPairT(t)
+		sockettest.Check(t, c.SetWriteBuffer(16<<10)) // only a part of a Write fits into the buffer
+		const writers = 4
+		var wg sync.WaitGroup
+		for i := range writers {
+			wg.Go(func() {
+				message := bytes.Repeat([]byte{byte(i)}, size)
+				if n, err := c.Write(message); n != size || err != nil {
+					t.Errorf("Write of %d bytes by writer %d: got %d, %v; want all, nil", size, i, n, err)
+				}
+				v := cut(message, 999)
+				if n, err := c.WriteBuffers(&v); n != int64(size) || err != nil {
+					t.Errorf("WriteBuffers of %d bytes by writer %d: got %d, %v; want all, nil", size, i, n, err)
+				}
+			})
+		}
+		message := make([]byte, size)
+		for range 2 * writers {
+			if n, err := io.ReadFull(peer, message); err != nil {
+				t.Fatalf("ReadFull of one message: got %d, %v; want %d, nil", n, err, size)
+			}
+			if n := bytes.Count(message, message[:1]); n != size {
+				t.Fatalf("%d concurrent writers of %d bytes: got a message with %d bytes of its first writer, want all", writers, size, n)
+			}
+		}
+		wg.Wait()
+		c.Close()
+		peer.Close()
+	}
+}
+
+func TestWriteThatEndsEarlyReturnsTheExactCount(t *testing.T) {
+	data := randomBytes(4 << 20)
+	for name, write := range map[string]func(c *unixsock.Conn) (n int, left []byte, err error){
+		"Write": func(c *unixsock.Conn) (int, []byte, error) { n, err := c.Write(data); return n, data[n:], err },
+		"WriteBuffers": func(c *unixsock.Conn) (int, []byte, error) {
+			v := cut(data, 5000)
+			n, err := c.WriteBuffers(&v)
+			return int(n), slices.Concat(v...), err
+		},
+	} {
+		for _, want := range []error{net.ErrClosed, os.ErrDeadlineExceeded} {
+			c, peer := newPairT(t)
+			var n int
+			var left []byte
+			result := waiting(t, func() (err error) { n, left, err = write(c); return err })
+			fd := fdOf(t, peer)
+			sockettest.WaitFor(t, name+" has not begun", func() bool { return sockettest.Readable(fd) })
+			if want == os.ErrDeadlineExceeded {
+				c.SetWriteDeadline(time.Now())
+			} else {
+				c.CloseWrite()
+			}
+			wantOpError(t, "waiting "+name, sockettest.Receive(t, name, result), "write", want)
+			c.CloseWrite()
+			got, err := io.ReadAll(peer)
+			if len(got) != n || n == 0 || err != nil || !bytes.Equal(slices.Concat(got, left), data) {
+				t.Errorf("%s that ended with %v: the peer read %d bytes, %v, and %d were left; want the %d that it returned, above 0, and the rest left",
+					name, want, len(got), err, len(left), n)
+			}
 		}
 	}
 }
@@ -391,551 +532,106 @@ func TestWriteBuffersDoesNotMixWithOthers(t *testing.T) {
 func TestWriteBuffersIsOneSystemCall(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	near, far := sockettest.Pair(t)
+	writes := func() (n int) { // system calls of this thread that are like write(2)
+		b, err := os.ReadFile("/proc/thread-self/io")
+		if err != nil {
+			t.Skip("no count of system calls: ", err)
+		}
+		_, count, _ := strings.Cut(string(b), "syscw: ")
+		_, err = fmt.Sscan(count, &n)
+		sockettest.Check(t, err)
+		return n
+	}
+	c, _ := sockettest.Pair(t)
 	v := cut(make([]byte, 1000), 10)
-	before := writesOfThread(t)
-	if _, err := near.WriteBuffers(&v); err != nil {
-		t.Fatalf("WriteBuffers: %v", err)
-	}
-	if n := writesOfThread(t) - before; n != 1 {
-		t.Errorf("WriteBuffers of 1000 bytes by 10: got %d system calls, want 1", n)
-	}
-	if n, err := io.ReadFull(far, make([]byte, 1000)); err != nil {
-		t.Fatalf("ReadFull at the peer: got %d, %v; want 1000, nil", n, err)
+	before := writes()
+	if _, err := c.WriteBuffers(&v); err != nil || writes()-before != 1 {
+		t.Errorf("WriteBuffers of 1000 bytes by 10: got %v after %d system calls, want nil after 1", err, writes()-before)
 	}
 }
 
-// writesOfThread returns how many system calls of this thread were write(2) or
-// similar. It skips the test if the kernel does not report the count.
-func writesOfThread(t *testing.T) (n int) {
-	t.Helper()
-	b, err := os.ReadFile("/proc/thread-self/io")
-	if err != nil {
-		t.Skip("no count of system calls: ", err)
-	}
-	_, count, _ := strings.Cut(string(b), "syscw: ")
-	if _, err := fmt.Sscan(count, &n); err != nil {
-		t.Fatalf("syscw in /proc/thread-self/io: %v", err)
-	}
-	return n
-}
-
-// --- closing halves ---
-
-func TestClosedOutputIsEOFForThePeer(t *testing.T) {
-	for name, closeOutput := range map[string]func(*unixsock.Conn) error{
-		"CloseWrite":       (*unixsock.Conn).CloseWrite,
-		"OutputPort.Close": func(c *unixsock.Conn) error { _, out := c.Ports(); return out.Close() },
-		"Close":            (*unixsock.Conn).Close,
-	} {
-		c, peer := sockettest.Pair(t)
-		if _, err := c.Write([]byte("last words")); err != nil {
-			t.Fatalf("Write: %v", err)
-		}
-		if err := closeOutput(c); err != nil {
-			t.Fatalf("%s: got %v, want nil", name, err)
-		}
-		wantEOF(t, peer, "last words")
-		if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-			t.Errorf("Read after the peer's %s: got %d, %v; want 0 and io.EOF itself", name, n, err)
-		}
-	}
-}
-
-func TestClosedInputIsEPIPEForThePeer(t *testing.T) {
-	for name, closeInput := range map[string]func(*unixsock.Conn) error{
-		"CloseRead":       (*unixsock.Conn).CloseRead,
-		"InputPort.Close": func(c *unixsock.Conn) error { in, _ := c.Ports(); return in.Close() },
-		"Close":           (*unixsock.Conn).Close,
-	} {
-		c, peer := sockettest.Pair(t)
-		if err := closeInput(c); err != nil {
-			t.Fatalf("%s: got %v, want nil", name, err)
-		}
-		if name != "Close" && !sockettest.ReportsClosedInput(t) {
-			continue
-		}
-		_, err := peer.Write([]byte("!"))
-		wantOpError(t, "Write after the peer's "+name, err, "write", syscall.EPIPE)
-	}
-}
-
-func TestOneHalfClosedLeavesTheOther(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	if err := c.CloseWrite(); err != nil {
-		t.Fatalf("CloseWrite: got %v, want nil", err)
-	}
-	wantEOF(t, peer, "")
-	if _, err := peer.Write([]byte("answer")); err != nil {
-		t.Fatalf("Write after the peer's CloseWrite: got %v, want nil", err)
-	}
-	peer.CloseWrite()
-	wantEOF(t, c, "answer")
-
-	c, peer = sockettest.Pair(t)
-	if err := c.CloseRead(); err != nil {
-		t.Fatalf("CloseRead: got %v, want nil", err)
-	}
-	if _, err := c.Write([]byte("notice")); err != nil {
-		t.Fatalf("Write after CloseRead: got %v, want nil", err)
-	}
-	c.CloseWrite()
-	wantEOF(t, peer, "notice")
-}
-
-func TestClosesInEveryOrder(t *testing.T) {
-	l := sockettest.Listen(t)
-	const length = 4
-	total := 1
-	for range length {
-		total *= len(closes)
-	}
-	for i := range total {
-		c := sockettest.Connect(t, l.Addr().String())
-		peer := sockettest.Accept(t, l)
-		fd := fdOf(t, c)
-		var closed sockettest.Half
-		order := ""
-		for range length {
-			way := closes[i%len(closes)]
-			i /= len(closes)
-			order += " " + way.name
-			if err := way.call(c); err != nil {
-				t.Fatalf("last of the calls%s: got %v, want nil", order, err)
+// A peer that writes fills the buffer again as CloseRead empties it, if the kernel lets
+// it. When it waits, poll does not report to it that its output is shut down.
+func TestCloseReadEndsThePeersWrites(t *testing.T) {
+	for _, size := range []int{4 << 10, 8 << 20} {
+		c, peer := newPairT(t)
+		result := waiting(t, func() (err error) {
+			for err == nil {
+				_, err = peer.Write(make([]byte, size))
 			}
-			closed |= way.half
+			return err
+		})
+		sockettest.Expect(t, c, "\x00")
+		sockettest.CheckReturns(t, "CloseRead while the peer writes", func() { c.CloseRead() })
+		if !sockettest.ReportsClosedInput(t) {
+			c.Close()
+		}
+		err := sockettest.Receive(t, "the peer's Write", result)
+		wantOpError(t, fmt.Sprintf("peer's Write of %d bytes after CloseRead", size), err, "write", syscall.EPIPE)
+	}
+}
 
-			if got, want := isOpen(fd), closed != sockettest.BothHalves; got != want {
-				t.Fatalf("descriptor after%s: got open %v, want %v", order, got, want)
-			}
-			if closed&sockettest.ReadHalf != 0 {
-				_, err := c.Read(make([]byte, 1))
-				wantOpError(t, "Read after"+order, err, "read", net.ErrClosed)
-			} else if _, err := peer.Write([]byte("!")); err != nil {
-				t.Errorf("peer's Write after%s: got %v, want nil", order, err)
-			} else if n, err := c.Read(make([]byte, 2)); n != 1 || err != nil {
-				t.Errorf("Read after%s: got %d, %v; want 1, nil", order, n, err)
-			}
-			if closed&sockettest.WriteHalf != 0 {
-				_, err := c.Write([]byte("!"))
-				wantOpError(t, "Write after"+order, err, "write", net.ErrClosed)
-				if n, err := peer.Read(make([]byte, 1)); n != 0 || err != io.EOF {
-					t.Errorf("peer's Read after%s: got %d, %v; want 0, io.EOF", order, n, err)
+// TestCloseOfAHalfEndsWaitsToCome closes a half while a call registers the Conn with the
+// poller and, in every other round, while deadlines are set. On Linux no event reports the
+// close if the socket's buffer is partly full.
+func TestCloseOfAHalfEndsWaitsToCome(t *testing.T) {
+	for i := range sockettest.Times(1000) {
+		c, peer := newPairT(t)
+		sockettest.Send(t, c, "!")
+		raw, err := c.SyscallConn()
+		sockettest.Check(t, err)
+		half, wait := sockettest.ReadHalf, raw.Read
+		if i%4 < 2 {
+			half, wait = sockettest.WriteHalf, raw.Write
+		}
+		ended := make(chan error, 1)
+		var wg sync.WaitGroup
+		wg.Go(func() { ended <- wait(func(uintptr) bool { return false }) })
+		if i%2 == 0 {
+			wg.Go(func() {
+				for len(ended) == 0 {
+					half.SetDeadline(c, time.Now().Add(time.Hour))
+					c.SetDeadline(time.Time{})
 				}
-			} else if _, err := c.Write([]byte("!")); err != nil {
-				t.Errorf("Write after%s: got %v, want nil", order, err)
-			} else if n, err := peer.Read(make([]byte, 2)); n != 1 || err != nil {
-				t.Errorf("peer's Read after%s: got %d, %v; want 1, nil", order, n, err)
-			}
+			})
+			runtime.Gosched()
 		}
+		sockettest.Check(t, half.Close(c))
+		sockettest.CheckReturns(t, "the wait in a closed half", wg.Wait)
+		sockettest.ExpectError(t, "wait in a closed half", <-ended, net.ErrClosed)
 		c.Close()
 		peer.Close()
 	}
 }
 
-func TestPeerThatHasGoneIsNoErrorOfAClose(t *testing.T) {
-	for _, first := range closes {
-		for _, second := range closes {
-			c, peer := sockettest.Pair(t)
-			peer.Close()
-			if err := first.call(c); err != nil {
-				t.Errorf("%s after the peer's Close: got %v, want nil", first.name, err)
-			}
-			if err := second.call(c); err != nil {
-				t.Errorf("%s after the peer's Close and %s: got %v, want nil", second.name, first.name, err)
-			}
-		}
-	}
-}
-
-// --- closing halves while calls wait ---
-
-func TestCloseEndsAWaitingRead(t *testing.T) {
-	for _, way := range closes {
-		if way.half&sockettest.ReadHalf == 0 {
-			continue
-		}
-		t.Run(way.name, func(t *testing.T) {
-			c, peer := sockettest.Pair(t)
-			result := waiting(t, readOne(c))
-			if err := way.call(c); err != nil {
-				t.Fatalf("%s while a Read waits: got %v, want nil", way.name, err)
-			}
-			wantOpError(t, "waiting Read after "+way.name, sockettest.Receive(t, "the reader", result), "read", net.ErrClosed)
-			if way.half == sockettest.BothHalves {
-				return
-			}
-			if _, err := c.Write([]byte("on")); err != nil {
-				t.Fatalf("Write after %s: got %v, want nil", way.name, err)
-			}
-			c.CloseWrite()
-			wantEOF(t, peer, "on")
-		})
-	}
-}
-
-func TestCloseEndsAWaitingWrite(t *testing.T) {
-	for _, way := range closes {
-		if way.half&sockettest.WriteHalf == 0 {
-			continue
-		}
-		t.Run(way.name, func(t *testing.T) {
-			c, peer := sockettest.Pair(t)
-			fillBuffer(t, c)
-			result := waiting(t, writeOne(c))
-			if err := way.call(c); err != nil {
-				t.Fatalf("%s while a Write waits: got %v, want nil", way.name, err)
-			}
-			wantOpError(t, "waiting Write after "+way.name, sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
-			if way.half == sockettest.BothHalves {
-				return
-			}
-			if _, err := peer.Write([]byte("on")); err != nil {
-				t.Fatalf("Write after the peer's %s: got %v, want nil", way.name, err)
-			}
-			peer.CloseWrite()
-			wantEOF(t, c, "on")
-		})
-	}
-}
-
-func TestWriteEndedByCloseReturnsTheExactCount(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	var n int
-	result := waiting(t, func() (err error) {
-		n, err = c.Write(make([]byte, 8<<20))
-		return err
-	})
-	fd := fdOf(t, peer)
-	sockettest.WaitFor(t, "the Write has not begun", func() bool { return sockettest.Readable(fd) })
-	c.CloseWrite()
-	wantOpError(t, "waiting Write after CloseWrite", sockettest.Receive(t, "the writer", result), "write", net.ErrClosed)
-	got, err := io.Copy(io.Discard, peer)
-	if got != int64(n) || n == 0 || err != nil {
-		t.Errorf("Write that CloseWrite ended: the peer read %d bytes, %v; want the %d that Write returned, above 0", got, err, n)
-	}
-}
-
-func TestCloseWakesEveryWaitingCall(t *testing.T) {
-	c, _ := sockettest.Pair(t)
-	fillBuffer(t, c)
-	// One reader and one writer wait in the poller. The others wait for their locks.
-	var calls []<-chan error
-	for range 10 {
-		calls = append(calls, waiting(t, readOne(c)), waiting(t, writeOne(c)))
-	}
-	c.Close()
-	for _, call := range calls {
-		if err := sockettest.Receive(t, "the waiting call", call); !errors.Is(err, net.ErrClosed) {
-			t.Errorf("waiting Read or Write after Close: got %v, want net.ErrClosed", err)
-		}
-	}
-}
-
-func TestOtherHalfKeepsWaitingThroughAClose(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	result := waiting(t, readOne(c))
-	if err := c.CloseWrite(); err != nil {
-		t.Fatalf("CloseWrite while a Read waits: got %v, want nil", err)
-	}
-	// The Read must not return for a while.
-	select {
-	case err := <-result:
-		t.Fatalf("waiting Read after CloseWrite: got %v, want no return", err)
-	case <-time.After(10 * time.Millisecond):
-	}
-	if _, err := peer.Write([]byte("!")); err != nil {
-		t.Fatalf("Write after the peer's CloseWrite: got %v, want nil", err)
-	}
-	if err := sockettest.Receive(t, "the reader", result); err != nil {
-		t.Errorf("Read after CloseWrite: got %v, want nil", err)
-	}
-
-	c, peer = sockettest.Pair(t)
-	fillBuffer(t, c)
-	result = waiting(t, writeOne(c))
-	if err := c.CloseRead(); err != nil {
-		t.Fatalf("CloseRead while a Write waits: got %v, want nil", err)
-	}
-	// The Write must not return for a while.
-	select {
-	case err := <-result:
-		t.Fatalf("waiting Write after CloseRead: got %v, want no return", err)
-	case <-time.After(10 * time.Millisecond):
-	}
-	go io.Copy(io.Discard, peer)
-	if err := sockettest.Receive(t, "the writer", result); err != nil {
-		t.Errorf("Write after CloseRead: got %v, want nil", err)
-	}
-}
-
-// TestCloseReadEndsTheWaitOfAPeerThatWrites fills the peer's send buffer, against
-// which unread data counts. CloseRead must wake the peer, although poll does not
-// report to the peer that its output is shut down.
-func TestCloseReadEndsTheWaitOfAPeerThatWrites(t *testing.T) {
-	if !sockettest.ReportsClosedInput(t) {
-		t.Skip("the kernel does not report a closed input to the peer")
-	}
-	peer, c := sockettest.Pair(t)
-	result := waiting(t, func() error {
-		_, err := peer.Write(make([]byte, 8<<20))
-		return err
-	})
-	if err := c.CloseRead(); err != nil {
-		t.Fatalf("CloseRead while the peer's Write waits: got %v, want nil", err)
-	}
-	if err := sockettest.Receive(t, "the peer's Write", result); !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("peer's waiting Write after CloseRead: got %v, want EPIPE", err)
-	}
-}
-
-// TestCloseReadDoesNotWaitForAPeerThatWrites has a peer that fills the buffer again as
-// CloseRead empties it, if the kernel lets it.
-func TestCloseReadDoesNotWaitForAPeerThatWrites(t *testing.T) {
-	peer, c := sockettest.Pair(t)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for err := error(nil); err == nil; {
-			_, err = peer.Write(make([]byte, 4<<10))
-		}
-	}()
-	if _, err := c.Read(make([]byte, 1)); err != nil {
-		t.Fatalf("Read: %v", err)
-	}
-	sockettest.CheckReturns(t, "CloseRead while the peer writes", func() { c.CloseRead() })
-	c.Close()
-	sockettest.Receive(t, "the peer's writes to end", ended)
-}
-
-// TestClosingAHalfEndsTheFirstWait closes a half while a call registers the Conn
-// with the poller. The call must not keep waiting in that half. On Linux no event
-// reports the close if the socket's buffer is partly full.
-func TestClosingAHalfEndsTheFirstWait(t *testing.T) {
-	rounds := 5000
-	if testing.Short() || sockettest.Race {
-		rounds = 500
-	}
-	for what, half := range map[string]struct {
-		close func(*unixsock.Conn) error
-		wait  func(syscall.RawConn) error
-	}{
-		"input":  {(*unixsock.Conn).CloseRead, func(raw syscall.RawConn) error { return raw.Read(func(uintptr) bool { return false }) }},
-		"output": {(*unixsock.Conn).CloseWrite, func(raw syscall.RawConn) error { return raw.Write(func(uintptr) bool { return false }) }},
-	} {
-		t.Run(what, func(t *testing.T) {
-			for range rounds {
-				c, peer := newPairT(t)
-				if err := c.SetWriteBuffer(4 << 10); err != nil {
-					t.Fatalf("SetWriteBuffer: %v", err)
-				}
-				if n, err := c.Write(make([]byte, 1<<10)); n != 1<<10 || err != nil {
-					t.Fatalf("Write of 1024 bytes: got %d, %v; want 1024, nil", n, err)
-				}
-				raw, err := c.SyscallConn()
-				if err != nil {
-					t.Fatalf("SyscallConn: %v", err)
-				}
-				ended := make(chan error, 1)
-				go func() { ended <- half.wait(raw) }()
-				if err := half.close(c); err != nil {
-					t.Fatalf("close of the %s during the first wait: got %v, want nil", what, err)
-				}
-				if err := sockettest.Receive(t, "the first wait", ended); !errors.Is(err, net.ErrClosed) {
-					t.Fatalf("first wait, with the %s closed: got %v, want net.ErrClosed", what, err)
-				}
-				c.Close()
-				peer.Close()
-			}
-		})
-	}
-}
-
-func TestCloseOfAHalfWinsAgainstDeadlinesToCome(t *testing.T) {
-	for _, h := range []sockettest.Half{sockettest.ReadHalf, sockettest.WriteHalf} {
-		for range 40 {
-			c, _ := sockettest.Pair(t)
-			name, wait, closeHalf := "CloseRead", readOne(c), c.CloseRead
-			setters := []func(time.Time) error{c.SetReadDeadline, c.SetDeadline}
-			if h == sockettest.WriteHalf {
-				fillBuffer(t, c)
-				name, wait, closeHalf = "CloseWrite", writeOne(c), c.CloseWrite
-				setters[0] = c.SetWriteDeadline
-			}
-			result := waiting(t, wait)
-			var quit atomic.Bool
-			var wg sync.WaitGroup
-			for _, set := range setters {
-				wg.Go(func() {
-					for !quit.Load() {
-						set(time.Now().Add(time.Hour))
-						set(time.Time{})
-					}
-				})
-			}
-			runtime.Gosched()
-			if err := closeHalf(); err != nil {
-				t.Fatalf("%s during calls of SetDeadline: got %v, want nil", name, err)
-			}
-			err := sockettest.Receive(t, "the call that waits in a closed half", result)
-			quit.Store(true)
-			wg.Wait()
-			if !errors.Is(err, net.ErrClosed) {
-				t.Fatalf("waiting call after %s during calls of SetDeadline: got %v, want net.ErrClosed", name, err)
-			}
-			c.Close()
-		}
-	}
-}
-
-// --- deadlines ---
-
-func TestDeadlinePastEndsItsHalfOnly(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	in, out := c.Ports()
-	past, none := time.Now().Add(-time.Second), time.Time{}
-	for name, set := range map[string]func(time.Time) error{
-		"Conn.SetReadDeadline": c.SetReadDeadline, "InputPort.SetReadDeadline": in.SetReadDeadline,
-	} {
-		if err := set(past); err != nil {
-			t.Fatalf("%s in the past: got %v, want nil", name, err)
-		}
-		_, err := c.Read(make([]byte, 1))
-		wantOpError(t, "Read after "+name+" in the past", err, "read", os.ErrDeadlineExceeded)
-		var netErr net.Error
-		if !errors.As(err, &netErr) || !netErr.Timeout() {
-			t.Errorf("Read after %s in the past: got %#v, want a net.Error that is a timeout", name, err)
-		}
-		if _, err := c.Write([]byte("!")); err != nil {
-			t.Errorf("Write after %s in the past: got %v, want nil", name, err)
-		}
-		if err := set(none); err != nil {
-			t.Fatalf("%s of the zero time: got %v, want nil", name, err)
-		}
-	}
-	for name, set := range map[string]func(time.Time) error{
-		"Conn.SetWriteDeadline": c.SetWriteDeadline, "OutputPort.SetWriteDeadline": out.SetWriteDeadline,
-	} {
-		if err := set(past); err != nil {
-			t.Fatalf("%s in the past: got %v, want nil", name, err)
-		}
-		_, err := c.Write([]byte("!"))
-		wantOpError(t, "Write after "+name+" in the past", err, "write", os.ErrDeadlineExceeded)
-		if _, err := peer.Write([]byte("!")); err != nil {
-			t.Fatalf("peer's Write: %v", err)
-		}
-		if n, err := c.Read(make([]byte, 2)); n != 1 || err != nil {
-			t.Errorf("Read after %s in the past: got %d, %v; want 1, nil", name, n, err)
-		}
-		if err := set(none); err != nil {
-			t.Fatalf("%s of the zero time: got %v, want nil", name, err)
-		}
-	}
-	if _, err := c.Write([]byte("!")); err != nil {
-		t.Errorf("Write after SetWriteDeadline of the zero time: got %v, want nil", err)
-	}
-}
-
-func TestDeadlineEndsWaitingCalls(t *testing.T) {
-	c, _ := sockettest.Pair(t)
-	fillBuffer(t, c)
-	reader, writer := waiting(t, readOne(c)), waiting(t, writeOne(c))
-	if err := c.SetDeadline(time.Now().Add(time.Millisecond)); err != nil {
-		t.Fatalf("SetDeadline while calls wait: got %v, want nil", err)
-	}
-	wantOpError(t, "waiting Read after SetDeadline", sockettest.Receive(t, "the reader", reader), "read", os.ErrDeadlineExceeded)
-	wantOpError(t, "waiting Write after SetDeadline", sockettest.Receive(t, "the writer", writer), "write", os.ErrDeadlineExceeded)
-}
-
-func TestDeadlineOfBothHalvesSetsTheOneThatIsOpen(t *testing.T) {
-	c, _ := sockettest.Pair(t)
-	c.CloseWrite()
-	if err := c.SetDeadline(time.Now().Add(-time.Second)); err != nil {
-		t.Fatalf("SetDeadline after CloseWrite: got %v, want nil", err)
-	}
-	_, err := c.Read(make([]byte, 1))
-	wantOpError(t, "Read after CloseWrite and SetDeadline in the past", err, "read", os.ErrDeadlineExceeded)
-
-	c, _ = sockettest.Pair(t)
-	c.CloseRead()
-	if err := c.SetDeadline(time.Now().Add(-time.Second)); err != nil {
-		t.Fatalf("SetDeadline after CloseRead: got %v, want nil", err)
-	}
-	_, err = c.Write([]byte("!"))
-	wantOpError(t, "Write after CloseRead and SetDeadline in the past", err, "write", os.ErrDeadlineExceeded)
-}
-
-func TestDeadlineOfWhatIsClosedIsErrClosed(t *testing.T) {
-	c, _ := sockettest.Pair(t)
-	c.CloseRead()
-	wantOpError(t, "SetReadDeadline after CloseRead", c.SetReadDeadline(time.Time{}), "set", net.ErrClosed)
-	c.CloseWrite()
-	wantOpError(t, "SetWriteDeadline after CloseWrite", c.SetWriteDeadline(time.Time{}), "set", net.ErrClosed)
-	wantOpError(t, "SetDeadline after CloseRead and CloseWrite", c.SetDeadline(time.Time{}), "set", net.ErrClosed)
-}
-
 // --- CloseOn ---
 
-// A ledger is a context that records the functions that context.AfterFunc registers
-// with it. It ends when end is called.
+// A ledger is a context that counts the functions that context.AfterFunc has registered with
+// it, until they are stopped or run. end cancels it.
 type ledger struct {
 	context.Context
-	done chan struct{}
-
-	mu    sync.Mutex
-	next  int            // the key of the next function
-	funcs map[int]func() // those that are not stopped
+	end     func()
+	entries atomic.Int64
 }
 
 func newLedger() *ledger {
-	return &ledger{Context: context.Background(), done: make(chan struct{}), funcs: make(map[int]func())}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &ledger{Context: ctx, end: cancel}
 }
 
-func (l *ledger) Done() <-chan struct{} { return l.done }
+// Value hides the inner context from context.AfterFunc, which calls AfterFunc then.
+func (l *ledger) Value(any) any { return nil }
 
-// AfterFunc registers f. context.AfterFunc calls this method.
 func (l *ledger) AfterFunc(f func()) (stop func() bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	id := l.next
-	l.next++
-	l.funcs[id] = f
+	l.entries.Add(1)
+	inner := context.AfterFunc(l.Context, func() { l.entries.Add(-1); f() })
 	return func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		_, ok := l.funcs[id]
-		delete(l.funcs, id)
-		return ok
+		stopped := inner()
+		if stopped {
+			l.entries.Add(-1)
+		}
+		return stopped
 	}
-}
-
-func (l *ledger) Err() error {
-	select {
-	case <-l.done:
-		return context.Canceled
-	default:
-		return nil
-	}
-}
-
-// end cancels the context. It returns once the functions that were registered have
-// been started.
-func (l *ledger) end() {
-	l.mu.Lock()
-	funcs := l.funcs
-	l.funcs = make(map[int]func())
-	close(l.done)
-	l.mu.Unlock()
-	for _, f := range funcs {
-		f()
-	}
-}
-
-// entries returns how many functions are registered.
-func (l *ledger) entries() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.funcs)
 }
 
 // mustHave fails the test unless the ledger has n entries after what was done. A custodian is
@@ -943,78 +639,27 @@ func (l *ledger) entries() int {
 func (l *ledger) mustHave(t testing.TB, n int, done string) {
 	t.Helper()
 	runtime.Gosched()
-	sockettest.WaitFor(t, fmt.Sprintf("%s: the context does not have %d entries", done, n), func() bool { return l.entries() == n })
+	sockettest.WaitFor(t, fmt.Sprintf("%s: the context does not have %d entries", done, n), func() bool { return l.entries.Load() == int64(n) })
 }
 
-func TestCloseOnClosesWhenTheContextIsDone(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	c.CloseOn(ctx)
-	reader := waiting(t, readOne(c))
-	if _, err := c.Write([]byte("!")); err != nil {
-		t.Fatalf("Write before the context is done: got %v, want nil", err)
-	}
-	cancel()
-	wantOpError(t, "waiting Read after the context of CloseOn is canceled", sockettest.Receive(t, "the reader", reader), "read", net.ErrClosed)
-	wantEOF(t, peer, "!")
-}
-
-func TestCloseOnAContextThatIsDoneCloses(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	c.CloseOn(ctx)
-	wantEOF(t, peer, "")
-}
-
-func TestCloseOnTheLastOfSeveralContextsCloses(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	first := newLedger()
-	last, cancel := context.WithCancel(t.Context())
+func TestAConnHasOneCustodianAtATime(t *testing.T) {
+	c, peer := newPairT(t)
+	first, second, third := newLedger(), newLedger(), newLedger()
 	c.CloseOn(context.Background())
-	c.CloseOn(first)
-	c.CloseOn(last)
-	cancel()
-	wantEOF(t, peer, "")
-	sockettest.WaitFor(t, "the first context still holds the Conn", func() bool { return first.entries() == 0 })
-}
-
-func TestCloseOnOfTheSameContextLeavesOneEntry(t *testing.T) {
-	c, _ := sockettest.Pair(t)
-	ctx := newLedger()
 	for range 1000 {
-		c.CloseOn(ctx)
+		c.CloseOn(first)
 	}
-	ctx.mustHave(t, 1, "1000 calls of CloseOn")
-}
-
-func TestCloseOnReplacesTheCustodian(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	first, second := newLedger(), newLedger()
-	c.CloseOn(first)
+	first.mustHave(t, 1, "1000 calls of CloseOn")
 	c.CloseOn(second)
+	first.end()
 	first.mustHave(t, 0, "CloseOn with a second context, on the first")
 	second.mustHave(t, 1, "CloseOn with a second context, on the second")
-	mustConverse(t, c, peer)
-}
-
-func TestEndOfAReplacedCustodianLeavesTheConnOpen(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	first, cancel := context.WithCancel(t.Context())
-	c.CloseOn(first)
-	c.CloseOn(newLedger())
-	cancel()
-	mustConverse(t, c, peer)
-}
-
-func TestCloseOnBackgroundReleasesTheConn(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	ctx := newLedger()
-	c.CloseOn(ctx)
 	c.CloseOn(context.Background())
-	ctx.mustHave(t, 0, "CloseOn(context.Background())")
+	second.mustHave(t, 0, "CloseOn(context.Background())")
 	mustConverse(t, c, peer)
+	c.CloseOn(third)
+	third.end()
+	sockettest.ExpectEOF(t, peer, "")
 }
 
 // TestCloseOnReplacedAsTheOldContextEnds replaces a custodian while its context
@@ -1026,8 +671,8 @@ func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 		c, _ := newPairT(t)
 		old, next := newLedger(), newLedger()
 		c.CloseOn(old)
-		ended := make(chan struct{})
-		go func() { defer close(ended); old.end() }()
+		var wg sync.WaitGroup
+		wg.Go(old.end)
 		c.CloseOn(next)
 		if _, err := c.Write([]byte("x")); err == nil {
 			open = append(open, c)
@@ -1035,24 +680,21 @@ func TestCloseOnReplacedAsTheOldContextEnds(t *testing.T) {
 		} else {
 			next.mustHave(t, 0, "CloseOn too late, on the next context")
 		}
-		<-ended
+		wg.Wait()
 		old.mustHave(t, 0, "CloseOn of another context, on the one that ended")
 	}
 	for _, c := range open {
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Errorf("Write after a CloseOn that replaced an ending context: got %v, want nil, as before", err)
-		}
+		sockettest.Send(t, c, "x")
 	}
 }
 
 func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
+	ctx := newLedger()
 	for _, first := range closes {
 		for _, second := range closes {
-			ctx := newLedger()
-			c, _ := sockettest.Pair(t)
+			c, _ := newPairT(t)
 			c.CloseOn(ctx)
-			// Without an entry, the checks below would prove nothing.
-			if n := ctx.entries(); n != 1 {
+			if n := ctx.entries.Load(); n != 1 {
 				t.Fatalf("CloseOn: got %d entries on the context, want 1", n)
 			}
 			first.call(c)
@@ -1067,19 +709,34 @@ func TestClosedConnLeavesNothingOnItsContext(t *testing.T) {
 			ctx.mustHave(t, 0, "CloseOn of a closed Conn")
 		}
 	}
-}
-
-func TestCloseOnRacingCloseLeavesNothingOnTheContext(t *testing.T) {
-	ctx := newLedger()
-	for range 200 {
-		c, _ := sockettest.Pair(t)
+	for range sockettest.Times(200) {
+		c, _ := newPairT(t)
 		var wg sync.WaitGroup
 		wg.Go(func() { c.CloseOn(ctx) })
 		wg.Go(func() { c.CloseRead() })
 		wg.Go(func() { c.CloseWrite() })
 		wg.Wait()
 	}
-	ctx.mustHave(t, 0, "200 times CloseOn during CloseRead and CloseWrite")
+	ctx.mustHave(t, 0, "CloseOn during CloseRead and CloseWrite")
+}
+
+// A context may end between the registration of the custodian's function, which runs then in
+// a goroutine of its own, and the moment at which the Conn has the custodian.
+func TestContextThatEndsBeforeTheCustodianIsInPlaceCloses(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	l := sockettest.Listen(t)
+	path := l.Addr().String()
+	for range sockettest.Times(200) {
+		c, peer := newPairT(t)
+		c.CloseOn(ctx)
+		mustEnd(t, peer)
+		peer.Close()
+		l.Close()
+		l = sockettest.ListenAt(t, path, unixsock.ReplaceStale())
+		l.CloseOn(ctx)
+		sockettest.WaitClosing(t, l)
+	}
 }
 
 // A lockingContext is a context whose method of one name locks a mutex, which another
@@ -1120,98 +777,60 @@ func (c *lockingContext) AfterFunc(f func()) (stop func() bool) {
 	return func() bool { c.enter("stop"); return stopInner() }
 }
 
-// lockingCases are calls that are in a method of ctx, and other calls, which must return
-// meanwhile. cancel ends ctx.
-var lockingCases = map[string]func(t *testing.T, ctx context.Context, cancel func()) (call func(), others []func()){
-	"AcceptEvt": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
-		l := sockettest.Listen(t)
-		return func() { l.AcceptEvt(ctx) }, usesOf(t, l)
-	},
-	"CloseOn of a Listener": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
-		l := sockettest.Listen(t)
-		return func() { l.CloseOn(ctx) }, usesOf(t, l)
-	},
-	"CloseOn of a Conn": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
-		c, _ := sockettest.Pair(t)
-		return func() { c.CloseOn(ctx) }, []func(){
-			func() { c.SetDeadline(time.Time{}) }, func() { c.CloseOn(t.Context()) }, func() { c.CloseRead() }, func() { c.Close() },
-		}
-	},
-	"CloseOn of an event's receiver": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
-		l := sockettest.Listen(t)
-		sockettest.Connect(t, l.Addr().String())
-		evt := l.AcceptEvt(t.Context())
-		return func() { (<-evt).Conn.CloseOn(ctx) }, usesOf(t, l)
-	},
-	"AcceptContext of a context that ends": func(t *testing.T, ctx context.Context, cancel func()) (func(), []func()) {
-		l := sockettest.Listen(t)
-		cancel()
-		return func() { l.AcceptContext(ctx) }, usesOf(t, l)
-	},
-	"AcceptContext whose context ends": func(t *testing.T, ctx context.Context, cancel func()) (func(), []func()) {
-		l := sockettest.Listen(t)
-		return func() { time.AfterFunc(time.Millisecond, cancel); l.AcceptContext(ctx) }, usesOf(t, l)
-	},
-	"AcceptContext with Ready": func(t *testing.T, ctx context.Context, cancel func()) (func(), []func()) {
-		l := sockettest.Listen(t)
-		l.Ready()
-		return func() { time.AfterFunc(time.Millisecond, cancel); l.AcceptContext(ctx) }, usesOf(t, l)
-	},
-	"the custodian before": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
-		var others []func()
-		for _, next := range []func(c *unixsock.Conn){
-			func(c *unixsock.Conn) { c.Close() },
-			func(c *unixsock.Conn) { c.CloseRead(); c.CloseWrite() },
-			func(c *unixsock.Conn) { c.CloseOn(t.Context()) },
-			func(c *unixsock.Conn) { c.CloseOn(context.Background()) },
-		} {
-			c, _ := sockettest.Pair(t)
-			c.CloseOn(ctx)
-			others = append(others, func() { next(c) })
-		}
-		for _, next := range []func(l *unixsock.Listener){
-			func(l *unixsock.Listener) { l.Close() },
-			func(l *unixsock.Listener) { l.CloseOn(t.Context()) },
-		} {
-			l := sockettest.Listen(t)
-			l.CloseOn(ctx)
-			others = append(others, func() { next(l) })
-		}
-		return func() {}, others
-	},
-	"an event that has delivered": func(t *testing.T, ctx context.Context, _ func()) (func(), []func()) {
-		l := sockettest.Listen(t)
-		sockettest.Connect(t, l.Addr().String())
-		c := mustReceive(t, l.AcceptEvt(ctx))
-		return func() {}, append([]func(){func() { c.Close() }}, usesOf(t, l)...)
-	},
+// contextCase holds what the calls in contextCases use.
+type contextCase struct {
+	ctx    context.Context
+	cancel func()
+	l, l2  *unixsock.Listener
+	c, c2  *unixsock.Conn
 }
 
-// usesOf returns calls of l that wait for nothing. The last one closes l.
-func usesOf(t *testing.T, l *unixsock.Listener) []func() {
-	return []func(){
-		func() { l.SetDeadline(time.Time{}) },
-		func() {
-			sockettest.Connect(t, l.Addr().String())
-			if c, err := l.Accept(); err == nil {
-				c.Close()
-			}
-		},
-		func() { l.Ready() },
-		func() { l.AcceptEvt(t.Context()) },
-		func() { l.CloseOn(t.Context()) },
-		func() { l.Close() },
-	}
+// contextCases maps a name to a preparation. It returns a call that is in a method of ctx
+// while other calls must return.
+var contextCases = map[string]func(t *testing.T, e *contextCase) (call func()){
+	"AcceptEvt":             func(_ *testing.T, e *contextCase) func() { return func() { e.l.AcceptEvt(e.ctx) } },
+	"CloseOn of a Listener": func(_ *testing.T, e *contextCase) func() { return func() { e.l.CloseOn(e.ctx) } },
+	"CloseOn of a Conn":     func(_ *testing.T, e *contextCase) func() { return func() { e.c.CloseOn(e.ctx) } },
+	"CloseOn of an event's receiver": func(t *testing.T, e *contextCase) func() {
+		sockettest.Connect(t, e.l.Addr().String())
+		evt := e.l.AcceptEvt(t.Context())
+		return func() { (<-evt).Conn.CloseOn(e.ctx) }
+	},
+	"AcceptContext of a context that ends": func(_ *testing.T, e *contextCase) func() {
+		e.cancel()
+		return func() { e.l.AcceptContext(e.ctx) }
+	},
+	"AcceptContext whose context ends": func(_ *testing.T, e *contextCase) func() {
+		return func() { time.AfterFunc(time.Millisecond, e.cancel); e.l.AcceptContext(e.ctx) }
+	},
+	"AcceptContext with Ready": func(_ *testing.T, e *contextCase) func() {
+		e.l.Ready()
+		return func() { time.AfterFunc(time.Millisecond, e.cancel); e.l.AcceptContext(e.ctx) }
+	},
+	"the custodian before": func(_ *testing.T, e *contextCase) func() {
+		for _, v := range []interface{ CloseOn(context.Context) }{e.c, e.c2, e.l, e.l2} {
+			v.CloseOn(e.ctx)
+		}
+		return func() {}
+	},
+	"an event that has delivered": func(t *testing.T, e *contextCase) func() {
+		sockettest.Connect(t, e.l.Addr().String())
+		e.c2 = mustReceive(t, e.l.AcceptEvt(e.ctx))
+		return func() {}
+	},
 }
 
 func TestMethodsOfAContextHoldUpNoOtherCall(t *testing.T) {
-	for name, prepare := range lockingCases {
+	for name, prepare := range contextCases {
 		for _, method := range []string{"Done", "Err", "Value", "AfterFunc", "stop"} {
 			t.Run(name+", "+method, func(t *testing.T) {
 				inner, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				ctx := &lockingContext{Context: inner, method: method, entered: make(chan struct{}, 1)}
-				call, others := prepare(t, ctx, cancel)
+				l, l2 := sockettest.Listen(t), sockettest.Listen(t)
+				c, c2 := newPairT(t)
+				e := &contextCase{ctx, cancel, l, l2, c, c2}
+				call := prepare(t, e)
 				select { // forget what entered as the case was prepared
 				case <-ctx.entered:
 				default:
@@ -1225,35 +844,27 @@ func TestMethodsOfAContextHoldUpNoOtherCall(t *testing.T) {
 				case <-ctx.entered:
 				case <-returned:
 				}
-				for i, other := range others {
+				for i, other := range []func(){
+					func() { l.SetDeadline(time.Time{}) },
+					func() { sockettest.Connect(t, l.Addr().String()); sockettest.Accept(t, l) },
+					func() { l.Ready() },
+					func() { l.AcceptEvt(t.Context()) },
+					func() { l.CloseOn(t.Context()) },
+					func() { l.Close() },
+					func() { l2.Close() },
+					func() { c.SetDeadline(time.Time{}) },
+					func() { c.CloseOn(t.Context()) },
+					func() { c.CloseRead() },
+					func() { c.Close() },
+					func() { e.c2.Close() },
+				} {
 					sockettest.CheckReturns(t, fmt.Sprintf("other call %d while a method of a context waits for a mutex", i), other)
 				}
 				unlock()
 				cancel()
-				sockettest.CheckReturns(t, "the call whose context has locked the mutex", func() { <-returned })
+				sockettest.Receive(t, "the call whose context has locked the mutex", returned)
 			})
 		}
-	}
-}
-
-// A context may end between the registration of the custodian's function, which runs then in
-// a goroutine of its own, and the moment at which the Conn has the custodian.
-func TestContextThatEndsBeforeTheCustodianIsInPlaceCloses(t *testing.T) {
-	path := filepath.Join(sockettest.ShortDir(t), "s")
-	for range sockettest.Times(1000) {
-		c, peer, err := unixsock.Pair()
-		if err != nil {
-			t.Fatalf("Pair: %v", err)
-		}
-		l := sockettest.ListenAt(t, path, unixsock.UnlinkOnClose())
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		c.CloseOn(ctx)
-		l.CloseOn(ctx)
-		mustEnd(t, peer)
-		sockettest.WaitClosing(t, l)
-		l.Close()
-		peer.Close()
 	}
 }
 
@@ -1263,95 +874,51 @@ func TestContextThatEndsBeforeTheCustodianIsInPlaceCloses(t *testing.T) {
 // until quit is set. It fails the test if another goroutine uses or closes one of
 // their descriptors.
 func watchForeignSockets(t *testing.T, quit *atomic.Bool) {
-	type end struct {
-		fd  int
-		ino uint64
-	}
-	identify := func(fd int) uint64 {
-		var stat unix.Stat_t
-		if err := unix.Fstat(fd, &stat); err != nil {
-			t.Errorf("fstat(2) of a foreign socket: got %v, want nil", err)
-		}
-		return uint64(stat.Ino)
-	}
 	for !quit.Load() && !t.Failed() {
-		var ends []end
-		for range 4 {
-			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-			if err != nil {
-				t.Errorf("socketpair(2): %v", err)
-				return
-			}
-			for _, fd := range fds {
-				unix.CloseOnExec(fd)
-				identify(fd) // NetBSD may report the first inode number as 0, once
-				ends = append(ends, end{fd, identify(fd)})
-			}
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		if err != nil {
+			t.Errorf("socketpair(2): %v", err)
+			return
 		}
-		for range 3 {
+		for i := range 6 {
 			runtime.Gosched()
-			for i, e := range ends {
-				if ino := identify(e.fd); ino != e.ino {
-					t.Errorf("fstat(2) of a foreign socket: got inode %d, want %d", ino, e.ino)
-				}
-				b := []byte{byte(i)}
-				// If another goroutine shuts down the socket or reads the byte,
-				// recvfrom(2) finds no byte. With MSG_DONTWAIT it does not wait.
-				if err := unix.Sendto(e.fd, b, unix.MSG_DONTWAIT, nil); err != nil {
-					t.Errorf("sendto(2) with a foreign socket: got %v, want nil", err)
-				}
-				n, _, err := unix.Recvfrom(ends[i^1].fd, b, unix.MSG_DONTWAIT)
-				if n != 1 || b[0] != byte(i) || err != nil {
-					t.Errorf("recvfrom(2) with a foreign socket: got %d, byte %d, %v; want 1, byte %d, nil", n, b[0], err, i)
-				}
+			// If another goroutine shuts down the socket or reads the byte,
+			// recvfrom(2) finds no byte. With MSG_DONTWAIT it does not wait.
+			b := []byte{byte(i)}
+			sendErr := unix.Sendto(fds[i%2], b, unix.MSG_DONTWAIT, nil)
+			n, _, err := unix.Recvfrom(fds[(i+1)%2], b, unix.MSG_DONTWAIT)
+			if n != 1 || b[0] != byte(i) || err != nil || sendErr != nil {
+				t.Errorf("sendto(2) and recvfrom(2) with foreign sockets: got %v, %d, byte %d, %v; want nil, 1, byte %d, nil", sendErr, n, b[0], err, i)
 			}
 		}
-		for _, e := range ends {
-			if err := unix.Close(e.fd); err != nil {
-				t.Errorf("close(2) of a foreign socket: got %v, want nil", err)
-			}
+		if err := errors.Join(unix.Close(fds[0]), unix.Close(fds[1])); err != nil {
+			t.Errorf("close(2) of foreign sockets: got %v, want nil", err)
 		}
 	}
 }
 
+// Whichever call comes first and registers the connection with the poller, all calls
+// return, none uses the descriptor of another socket, and nothing is left behind.
 func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	l := sockettest.Listen(t, unixsock.Backlog(100))
 	var quit atomic.Bool
-	var watchers sync.WaitGroup
-	for range 2 {
-		watchers.Go(func() { watchForeignSockets(t, &quit) })
-	}
-	uses := []func(c *unixsock.Conn, ctx context.Context){
-		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
-		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 8)) },
-		func(c *unixsock.Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
-		func(c *unixsock.Conn, ctx context.Context) { c.CloseOn(ctx) },
-		func(c *unixsock.Conn, _ context.Context) {
-			if raw, err := c.SyscallConn(); err == nil {
-				raw.Control(func(fd uintptr) { unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE) })
-			}
-		},
-	}
-	var users sync.WaitGroup
+	var watchers, users sync.WaitGroup
 	for range 4 {
+		watchers.Go(func() { watchForeignSockets(t, &quit) })
 		users.Go(func() {
-			for range 150 {
-				c, err := unixsock.Connect(l.Addr().String())
-				if err != nil {
-					t.Errorf("Connect: %v", err)
-					return
-				}
-				s, err := l.AcceptContext(t.Context())
-				if err != nil {
-					t.Errorf("AcceptContext: %v", err)
+			for i := range sockettest.Times(80) {
+				c, err1 := unixsock.Connect(l.Addr().String())
+				s, err2 := l.AcceptContext(t.Context())
+				if err := errors.Join(err1, err2, c.SetWriteBuffer(16<<10)); err != nil {
+					t.Errorf("Connect, AcceptContext and SetWriteBuffer: got %v, want nil", err)
 					return
 				}
 				ctx, cancel := context.WithCancel(t.Context())
-				var all []func()
-				for _, conn := range []*unixsock.Conn{c, s} {
-					for _, use := range uses {
-						all = append(all, func() { use(conn, ctx) })
+				all := []func(){cancel}
+				for _, conn := range []*unixsock.Conn{c, s}[i%2:] { // in every other round, s alone ends its calls
+					for _, use := range slices.Concat(waits, others) {
+						all = append(all, func() { use.call(conn) })
 					}
 					for _, way := range closes {
 						all = append(all, func() {
@@ -1360,18 +927,22 @@ func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 							}
 						})
 					}
+					all = append(all, func() { conn.CloseOn(ctx) },
+						func() { conn.Write(make([]byte, 64<<10)) }, // more than fits into the buffer
+						func() { conn.Write(make([]byte, 1<<19)) })
 				}
-				all = append(all, cancel)
 				rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 				var wg sync.WaitGroup
 				for _, f := range all {
 					wg.Go(f)
 				}
 				wg.Wait()
+				c.Close()
+				cancel()
 			}
 		})
 	}
-	users.Wait()
+	sockettest.CheckReturns(t, "calls on connections that are closed", users.Wait)
 	quit.Store(true)
 	watchers.Wait()
 	l.Close()
@@ -1379,93 +950,33 @@ func TestNoCallUsesAReusedDescriptor(t *testing.T) {
 	sockettest.WaitDescriptors(t, descriptors)
 }
 
-// TestRegistrationRacesWithClosesAndDeadlines makes calls on a new connection
-// concurrently and in random order. Whichever call comes first and registers the
-// connection with the poller, all calls return and no descriptor is left open.
-func TestRegistrationRacesWithClosesAndDeadlines(t *testing.T) {
-	rounds := 3000
-	if testing.Short() || sockettest.Race {
-		rounds = 300
-	}
-	descriptors := sockettest.CountDescriptors(t)
-	uses := []func(c *unixsock.Conn, ctx context.Context){
-		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
-		func(c *unixsock.Conn, _ context.Context) { c.Read(make([]byte, 8)) },
-		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 64<<10)) }, // more than fits into the buffer
-		func(c *unixsock.Conn, _ context.Context) { c.Write(make([]byte, 1<<19)) },
-		func(c *unixsock.Conn, _ context.Context) { c.ReadFrom(bytes.NewReader(make([]byte, 8))) },
-		func(c *unixsock.Conn, _ context.Context) { c.SetDeadline(time.Now().Add(time.Hour)) },
-		func(c *unixsock.Conn, _ context.Context) { c.PeerCred() },
-		func(c *unixsock.Conn, _ context.Context) {
-			if f, err := c.File(); err == nil {
-				f.Close()
-			}
-		},
-		func(c *unixsock.Conn, ctx context.Context) { c.CloseOn(ctx) },
-		func(c *unixsock.Conn, _ context.Context) { c.CloseRead() },
-		func(c *unixsock.Conn, _ context.Context) { c.CloseWrite() },
-		func(c *unixsock.Conn, _ context.Context) { c.Close() },
-	}
-	for range rounds {
-		c, peer, err := unixsock.Pair()
-		if err != nil {
-			t.Fatalf("Pair: %v", err)
-		}
-		if err := c.SetWriteBuffer(16 << 10); err != nil {
-			t.Fatalf("SetWriteBuffer: %v", err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		all := slices.Clone(uses)
-		rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-		var wg sync.WaitGroup
-		for _, use := range all {
-			wg.Go(func() { use(c, ctx) })
-		}
-		sockettest.CheckReturns(t, "calls on a connection that is closed", wg.Wait)
-		cancel()
-		peer.Close()
-	}
-	sockettest.WaitDescriptors(t, descriptors)
-}
-
 func TestUnreachableConnectionIsClosed(t *testing.T) {
-	for name, use := range map[string]func(t *testing.T, c, peer *unixsock.Conn){
-		"new": func(*testing.T, *unixsock.Conn, *unixsock.Conn) {},
-		"registered with the poller": func(t *testing.T, c, peer *unixsock.Conn) {
-			if err := c.SetDeadline(time.Time{}); err != nil {
-				t.Errorf("SetDeadline of the zero time: got %v, want nil", err)
-			}
-		},
-		"in use": func(t *testing.T, c, peer *unixsock.Conn) { mustTalk(t, c, peer) },
-		"under an unreachable custodian": func(_ *testing.T, c, _ *unixsock.Conn) {
+	for name, use := range map[string]func(c, peer *unixsock.Conn){
+		"new":                        func(_, _ *unixsock.Conn) {},
+		"registered with the poller": func(c, _ *unixsock.Conn) { c.SetDeadline(time.Time{}) },
+		"in use":                     func(c, peer *unixsock.Conn) { mustTalk(t, c, peer) },
+		"under an unreachable custodian": func(c, _ *unixsock.Conn) {
 			ctx, cancel := context.WithCancel(context.Background())
 			c.CloseOn(ctx)
 			runtime.KeepAlive(cancel)
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			peer := func() *unixsock.Conn {
-				c, peer, err := unixsock.Pair()
-				if err != nil {
-					t.Fatalf("Pair: %v", err)
-				}
-				use(t, c, peer)
-				return peer
-			}()
-			defer peer.Close()
-			end := make(chan error, 1)
-			go func() {
-				_, err := peer.Read(make([]byte, 8))
-				end <- err
-			}()
-			sockettest.WaitFor(t, "the unreachable Conn stays open", func() bool {
-				runtime.GC()
-				return len(end) > 0
-			})
-			if err := <-end; err != io.EOF {
-				t.Errorf("Read at the peer of an unreachable Conn: got %v, want io.EOF", err)
-			}
+		peer := func() *unixsock.Conn {
+			c, peer, err := unixsock.Pair()
+			sockettest.Check(t, err)
+			use(c, peer)
+			return peer
+		}()
+		end := make(chan error, 1)
+		go func() { end <- readOne(peer)() }()
+		sockettest.WaitFor(t, "the unreachable Conn that is "+name+" stays open", func() bool {
+			runtime.GC()
+			return len(end) > 0
 		})
+		if err := <-end; err != io.EOF {
+			t.Errorf("Read at the peer of an unreachable Conn that is %s: got %v, want io.EOF", name, err)
+		}
+		peer.Close()
 	}
 }
 
@@ -1483,33 +994,20 @@ func TestPollerStartsBeforeDescriptorsRunOut(t *testing.T) {
 // helpWaitWithoutDescriptors uses up all descriptors, and then lets a Read wait on
 // each of two connections.
 func helpWaitWithoutDescriptors([]string) error {
-	var pairs [2][2]*unixsock.Conn
-	for i := range pairs {
-		c, peer, err := unixsock.Pair()
-		if err != nil {
-			return err
-		}
-		pairs[i] = [2]*unixsock.Conn{c, peer}
-	}
+	a1, a2, err1 := unixsock.Pair()
+	b1, b2, err2 := unixsock.Pair()
 	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return err
-	}
+	err3 := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
 	limit.Cur = 64
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+	if err := errors.Join(err1, err2, err3, syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit)); err != nil {
 		return err
 	}
-	for {
-		if _, err := syscall.Dup(0); err != nil {
-			break
-		}
+	for err := error(nil); err == nil; {
+		_, err = syscall.Dup(0)
 	}
-	for _, pair := range pairs {
+	for _, pair := range [][2]*unixsock.Conn{{a1, a2}, {b1, b2}} {
 		ended := make(chan error, 1)
-		go func() {
-			_, err := pair[0].Read(make([]byte, 1))
-			ended <- err
-		}()
+		go func() { ended <- readOne(pair[0])() }()
 		runtime.Gosched() // the Read likely waits now; if it does not, it must succeed all the same
 		if _, err := pair[1].Write([]byte("x")); err != nil {
 			return err
@@ -1521,185 +1019,108 @@ func helpWaitWithoutDescriptors([]string) error {
 	return nil
 }
 
-// --- SyscallConn ---
+// os.File ends the process if a write to descriptor 1 fails with EPIPE.
+func TestWriteOnDescriptor1ReturnsEPIPE(t *testing.T) {
+	h := sockettest.StartHelper(t, nil, "write on descriptor 1")
+	h.Expect("EPIPE: true")
+}
+
+// helpWriteOnDescriptor1 closes its standard output, makes a Conn of descriptor 1, and
+// writes to it after its peer has gone. It prints whether the error is EPIPE.
+func helpWriteOnDescriptor1([]string) error {
+	fd, err := unix.Dup(1)
+	if err != nil {
+		return err
+	}
+	out := os.NewFile(uintptr(fd), "output")
+	os.Stdout.Close()
+	c, peer, err := unixsock.Pair() // c has descriptor 1, the lowest that is free
+	if err != nil {
+		return err
+	}
+	c.SetWriteDeadline(time.Now().Add(time.Minute)) // registers c with the poller
+	peer.Close()
+	_, err = c.Write([]byte("x"))
+	fmt.Fprintln(out, "EPIPE:", errors.Is(err, syscall.EPIPE))
+	return nil
+}
 
 func TestConnWorksInsideAControlCallback(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	sockettest.CheckReturns(t, "Control", func() {
-		err = raw.Control(func(uintptr) {
-			_, writeErr := c.Write([]byte("x"))
-			deadlineErr := c.SetDeadline(time.Now().Add(time.Minute))
-			_, credErr := c.PeerCred()
-			if errors.Is(credErr, errors.ErrUnsupported) {
-				credErr = nil
-			}
-			if err := errors.Join(writeErr, deadlineErr, credErr, c.CloseWrite()); err != nil {
-				t.Errorf("Write, SetDeadline, PeerCred and CloseWrite in a callback: got %v, want nil", err)
-			}
+	eachKind(t, func(t *testing.T, open func(testing.TB) (c, peer stream)) {
+		c, peer := open(t)
+		sockettest.CheckReturns(t, "Control", func() {
+			sockettest.Control(t, c, func(int) {
+				checkWaits(t, "Control", c, peer, 0, nil)
+				for _, use := range others {
+					sockettest.Check(t, use.call(c))
+				}
+				sockettest.Check(t, c.CloseWrite())
+			})
 		})
+		sockettest.ExpectEOF(t, peer, "")
 	})
-	if err != nil {
-		t.Errorf("Control: got %v, want nil", err)
-	}
-	wantEOF(t, peer, "x")
 }
 
-func TestRawConnFollowsTheHalves(t *testing.T) {
-	c, peer := sockettest.Pair(t)
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	yes := func(uintptr) bool { return true }
-	unused := func(fd uintptr) bool {
-		t.Errorf("RawConn of a closed half: called its function with descriptor %d, want no call", fd)
-		return true
-	}
-	if err := raw.Read(yes); err != nil {
-		t.Errorf("RawConn.Read: got %v, want nil", err)
-	}
-	if err := raw.Write(yes); err != nil {
-		t.Errorf("RawConn.Write: got %v, want nil", err)
-	}
-
-	c.CloseRead()
-	wantOpError(t, "RawConn.Read after CloseRead", raw.Read(unused), "raw-read", net.ErrClosed)
-	if err := raw.Write(yes); err != nil {
-		t.Errorf("RawConn.Write after CloseRead: got %v, want nil", err)
-	}
-	if err := raw.Control(func(uintptr) {}); err != nil {
-		t.Errorf("RawConn.Control after CloseRead: got %v, want nil", err)
-	}
-	c.CloseWrite()
-	wantOpError(t, "RawConn.Read after both closes", raw.Read(unused), "raw-read", net.ErrClosed)
-	wantOpError(t, "RawConn.Write after both closes", raw.Write(unused), "raw-write", net.ErrClosed)
-	wantOpError(t, "RawConn.Control after both closes", raw.Control(func(fd uintptr) { unused(fd) }), "raw-control", net.ErrClosed)
-
-	raw, err = peer.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn of the peer: %v", err)
-	}
-	peer.CloseWrite()
-	wantOpError(t, "RawConn.Write after CloseWrite", raw.Write(unused), "raw-write", net.ErrClosed)
-	if err := raw.Read(yes); err != nil {
-		t.Errorf("RawConn.Read after CloseWrite: got %v, want nil", err)
-	}
-}
-
-func TestRawConnThatWaitsEndsWithCloseAndDeadline(t *testing.T) {
-	never := func(uintptr) bool { return false }
-	for name, end := range map[string]struct {
-		call func(*unixsock.Conn) error
-		want error
-	}{
-		"CloseRead and CloseWrite": {func(c *unixsock.Conn) error { return errors.Join(c.CloseRead(), c.CloseWrite()) }, net.ErrClosed},
-		"Close":                    {(*unixsock.Conn).Close, net.ErrClosed},
-		"SetDeadline":              {func(c *unixsock.Conn) error { return c.SetDeadline(time.Now()) }, os.ErrDeadlineExceeded},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c, _ := sockettest.Pair(t)
-			fillBuffer(t, c)
-			raw, err := c.SyscallConn()
-			if err != nil {
-				t.Fatalf("SyscallConn: %v", err)
-			}
-			reader := waiting(t, func() error { return raw.Read(never) })
-			writer := waiting(t, func() error { return raw.Write(never) })
-			if err := end.call(c); err != nil {
-				t.Fatalf("%s while calls wait: got %v, want nil", name, err)
-			}
-			wantOpError(t, "waiting RawConn.Read after "+name, sockettest.Receive(t, "the reader", reader), "raw-read", end.want)
-			wantOpError(t, "waiting RawConn.Write after "+name, sockettest.Receive(t, "the writer", writer), "raw-write", end.want)
-		})
-	}
-}
-
-// --- buffer sizes ---
+// --- buffer sizes, addresses and credentials ---
 
 func TestBufferSizesAreSet(t *testing.T) {
-	near, _ := sockettest.Pair(t)
-	raw, err := near.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
+	c, _ := sockettest.Pair(t)
 	for name, buffer := range map[string]struct {
 		set func(bytes int) error
 		opt int
 	}{
-		"SetReadBuffer":  {near.SetReadBuffer, unix.SO_RCVBUF},
-		"SetWriteBuffer": {near.SetWriteBuffer, unix.SO_SNDBUF},
+		"SetReadBuffer":  {c.SetReadBuffer, unix.SO_RCVBUF},
+		"SetWriteBuffer": {c.SetWriteBuffer, unix.SO_SNDBUF},
 	} {
-		sizes := make([]int, 2)
-		for i, ask := range []int{8 << 10, 64 << 10} {
-			if err := buffer.set(ask); err != nil {
-				t.Fatalf("%s(%d): got %v, want nil", name, ask, err)
-			}
-			raw.Control(func(fd uintptr) { sizes[i], err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, buffer.opt) })
-			if err != nil || sizes[i] < ask {
-				t.Errorf("getsockopt(2) after %s(%d): got %d, %v; want at least %d, nil", name, ask, sizes[i], err, ask)
-			}
-		}
-		if sizes[0] >= sizes[1] {
-			t.Errorf("getsockopt(2) after %s of 8 KiB and 64 KiB: got %d and %d, want a larger second size", name, sizes[0], sizes[1])
-		}
-	}
-	near.CloseRead()
-	wantError(t, near.SetReadBuffer(8<<10), net.ErrClosed, "set", "unix")
-	near.Close()
-	wantError(t, near.SetWriteBuffer(8<<10), net.ErrClosed, "set", "unix")
-}
-
-func TestBufferSizesOfAConnWhosePeerIsGone(t *testing.T) {
-	near, far := sockettest.Pair(t)
-	far.Close()
-	for name, set := range map[string]func(bytes int) error{"SetReadBuffer": near.SetReadBuffer, "SetWriteBuffer": near.SetWriteBuffer} {
-		if err := set(8 << 10); err != nil {
-			t.Errorf("%s after the peer's Close: got %v, want nil", name, err)
+		last := 0
+		for _, ask := range []int{8 << 10, 64 << 10} {
+			sockettest.Check(t, buffer.set(ask))
+			sockettest.Control(t, c, func(fd int) {
+				if size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, buffer.opt); err != nil || size < ask || size <= last {
+					t.Errorf("getsockopt(2) after %s(%d): got %d, %v; want at least that and more than %d, nil", name, ask, size, err, last)
+				} else {
+					last = size
+				}
+			})
 		}
 	}
 }
-
-// --- addresses ---
 
 func TestAddresses(t *testing.T) {
 	l := sockettest.Listen(t)
 	client := sockettest.Connect(t, l.Addr().String())
 	server := sockettest.Accept(t, l)
-	for name, test := range map[string]struct {
-		addr net.Addr
-		want string
-	}{
-		"LocalAddr of the client":  {client.LocalAddr(), ""},
-		"RemoteAddr of the client": {client.RemoteAddr(), l.Addr().String()},
-		"LocalAddr of the server":  {server.LocalAddr(), l.Addr().String()},
-		"RemoteAddr of the server": {server.RemoteAddr(), ""},
-	} {
-		addr, ok := test.addr.(*net.UnixAddr)
-		if !ok || addr.Name != test.want || addr.Net != "unix" || addr.Network() != "unix" {
-			t.Errorf("%s: got %#v, want a *net.UnixAddr of unix with the name %q", name, test.addr, test.want)
+	unit := unixsock.NewTCPUnit(l.Addr().String() + "2")
+	unitListener := sockettest.Got(unit.Listen("", "")).Must(t)
+	unitClient := sockettest.Got(unit.Dial("", "")).Must(t)
+	unitServer := sockettest.Got(unitListener.Accept()).Must(t)
+	unnamed, named := &net.UnixAddr{Net: "unix"}, &net.UnixAddr{Name: l.Addr().String(), Net: "unix"}
+	tcp := func(port int) net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port} }
+	for _, when := range []string{"", " after Close"} {
+		for what, test := range map[string]struct {
+			addr func() net.Addr
+			want net.Addr
+		}{
+			"Addr of the listener":            {l.Addr, named},
+			"LocalAddr of the client":         {client.LocalAddr, unnamed},
+			"RemoteAddr of the client":        {client.RemoteAddr, named},
+			"LocalAddr of the server":         {server.LocalAddr, named},
+			"RemoteAddr of the server":        {server.RemoteAddr, unnamed},
+			"Addr of the unit's listener":     {unitListener.Addr, tcp(1)},
+			"LocalAddr of the unit's client":  {unitClient.LocalAddr, tcp(1)},
+			"RemoteAddr of the unit's client": {unitClient.RemoteAddr, tcp(0)},
+			"LocalAddr of the unit's server":  {unitServer.LocalAddr, tcp(1)},
+			"RemoteAddr of the unit's server": {unitServer.RemoteAddr, tcp(0)},
+		} {
+			if got := test.addr(); !reflect.DeepEqual(got, test.want) {
+				t.Errorf("%s%s: got %#v, want %#v", what, when, got, test.want)
+			}
+			if n := testing.AllocsPerRun(100, func() { test.addr() }); n != 0 {
+				t.Errorf("%s%s, asked again: got %v allocations, want 0", what, when, n)
+			}
 		}
-	}
-}
-
-func TestAddressesAllocateNothingOnceAsked(t *testing.T) {
-	l := sockettest.Listen(t)
-	client := sockettest.Connect(t, l.Addr().String())
-	server := sockettest.Accept(t, l)
-	unitClient, unitServer := unitPair(t)
-	for name, addr := range map[string]func() net.Addr{
-		"Listener.Addr":            l.Addr,
-		"LocalAddr of a client":    client.LocalAddr,
-		"RemoteAddr of a client":   client.RemoteAddr,
-		"LocalAddr of a server":    server.LocalAddr,
-		"RemoteAddr of a server":   server.RemoteAddr,
-		"LocalAddr of a TCPUnit's": unitClient.LocalAddr, "RemoteAddr of a TCPUnit's": unitServer.RemoteAddr,
-	} {
-		if n := testing.AllocsPerRun(100, func() { addr() }); n != 0 {
-			t.Errorf("%s: got %v allocations, want 0", name, n)
+		for _, c := range []io.Closer{l, client, server, unitListener, unitClient, unitServer} {
+			c.Close()
 		}
 	}
 }
@@ -1711,16 +1132,8 @@ func TestStringShowsTheAddresses(t *testing.T) {
 	server := sockettest.Accept(t, l)
 	in, out := client.Ports()
 	unit := unixsock.NewTCPUnit(path + "2")
-	unitListener, err := unit.Listen("", "")
-	if err != nil {
-		t.Fatalf("TCPUnit.Listen: %v", err)
-	}
-	defer unitListener.Close()
-	unitConn, err := unit.Dial("", "")
-	if err != nil {
-		t.Fatalf("TCPUnit.Dial: %v", err)
-	}
-	defer unitConn.Close()
+	unitListener := sockettest.Got(unit.Listen("", "")).Must(t)
+	unitConn := sockettest.Got(unit.Dial("", "")).Must(t)
 	for what, test := range map[string]struct {
 		value any
 		want  string
@@ -1752,8 +1165,7 @@ func TestStringShowsTheAddresses(t *testing.T) {
 	}
 }
 
-// TestPrintingRacesWithNothing prints values while their state changes. The race detector
-// finds a field that is read.
+// The race detector finds a field that is read while it changes.
 func TestPrintingRacesWithNothing(t *testing.T) {
 	l := sockettest.Listen(t)
 	client := sockettest.Connect(t, l.Addr().String())
@@ -1769,17 +1181,6 @@ func TestPrintingRacesWithNothing(t *testing.T) {
 	}
 }
 
-func TestAddressesStayAfterAClose(t *testing.T) {
-	c, _ := sockettest.Pair(t)
-	want := c.RemoteAddr().String()
-	c.Close()
-	if local, remote := c.LocalAddr().String(), c.RemoteAddr().String(); local != "" || remote != want {
-		t.Errorf("LocalAddr and RemoteAddr after Close: got %q and %q, want %q and %q", local, remote, "", want)
-	}
-}
-
-// --- credentials ---
-
 // peerCredOf returns the credentials of c's peer. It skips the test if the
 // platform does not report them.
 func peerCredOf(t testing.TB, c *unixsock.Conn) unixsock.Cred {
@@ -1788,9 +1189,7 @@ func peerCredOf(t testing.TB, c *unixsock.Conn) unixsock.Cred {
 	if errors.Is(err, errors.ErrUnsupported) {
 		t.Skip(err)
 	}
-	if err != nil {
-		t.Fatalf("PeerCred: got %v, want nil", err)
-	}
+	sockettest.Check(t, err)
 	return cred
 }
 
@@ -1807,30 +1206,33 @@ func wantCred(t testing.TB, c *unixsock.Conn, pid int) {
 	}
 }
 
-func TestPeerCredIsThisProcess(t *testing.T) {
+func TestPeerCred(t *testing.T) {
 	sockettest.CheckDescriptors(t)
-	client, server := sockettest.Pair(t)
-	wantCred(t, client, os.Getpid())
-	wantCred(t, server, os.Getpid())
-}
-
-func TestPeerCredOfAPair(t *testing.T) {
-	c1, c2, err := unixsock.Pair()
-	if err != nil {
-		t.Fatalf("Pair: %v", err)
+	for _, makePair := range []func(testing.TB) (client, server *unixsock.Conn){sockettest.Pair, newPairT} {
+		client, server := makePair(t)
+		for range 2 {
+			wantCred(t, client, os.Getpid())
+			wantCred(t, server, os.Getpid())
+			client.CloseWrite()
+			server.CloseRead()
+		}
+		client.Close()
+		if cred := peerCredOf(t, server); cred.UID != os.Getuid() || cred.GID != os.Getgid() {
+			t.Errorf("PeerCred after the peer's Close: got %+v, want this user and group", cred)
+		}
 	}
-	defer c1.Close()
-	defer c2.Close()
-	wantCred(t, c1, os.Getpid())
-	wantCred(t, c2, os.Getpid())
 }
 
 func TestPeerCredOfOtherProcesses(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	l := sockettest.Listen(t)
 	client := sockettest.StartHelper(t, nil, "connect")
-	client.Send(l.Addr().String())
-	client.Expect("connected")
+	for range 2 {
+		client.Send(l.Addr().String())
+		client.Expect("connected")
+	}
+	wantCred(t, sockettest.Accept(t, l), client.Cmd.Process.Pid)
+	client.Kill()
 	wantCred(t, sockettest.Accept(t, l), client.Cmd.Process.Pid)
 
 	server := sockettest.StartHelper(t, nil, "serve", l.Addr().String()+"2")
@@ -1838,112 +1240,29 @@ func TestPeerCredOfOtherProcesses(t *testing.T) {
 	wantCred(t, sockettest.Connect(t, l.Addr().String()+"2"), server.Cmd.Process.Pid)
 }
 
-func TestPeerCredAfterThePeerIsGone(t *testing.T) {
-	client, server := sockettest.Pair(t)
-	cred := peerCredOf(t, server)
-	client.Close()
-	if got := peerCredOf(t, server); got.UID != cred.UID || got.GID != cred.GID {
-		t.Errorf("PeerCred after the peer's Close: got %+v, want the user and the group of %+v", got, cred)
-	}
-}
-
-func TestPeerCredOfAKilledProcess(t *testing.T) {
-	l := sockettest.Listen(t)
-	h := sockettest.StartHelper(t, nil, "connect")
-	h.Send(l.Addr().String())
-	h.Expect("connected")
-	pid := h.Cmd.Process.Pid
-	h.Kill()
-	// The listener accepts the connection after the process has ended.
-	wantCred(t, sockettest.Accept(t, l), pid)
-}
-
-func TestPeerCredAfterOneHalfIsClosed(t *testing.T) {
-	client, server := sockettest.Pair(t)
-	client.CloseWrite()
-	wantCred(t, client, os.Getpid())
-	server.CloseRead()
-	wantCred(t, server, os.Getpid())
-}
-
-func TestPeerCredAfterClose(t *testing.T) {
-	client, server := sockettest.Pair(t)
-	peerCredOf(t, client)
-	client.Close()
-	server.CloseRead()
-	server.CloseWrite()
-	for _, c := range []*unixsock.Conn{client, server} {
-		cred, err := c.PeerCred()
-		if !errors.Is(err, net.ErrClosed) {
-			t.Errorf("PeerCred after Close: got %v, want net.ErrClosed", err)
-		}
-		var op *net.OpError
-		if !errors.As(err, &op) {
-			t.Errorf("PeerCred after Close: got %#v, want a *net.OpError", err)
-		}
-		if cred != (unixsock.Cred{}) {
-			t.Errorf("PeerCred after Close: got %+v, want the zero Cred", cred)
-		}
-	}
-}
-
-// --- nil and zero values ---
-
-func TestNilAndZeroConnsReturnErrors(t *testing.T) {
+func TestUsesOfNilAndZeroConnsFail(t *testing.T) {
 	for value, c := range map[string]*unixsock.Conn{"nil": nil, "zero": new(unixsock.Conn)} {
 		in, out := c.Ports()
-		b := make([]byte, 1)
-		calls := map[string]func() error{
-			"Read":                   func() error { _, err := c.Read(b); return err },
-			"Write":                  func() error { _, err := c.Write(b); return err },
-			"ReadFrom":               func() error { _, err := c.ReadFrom(bytes.NewReader(b)); return err },
-			"WriteTo":                func() error { _, err := c.WriteTo(io.Discard); return err },
-			"WriteBuffers":           func() error { _, err := c.WriteBuffers(&net.Buffers{b}); return err },
-			"WriteFiles":             func() error { _, err := c.WriteFiles(b); return err },
-			"WriteFiles of a file":   func() error { _, err := c.WriteFiles(b, os.Stdin); return err },
-			"ReadFiles":              func() error { _, _, err := c.ReadFiles(b, 1); return err },
-			"SyscallConn":            func() error { _, err := c.SyscallConn(); return err },
-			"File":                   func() error { _, err := c.File(); return err },
-			"PeerCred":               func() error { _, err := c.PeerCred(); return err },
-			"PeerGroups":             func() error { _, err := c.PeerGroups(); return err },
-			"SetDeadline":            func() error { return c.SetDeadline(time.Time{}) },
-			"SetReadDeadline":        func() error { return c.SetReadDeadline(time.Time{}) },
-			"SetWriteDeadline":       func() error { return c.SetWriteDeadline(time.Time{}) },
-			"SetReadBuffer":          func() error { return c.SetReadBuffer(1 << 16) },
-			"SetWriteBuffer":         func() error { return c.SetWriteBuffer(1 << 16) },
-			"Close":                  c.Close,
-			"CloseRead":              c.CloseRead,
-			"CloseWrite":             c.CloseWrite,
-			"InputPort.Read":         func() error { _, err := in.Read(b); return err },
-			"InputPort.WriteTo":      func() error { _, err := in.WriteTo(io.Discard); return err },
-			"InputPort.SetDeadline":  func() error { return in.SetReadDeadline(time.Time{}) },
-			"InputPort.Close":        in.Close,
-			"OutputPort.Write":       func() error { _, err := out.Write(b); return err },
-			"OutputPort.ReadFrom":    func() error { _, err := out.ReadFrom(bytes.NewReader(b)); return err },
-			"OutputPort.SetDeadline": func() error { return out.SetWriteDeadline(time.Time{}) },
-			"OutputPort.Close":       out.Close,
-			"Close as a net.Conn":    func() error { return net.Conn(c).Close() },
-			"io.Copy to a Conn":      func() error { _, err := io.Copy(c, bytes.NewReader(b)); return err },
-			"io.Copy from InputPort": func() error { _, err := io.Copy(io.Discard, in); return err },
-			"io.Copy Conn to itself": func() error { _, err := io.Copy(c, c); return err },
-		}
-		for name, call := range calls {
-			var opErr *net.OpError
-			if err := call(); !errors.Is(err, os.ErrInvalid) || !errors.As(err, &opErr) {
-				t.Errorf("%s of a %s Conn: got %v, want a *net.OpError with os.ErrInvalid", name, value, err)
+		for _, c := range []stream{c, ports{c, in, out}} {
+			uses := slices.Concat(waits, others, []use{
+				{name: "WriteTo", call: func(c stream) error { _, err := c.WriteTo(io.Discard); return err }},
+				{name: "io.Copy to itself", call: func(c stream) error { _, err := io.Copy(c, c); return err }},
+			})
+			for _, way := range closes {
+				uses = append(uses, use{name: way.name, call: way.call})
+			}
+			for _, use := range uses {
+				var opErr *net.OpError
+				if err := use.call(c); !errors.Is(err, os.ErrInvalid) || !errors.As(err, &opErr) {
+					t.Errorf("%s of a %s %T: got %v, want a *net.OpError with os.ErrInvalid", use.name, value, c, err)
+				}
+			}
+			c.CloseOn(t.Context()) // it must not panic
+			if local, remote := c.LocalAddr(), c.RemoteAddr(); local != nil || remote != nil {
+				t.Errorf("LocalAddr and RemoteAddr of a %s Conn: got %v and %v, want nil and nil", value, local, remote)
 			}
 		}
-		c.CloseOn(t.Context()) // it must not panic
-		if local, remote := c.LocalAddr(), c.RemoteAddr(); local != nil || remote != nil {
-			t.Errorf("LocalAddr and RemoteAddr of a %s Conn: got %v and %v, want nil and nil", value, local, remote)
-		}
 	}
-}
-
-// os.File ends the process if a write to descriptor 1 fails with EPIPE.
-func TestWriteOnDescriptor1ReturnsEPIPE(t *testing.T) {
-	h := sockettest.StartHelper(t, nil, "write on descriptor 1")
-	h.Expect("EPIPE: true")
 }
 
 // --- roles of helper processes ---
@@ -2000,24 +1319,4 @@ func helpServe(args []string) error {
 		fmt.Fprint(c, os.Getpid())
 		c.Close()
 	}
-}
-
-// helpWriteOnDescriptor1 closes its standard output, makes a Conn of descriptor 1, and
-// writes to it after its peer has gone. It prints whether the error is EPIPE.
-func helpWriteOnDescriptor1([]string) error {
-	fd, err := unix.Dup(1)
-	if err != nil {
-		return err
-	}
-	out := os.NewFile(uintptr(fd), "output")
-	os.Stdout.Close()
-	c, peer, err := unixsock.Pair() // c has descriptor 1, the lowest that is free
-	if err != nil {
-		return err
-	}
-	c.SetWriteDeadline(time.Now().Add(time.Minute)) // registers c with the poller
-	peer.Close()
-	_, err = c.Write([]byte("x"))
-	fmt.Fprintln(out, "EPIPE:", errors.Is(err, syscall.EPIPE))
-	return nil
 }
