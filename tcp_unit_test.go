@@ -31,26 +31,13 @@ func newUnit(t testing.TB, opts ...unixsock.ListenOption) (*unixsock.TCPUnit, ne
 func unitPair(t testing.TB) (client, server stream) {
 	t.Helper()
 	unit, l := newUnit(t)
-	for _, end := range []struct {
-		to   *stream
-		conn net.Conn
-	}{
-		{&client, sockettest.Got(unit.Dial("tcp", "example.com:443")).Must(t)},
-		{&server, sockettest.Got(l.Accept()).Must(t)},
-	} {
-		c, ok := end.conn.(interface {
-			stream
-			NetConn() net.Conn
-		})
-		if !ok {
-			t.Fatalf("connection of a TCPUnit: got a %T, want the methods of a Conn and NetConn", end.conn)
+	dialed, accepted := sockettest.Got(unit.Dial("tcp", "example.com:443")).Must(t), sockettest.Got(l.Accept()).Must(t)
+	for _, c := range []net.Conn{dialed, accepted} {
+		if inner, ok := c.(interface{ NetConn() net.Conn }).NetConn().(*unixsock.Conn); !ok || inner.RemoteAddr().Network() != "unix" {
+			t.Errorf("NetConn of a TCPUnit's connection: got %#v, want a *Conn with unix addresses", inner)
 		}
-		if inner, ok := c.NetConn().(*unixsock.Conn); !ok || inner.RemoteAddr().Network() != "unix" {
-			t.Errorf("NetConn of a TCPUnit's connection: got %#v, want a *Conn with unix addresses", c.NetConn())
-		}
-		*end.to = c
 	}
-	return client, server
+	return dialed.(stream), accepted.(stream)
 }
 
 func TestTCPUnitServesHTTPAtBothEnds(t *testing.T) {
