@@ -5,10 +5,8 @@ package unixsock_test
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,32 +36,6 @@ func unitPair(t testing.TB) (client, server stream) {
 		}
 	}
 	return dialed.(stream), accepted.(stream)
-}
-
-func TestTCPUnitServesHTTPAtBothEnds(t *testing.T) {
-	unit, l := newUnit(t)
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host, port, err := net.SplitHostPort(r.RemoteAddr)
-		if host != "127.0.0.1" || port != "0" || err != nil || r.Host != "example.com" {
-			t.Errorf("request: got host %q from %q, split as %q, %q, %v; want example.com from 127.0.0.1:0", r.Host, r.RemoteAddr, host, port, err)
-		}
-		c, rw, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			t.Errorf("Hijack: got %v, want a connection", err)
-			return
-		}
-		io.Copy(c, rw)
-		c.(stream).CloseWrite()
-	})}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	c := sockettest.Got(unit.Dial("tcp", "")).Must(t)
-	sockettest.Send(t, c, "GET / HTTP/1.1\r\nHost: example.com\r\n\r\nraw bytes")
-	sockettest.Check(t, c.(stream).CloseWrite())
-	sockettest.ExpectEOF(t, c, "raw bytes")
-
-	sockettest.Check(t, server.Shutdown(t.Context()))
-	sockettest.ExpectError(t, "Serve until Shutdown", sockettest.Receive(t, "the server", served), http.ErrServerClosed)
 }
 
 func TestTCPUnitsDefaultBacklogIs511(t *testing.T) {
