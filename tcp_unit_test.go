@@ -60,24 +60,22 @@ func TestTCPUnitsDefaultBacklogIs511(t *testing.T) {
 }
 
 func TestTCPUnitsErrorsAreThoseOfListenAndConnect(t *testing.T) {
+	fails := func(want error) func(v any, err error) {
+		return func(v any, err error) {
+			t.Helper()
+			if v != nil || !errors.Is(err, want) {
+				t.Errorf("call that fails: got %v, %v; want nil, %v", v, err, want)
+			}
+		}
+	}
 	absent := unixsock.NewTCPUnit(filepath.Join(sockettest.ShortDir(t), "absent", "s"))
-	if c, err := absent.Dial("tcp", ""); c != nil || !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("TCPUnit.Dial without a file: got %v, %v; want nil, ErrNotExist", c, err)
-	}
-	if l, err := absent.Listen("tcp", ""); l != nil || !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("TCPUnit.Listen without a directory: got %v, %v; want nil, ErrNotExist", l, err)
-	}
+	fails(fs.ErrNotExist)(absent.Dial("tcp", ""))
+	fails(fs.ErrNotExist)(absent.Listen("tcp", ""))
 	unit, l := newUnit(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if c, err := unit.DialContext(ctx, "tcp", ""); c != nil || !errors.Is(err, context.Canceled) {
-		t.Errorf("TCPUnit.DialContext with a canceled context: got %v, %v; want nil, Canceled", c, err)
-	}
-	if l, err := unit.Listen("tcp", ""); l != nil || !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("second TCPUnit.Listen: got %v, %v; want nil, EADDRINUSE", l, err)
-	}
+	fails(context.Canceled)(unit.DialContext(ctx, "tcp", ""))
+	fails(syscall.EADDRINUSE)(unit.Listen("tcp", ""))
 	l.Close()
-	if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept after Close: got %v, %v; want nil, net.ErrClosed", c, err)
-	}
+	fails(net.ErrClosed)(l.Accept())
 }
