@@ -27,14 +27,9 @@ import (
 func TestMain(m *testing.M) {
 	sockettest.Main(m, map[string]func(args []string) error{
 		"ask":                      helpAsk,
-		"listen":                   helpListen,
 		"race":                     helpRace,
-		"hold lock":                helpHoldLock,
-		"watch mode":               helpWatchMode,
 		"watch owner":              helpWatchOwner,
-		"listen as owner":          helpListenAsOwner,
 		"start and stop":           helpStartAndStop,
-		"watch open":               helpWatchOpen,
 		"connect":                  helpConnect,
 		"serve":                    helpServe,
 		"talk":                     helpTalk,

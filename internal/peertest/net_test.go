@@ -17,235 +17,151 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// eachNetName runs a test with each kind of name. unixsock uses name; package net
-// uses netName, in which a leading @ stands for the NUL of an abstract name.
-func eachNetName(t *testing.T, test func(t *testing.T, name, netName string)) {
-	t.Run("path", func(t *testing.T) {
-		path := socketDir(t) + "/s"
-		test(t, path, path)
-	})
-	// Package net needs one byte of sun_path for a terminating NUL.
-	t.Run("longest path of net", func(t *testing.T) {
-		path := longPath(t, socketDir(t), len(syscall.RawSockaddrUnix{}.Path)-1)
-		test(t, path, path)
-	})
-	t.Run("abstract", func(t *testing.T) {
-		linux(t)
-		name := abstract("net")
-		test(t, name, "@"+name[1:])
-	})
-	t.Run("abstract with NULs", func(t *testing.T) {
-		linux(t)
-		name := abstract("\x00net\x00\x00")
-		test(t, name, "@"+name[1:])
-	})
-	t.Run("longest abstract name", func(t *testing.T) {
-		linux(t)
-		name := abstract("")
-		name += strings.Repeat("n", unixsock.MaxPathLen-len(name))
-		test(t, name, "@"+name[1:])
-	})
-}
-
-// dialNet connects with package net and sets a deadline.
-func dialNet(t *testing.T, name string) *net.UnixConn {
+// dialNet connects with package net from the name local, "" for none.
+func dialNet(t *testing.T, name, local string) *net.UnixConn {
 	t.Helper()
-	c, err := net.DialTimeout("unix", name, timeout)
-	if err != nil {
-		t.Fatalf("net.DialTimeout to %s: %v", name, err)
+	var from *net.UnixAddr
+	if local != "" {
+		from = &net.UnixAddr{Name: local, Net: "unix"}
 	}
-	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(timeout))
-	return c.(*net.UnixConn)
+	c, err := net.DialUnix("unix", from, &net.UnixAddr{Name: name, Net: "unix"})
+	return limit(t, c, err)
 }
 
 // listenNet listens with package net and sets a deadline.
 func listenNet(t *testing.T, name string) *net.UnixListener {
 	t.Helper()
-	l, err := net.Listen("unix", name)
-	if err != nil {
-		t.Fatalf("net.Listen at %s: %v", name, err)
-	}
-	t.Cleanup(func() { l.Close() })
-	ul := l.(*net.UnixListener)
-	ul.SetDeadline(time.Now().Add(timeout))
-	return ul
+	l := sockettest.Got(net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})).Must(t)
+	sockettest.Check(t, l.SetDeadline(time.Now().Add(timeout)))
+	return l
 }
 
-// acceptNet accepts with package net and sets a deadline.
 func acceptNet(t *testing.T, l *net.UnixListener) *net.UnixConn {
 	t.Helper()
 	c, err := l.AcceptUnix()
-	if err != nil {
-		t.Fatalf("AcceptUnix: %v", err)
-	}
-	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(timeout))
-	return c
+	return limit(t, c, err)
 }
 
-func TestNetIsClient(t *testing.T) {
-	data := noise(1<<20 + 1)
-	eachNetName(t, func(t *testing.T, name, netName string) {
-		l := listen(t, name)
-		theirs := dialNet(t, netName)
-		ours := accept(t, l)
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		wg.Go(func() { echo(t, theirs) })
-		converse(t, ours, data)
-	})
+// adopt calls by with a duplicate of the descriptor of from, which it closes.
+func adopt[T any](t *testing.T, from interface {
+	io.Closer
+	File() (*os.File, error)
+}, by func(*os.File) (T, error)) T {
+	t.Helper()
+	f := sockettest.Got(from.File()).Must(t)
+	adopted := sockettest.Got(by(f)).Must(t)
+	sockettest.Check(t, errors.Join(f.Close(), from.Close()))
+	return adopted
 }
 
-func TestNetIsServer(t *testing.T) {
-	data := noise(1<<20 + 1)
-	eachNetName(t, func(t *testing.T, name, netName string) {
+// netPairs connect a Conn and a connection of package net at a name, which begins with @ for
+// package net if it is abstract.
+var netPairs = map[string]func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn){
+	"net dials": func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn) {
+		l := sockettest.ListenAt(t, name)
+		theirs := dialNet(t, netName, "")
+		return accept(t, l), theirs
+	},
+	"net listens": func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn) {
 		l := listenNet(t, netName)
 		ours := connect(t, name)
-		theirs := acceptNet(t, l)
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		wg.Go(func() { echo(t, theirs) })
-		converse(t, ours, data)
-	})
-}
-
-// Package net shows an abstract name with a leading @. RemoteAddr returns it with a
-// leading NUL.
-func TestNetsNameIsRemoteAddr(t *testing.T) {
-	eachNetName(t, func(t *testing.T, name, netName string) {
-		l := listen(t, socketDir(t)+"/s")
-		to := &net.UnixAddr{Name: l.Addr().String(), Net: "unix"}
-		c, err := net.DialUnix("unix", &net.UnixAddr{Name: netName, Net: "unix"}, to)
-		if err != nil {
-			t.Fatalf("net.DialUnix from %s: %v", netName, err)
+		return ours, acceptNet(t, l)
+	},
+	"net adopts a Conn": func(t *testing.T, _, _ string) (*unixsock.Conn, *net.UnixConn) {
+		ours, given, err := unixsock.Pair()
+		theirs := adopt(t, sockettest.Got(given, err).Must(t), net.FileConn).(*net.UnixConn)
+		return limit(t, ours, nil), limit(t, theirs, nil)
+	},
+	"net adopts a Listener": func(t *testing.T, name, _ string) (*unixsock.Conn, *net.UnixConn) {
+		l := adopt(t, sockettest.ListenAt(t, name), net.FileListener).(*net.UnixListener)
+		sockettest.Check(t, l.SetDeadline(time.Now().Add(timeout)))
+		ours := connect(t, name)
+		return ours, acceptNet(t, l)
+	},
+	"net's connection is adopted": func(t *testing.T, _, netName string) (*unixsock.Conn, *net.UnixConn) {
+		l := listenNet(t, netName)
+		ours := adopt(t, dialNet(t, netName, ""), unixsock.FileConn)
+		return limit(t, ours, nil), acceptNet(t, l)
+	},
+	"net's listener is adopted": func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn) {
+		given := listenNet(t, netName)
+		given.SetUnlinkOnClose(false)
+		l := adopt(t, given, unixsock.FileListener)
+		if got := l.Addr().String(); got != name {
+			t.Errorf("Addr of an adopted listener: got %q, want %q", got, name)
 		}
-		defer c.Close()
-		if got := accept(t, l).RemoteAddr().String(); got != name {
-			t.Errorf("RemoteAddr of a client that is bound: got %q, want %q", got, name)
+		theirs := dialNet(t, netName, "")
+		return accept(t, l), theirs
+	},
+}
+
+func TestNet(t *testing.T) {
+	for kind, name := range map[string]string{
+		"path":                  socketDir(t) + "/s",
+		"longest path of net":   longPath(t, socketDir(t), len(syscall.RawSockaddrUnix{}.Path)-1), // a NUL ends it
+		"abstract":              abstract("net"),
+		"abstract with NULs":    abstract("\x00net\x00\x00"),
+		"longest abstract name": abstract(strings.Repeat("n", unixsock.MaxPathLen))[:unixsock.MaxPathLen],
+	} {
+		t.Run(kind, func(t *testing.T) {
+			netName := name
+			if name[0] == 0 {
+				linux(t)
+				netName = "@" + name[1:]
+			}
+			for how, pair := range netPairs {
+				t.Run(how, func(t *testing.T) {
+					ours, theirs := pair(t, name, netName)
+					var wg sync.WaitGroup
+					defer wg.Wait()
+					wg.Go(func() { echo(t, theirs) })
+					sockettest.Check(t, converse(ours, data))
+					os.Remove(name)
+				})
+			}
+			l := sockettest.Listen(t)
+			dialNet(t, l.Addr().String(), netName)
+			if got := accept(t, l).RemoteAddr().String(); got != name {
+				t.Errorf("RemoteAddr of a client that is bound: got %q, want %q", got, name)
+			}
+		})
+	}
+}
+
+// TestNetAndHalfCloses closes the halves of one end of a connection with package net.
+func TestNetAndHalfCloses(t *testing.T) {
+	type halves interface {
+		stream
+		CloseRead() error
+	}
+	for how, pair := range netPairs {
+		test := func(t *testing.T, closer, other halves) {
+			sockettest.Check(t, closer.CloseWrite())
+			sockettest.ExpectEOF(t, other, "")
+			sockettest.Send(t, other, "on") // the other half still works
+			sockettest.Expect(t, closer, "on")
+			sockettest.Check(t, closer.CloseRead())
+			if _, err := other.Write([]byte("x")); sockettest.ReportsClosedInput(t) {
+				sockettest.ExpectError(t, "Write after the peer's CloseRead", err, syscall.EPIPE)
+			}
 		}
-	})
-}
-
-func TestNetSeesHalfClose(t *testing.T) {
-	l := listen(t, socketDir(t)+"/s")
-	theirs := dialNet(t, l.Addr().String())
-	ours := accept(t, l)
-
-	if err := ours.CloseWrite(); err != nil {
-		t.Fatalf("CloseWrite: got %v, want no error", err)
-	}
-	expectEOF(t, theirs)
-	// The other half still works.
-	if _, err := io.WriteString(theirs, "on"); err != nil {
-		t.Fatalf("Write of package net after the peer's CloseWrite: got %v, want no error", err)
-	}
-	expectBytes(t, ours, "on")
-	if err := ours.CloseRead(); err != nil {
-		t.Fatalf("CloseRead: got %v, want no error", err)
-	}
-	if _, err := theirs.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("Write of package net after CloseRead: got %v, want EPIPE", err)
-	}
-}
-
-func TestNetsHalfCloseIsSeen(t *testing.T) {
-	l := listenNet(t, socketDir(t)+"/s")
-	ours := connect(t, l.Addr().String())
-	theirs := acceptNet(t, l)
-
-	if err := theirs.CloseWrite(); err != nil {
-		t.Fatalf("CloseWrite of package net: %v", err)
-	}
-	expectEOF(t, ours)
-	if _, err := ours.Write([]byte("on")); err != nil {
-		t.Fatalf("Write after CloseWrite of package net: got %v, want no error", err)
-	}
-	expectBytes(t, theirs, "on")
-	if err := theirs.CloseRead(); err != nil {
-		t.Fatalf("CloseRead of package net: %v", err)
-	}
-	if _, err := ours.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) && sockettest.ReportsClosedInput(t) {
-		t.Errorf("Write after CloseRead of package net: got %v, want EPIPE", err)
+		t.Run(how, func(t *testing.T) {
+			path := socketDir(t)
+			ours, theirs := pair(t, path+"/1", path+"/1")
+			test(t, ours, theirs)
+			ours, theirs = pair(t, path+"/2", path+"/2")
+			test(t, theirs, ours)
+		})
 	}
 }
 
 // "@x" is an abstract name for package net, but a file for unixsock.
 func TestNetReachesFileCalledAt(t *testing.T) {
-	dir := socketDir(t)
-	t.Chdir(dir)
-	l := listen(t, "@x")
-	if info, err := os.Lstat(dir + "/@x"); err != nil || info.Mode().Type() != os.ModeSocket {
-		t.Fatalf("Lstat of @x after Listen: got %v, %v; want a socket", info, err)
+	t.Chdir(socketDir(t))
+	l := sockettest.ListenAt(t, "@x")
+	if !sockettest.IsSocketFile("./@x") {
+		t.Fatal("Listen at @x: got no socket file of this name")
 	}
-	theirs := dialNet(t, "./@x")
-	io.WriteString(theirs, "at")
-	expectBytes(t, accept(t, l), "at")
-}
-
-// withFile calls adopt with a duplicate of the descriptor of from.
-func withFile[T any](t *testing.T, from interface{ File() (*os.File, error) }, adopt func(*os.File) (T, error)) T {
-	t.Helper()
-	f, err := from.File()
-	if err != nil {
-		t.Fatalf("File of a %T: got %v, want a file", from, err)
-	}
-	defer f.Close()
-	adopted, err := adopt(f)
-	if err != nil {
-		t.Fatalf("adopt the file of a %T: got %v, want no error", from, err)
-	}
-	return adopted
-}
-
-func TestNetAdoptsConn(t *testing.T) {
-	data := noise(1<<20 + 1)
-	ours, given, err := unixsock.Pair()
-	withDeadline(t, "Pair", ours, err)
-	theirs := withFile(t, withDeadline(t, "Pair", given, err), net.FileConn).(*net.UnixConn)
-	defer theirs.Close()
-	theirs.SetDeadline(time.Now().Add(timeout))
-	given.Close()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { echo(t, theirs) })
-	converse(t, ours, data)
-}
-
-func TestNetAdoptsListener(t *testing.T) {
-	given := listen(t, socketDir(t)+"/s")
-	l := withFile(t, given, net.FileListener).(*net.UnixListener)
-	defer l.Close()
-	l.SetDeadline(time.Now().Add(timeout))
-	given.Close()
-	c := connect(t, given.Addr().String())
-	io.WriteString(c, "x")
-	expectBytes(t, acceptNet(t, l), "x")
-}
-
-func TestNetsConnIsAdopted(t *testing.T) {
-	data := noise(1<<20 + 1)
-	l := listenNet(t, socketDir(t)+"/s")
-	given := dialNet(t, l.Addr().String())
-	theirs := acceptNet(t, l)
-	ours := withDeadline(t, "FileConn", withFile(t, given, unixsock.FileConn), nil)
-	given.Close()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { echo(t, theirs) })
-	converse(t, ours, data)
-}
-
-func TestNetsListenerIsAdopted(t *testing.T) {
-	given := listenNet(t, socketDir(t)+"/s")
-	given.SetUnlinkOnClose(false)
-	l := withFile(t, given, unixsock.FileListener)
-	defer l.Close()
-	given.Close()
-	if got, want := l.Addr().String(), given.Addr().String(); got != want {
-		t.Errorf("Addr of an adopted listener: got %q, want %q", got, want)
-	}
-	c := dialNet(t, given.Addr().String())
-	io.WriteString(c, "x")
-	expectBytes(t, accept(t, l), "x")
+	sockettest.Send(t, dialNet(t, "./@x", ""), "at")
+	sockettest.Expect(t, accept(t, l), "at")
 }

@@ -7,6 +7,7 @@
 package peertest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -25,10 +26,18 @@ import (
 	"time"
 
 	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
 // timeout limits each wait for a peer.
-const timeout = 30 * time.Second
+const timeout = sockettest.Timeout
+
+// data is what peers exchange, always the same.
+var data = func() string {
+	b := make([]byte, 1<<20+1)
+	rand.NewChaCha8([32]byte{'u', 's'}).Read(b)
+	return string(b)
+}()
 
 // program returns the path of a program. It skips the test if the program is not
 // installed. Servers may be in /usr/sbin, which is not in every user's PATH.
@@ -49,8 +58,7 @@ func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	cmd := exec.CommandContext(ctx, program(t, name), args...)
-	// Wait must return even if a child of the peer still holds the pipes.
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Second // Wait must return even if a child of the peer still holds the pipes
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	t.Cleanup(func() {
@@ -58,8 +66,7 @@ func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 		if cmd.Process != nil && cmd.ProcessState == nil {
 			cmd.Wait()
 		}
-		if t.Failed() && stderr.Len() > 0 {
-			b := stderr.Bytes()
+		if b := stderr.Bytes(); t.Failed() && len(b) > 0 {
 			t.Logf("end of the standard error of %s: %s", name, b[max(0, len(b)-4096):])
 		}
 	})
@@ -67,21 +74,25 @@ func peer(t testing.TB, name string, args ...string) *exec.Cmd {
 }
 
 // finish starts cmd with input. It returns a function that waits until cmd exits
-// and returns its output.
-func finish(t testing.TB, cmd *exec.Cmd, input []byte) func() []byte {
+// and checks its output.
+func finish(t testing.TB, cmd *exec.Cmd, input string) func(want string) {
 	t.Helper()
-	var output bytes.Buffer
-	cmd.Stdin, cmd.Stdout = bytes.NewReader(input), &output
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start %s: %v", cmd, err)
-	}
-	return func() []byte {
+	var output strings.Builder
+	cmd.Stdin, cmd.Stdout = strings.NewReader(input), &output
+	sockettest.Check(t, cmd.Start())
+	return func(want string) {
 		t.Helper()
-		if err := cmd.Wait(); err != nil {
-			t.Fatalf("run %s: got %v, want exit status 0", cmd, err)
-		}
-		return output.Bytes()
+		sockettest.Check(t, cmd.Wait())
+		sockettest.ExpectEOF(t, strings.NewReader(output.String()), want)
 	}
+}
+
+// pipes starts cmd and returns its input and its output.
+func pipes(t testing.TB, cmd *exec.Cmd) (io.Writer, *bufio.Reader) {
+	t.Helper()
+	in, out := sockettest.Got(cmd.StdinPipe()).Must(t), sockettest.Got(cmd.StdoutPipe()).Must(t)
+	sockettest.Check(t, cmd.Start())
+	return in, bufio.NewReader(out)
 }
 
 // linux skips the test on systems without abstract names.
@@ -92,19 +103,10 @@ func linux(t testing.TB) {
 	}
 }
 
-// socketDir returns a new directory whose path is short, because the length of a
-// socket path is limited, and contains no symbolic link.
+// socketDir returns a new directory whose path is short and contains no symbolic link.
 func socketDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "us")
-	if err != nil {
-		t.Fatalf("MkdirTemp: %v", err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
-		t.Fatalf("EvalSymlinks: %v", err)
-	}
-	return dir
+	return sockettest.Got(filepath.EvalSymlinks(sockettest.ShortDir(t))).Must(t)
 }
 
 // longPath returns a path in dir of exactly n bytes.
@@ -121,31 +123,23 @@ func abstract(end string) string {
 	return unixsock.Abstract(fmt.Sprintf("peertest.%d.%x.%s", os.Getpid(), rand.Uint64(), end))
 }
 
-// noise returns n pseudo-random bytes, always the same.
-func noise(n int) []byte {
-	b := make([]byte, n)
-	rand.NewChaCha8([32]byte{'u', 's'}).Read(b)
-	return b
+// A stream is a connection that can close only its output.
+type stream interface {
+	net.Conn
+	CloseWrite() error
 }
 
-// listen returns a Listener that is open until the end of the test.
-func listen(t testing.TB, path string, opts ...unixsock.ListenOption) *unixsock.Listener {
+// limit sets a deadline on c, so that no call can block the test. c is closed at its end.
+func limit[C net.Conn](t testing.TB, c C, err error) C {
 	t.Helper()
-	l, err := unixsock.Listen(path, opts...)
-	if err != nil {
-		t.Fatalf("Listen at %s: %v", path, err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l
+	c = sockettest.Got(c, err).Must(t)
+	sockettest.Check(t, c.SetDeadline(time.Now().Add(timeout)))
+	return c
 }
 
-// accept waits at most timeout for a connection and returns it.
 func accept(t testing.TB, l *unixsock.Listener) *unixsock.Conn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), timeout)
-	defer cancel()
-	c, err := l.AcceptContext(ctx)
-	return withDeadline(t, "AcceptContext", c, err)
+	return limit(t, sockettest.Accept(t, l), nil)
 }
 
 // connect connects to a peer. It retries until the peer listens, because nothing but a
@@ -156,93 +150,37 @@ func connect(t testing.TB, path string) *unixsock.Conn {
 	defer cancel()
 	for {
 		c, err := unixsock.ConnectContext(ctx, path)
-		if ctx.Err() == nil && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)) {
-			time.Sleep(2 * time.Millisecond)
-			continue
+		if ctx.Err() != nil || !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+			return limit(t, c, err)
 		}
-		return withDeadline(t, "ConnectContext to "+path, c, err)
+		time.Sleep(2 * time.Millisecond)
 	}
-}
-
-// withDeadline fails the test if the call what, which returned c and err, failed. It sets
-// a deadline on c, so that no call on c can block the test. c is closed at the end of the
-// test.
-func withDeadline(t testing.TB, what string, c *unixsock.Conn, err error) *unixsock.Conn {
-	t.Helper()
-	if err != nil {
-		t.Fatalf("%s: got %v, want a connection", what, err)
-	}
-	t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
-		t.Fatalf("SetDeadline: %v", err)
-	}
-	return c
-}
-
-// A halfCloser is a net.Conn that can close only its output.
-type halfCloser interface {
-	net.Conn
-	CloseWrite() error
 }
 
 // echo writes the bytes that it reads from c back to c until EOF, and then closes the
 // output of c.
-func echo(t testing.TB, c halfCloser) {
+func echo(t testing.TB, c stream) {
 	t.Helper()
-	if n, err := io.Copy(c, c); err != nil {
+	n, err := io.Copy(c, c)
+	if err := errors.Join(err, c.CloseWrite()); err != nil {
 		t.Errorf("echo to the peer: got %v after %d bytes, want no error", err, n)
-	}
-	if err := c.CloseWrite(); err != nil {
-		t.Errorf("CloseWrite after the echo: got %v, want no error", err)
 	}
 }
 
-// converse sends data to a peer that echoes and closes the output of c. It reads
-// until EOF and checks that the peer sent back the same data.
-func converse(t testing.TB, c halfCloser, data []byte) {
-	t.Helper()
+// converse sends message to a peer that echoes and closes the output of c. It returns an
+// error unless the peer sends back the same.
+func converse(c stream, message string) error {
 	sent := make(chan error, 1)
 	go func() {
-		_, err := c.Write(data)
+		_, err := io.WriteString(c, message)
 		sent <- errors.Join(err, c.CloseWrite())
 	}()
 	got, err := io.ReadAll(c)
-	if err != nil {
-		t.Fatalf("read from a peer that echoes: got %v after %d bytes, want EOF", err, len(got))
+	if err := errors.Join(err, <-sent); err != nil {
+		return err
 	}
-	if err := <-sent; err != nil {
-		t.Fatalf("write to a peer that echoes: got %v, want no error", err)
+	if string(got) != message {
+		return fmt.Errorf("sent %d bytes, %.20q: got %d, %.20q", len(message), message, len(got), got)
 	}
-	same(t, got, data)
-}
-
-// same checks that got equals want. It prints neither, because both may be long.
-func same(t testing.TB, got, want []byte) {
-	t.Helper()
-	if bytes.Equal(got, want) {
-		return
-	}
-	i := 0
-	for i < min(len(got), len(want)) && got[i] == want[i] {
-		i++
-	}
-	t.Fatalf("compare the data: got %d bytes, want %d; the first difference is at byte %d", len(got), len(want), i)
-}
-
-// expectEOF checks that r is at its end.
-func expectEOF(t testing.TB, r io.Reader) {
-	t.Helper()
-	b := make([]byte, 1)
-	if n, err := r.Read(b); n != 0 || err != io.EOF {
-		t.Fatalf("Read at the end of the input: got %d bytes, %v; want 0 bytes, EOF", n, err)
-	}
-}
-
-// expectBytes checks that the next bytes of r are want.
-func expectBytes(t testing.TB, r io.Reader, want string) {
-	t.Helper()
-	b := make([]byte, len(want))
-	if n, err := io.ReadFull(r, b); err != nil || string(b) != want {
-		t.Fatalf("read %d bytes: got %q, %v; want %q", len(want), b[:n], err, want)
-	}
+	return nil
 }

@@ -11,46 +11,17 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
 // serverBacklog is the backlog that the documentation recommends for servers.
 const serverBacklog = 511
-
-// A backend is an HTTP server behind a proxy. It counts connections and requests.
-type backend struct {
-	path        string
-	conns, reqs atomic.Int64
-}
-
-// startBackend serves HTTP on a Listener until the end of the test.
-func startBackend(t *testing.T) *backend {
-	t.Helper()
-	b := &backend{path: socketDir(t) + "/s"}
-	l := listen(t, b.path, unixsock.Backlog(serverBacklog))
-	serve(t, l, &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			b.reqs.Add(1)
-			io.WriteString(w, "hello\n")
-		}),
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			if state == http.StateNew {
-				b.conns.Add(1)
-			}
-		},
-	})
-	return b
-}
-
-// A startProxy starts a proxy in front of the socket at path and returns the
-// address of the proxy's TCP port. With keepAlive the proxy reuses its connections
-// to the socket, otherwise it opens one for each request.
-type startProxy func(t *testing.T, path string, keepAlive bool) (addr string)
 
 // nginx starts nginx, which has a main process and two workers. The main process
 // stops the workers when it receives SIGTERM. A SIGKILL would leave them behind.
@@ -93,13 +64,17 @@ func nginx(t *testing.T, path string, keepAlive bool) string {
 				}
 			}
 		}`, user, path, reuse, addr, connection)
-	writeFile(t, dir+"/nginx.conf", config)
+	sockettest.Check(t, os.WriteFile(dir+"/nginx.conf", []byte(config), 0o600))
 	cmd := peer(t, "nginx", "-p", dir, "-c", dir+"/nginx.conf", "-e", "stderr")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start nginx: %v", err)
-	}
-	awaitTCP(t, addr)
+	sockettest.Check(t, cmd.Start())
+	sockettest.WaitFor(t, "nginx does not listen", func() bool { // nothing but a connect shows it
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 	return addr
 }
 
@@ -107,16 +82,9 @@ func nginx(t *testing.T, path string, keepAlive bool) string {
 // a TCP socket that already listens, so the test need not wait until it has started.
 func haproxy(t *testing.T, path string, keepAlive bool) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("net.Listen: %v", err)
-	}
-	defer l.Close()
-	f, err := l.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatalf("File of the TCP listener: %v", err)
-	}
-	defer f.Close()
+	l := sockettest.Got(net.Listen("tcp", "127.0.0.1:0")).Must(t)
+	f := sockettest.Got(l.(*net.TCPListener).File()).Must(t)
+	defer l.Close() // haproxy alone accepts
 	reuse := "option httpclose"
 	if keepAlive {
 		reuse = "option http-keep-alive\nhttp-reuse always"
@@ -139,12 +107,10 @@ backend backend
 	server s unix@%s
 `, reuse, path)
 	file := socketDir(t) + "/haproxy.cfg"
-	writeFile(t, file, config)
+	sockettest.Check(t, os.WriteFile(file, []byte(config), 0o600))
 	cmd := peer(t, "haproxy", "-db", "-f", file)
 	cmd.ExtraFiles = []*os.File{f} // descriptor 3 in the child
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start haproxy: %v", err)
-	}
+	sockettest.Check(t, cmd.Start())
 	return l.Addr().String()
 }
 
@@ -163,103 +129,47 @@ func freeAddr(t *testing.T) string {
 	return ""
 }
 
-// awaitTCP waits until a server listens on addr. It retries a connect, because nothing
-// else shows that the server listens.
-func awaitTCP(t *testing.T, addr string) {
-	t.Helper()
-	deadline := time.Now().Add(timeout)
-	for {
-		c, err := net.DialTimeout("tcp", addr, timeout)
-		if err == nil {
-			c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("connect to the proxy: got %v, want a connection within %v", err, timeout)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-func writeFile(t *testing.T, name, content string) {
-	t.Helper()
-	if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
-		t.Fatalf("WriteFile: %v", err)
-	}
-}
-
-// ab runs ApacheBench, which sends requests to addr from the given number of concurrent
-// clients. It returns the report that ApacheBench prints.
-func ab(t *testing.T, addr string, requests, clients int, keepAlive bool) string {
-	t.Helper()
-	args := []string{"-q", "-n", strconv.Itoa(requests), "-c", strconv.Itoa(clients)}
-	if keepAlive {
-		args = append(args, "-k")
-	}
-	return string(finish(t, peer(t, "ab", append(args, "http://"+addr+"/")...), nil)())
-}
-
-// abCount returns a counter from the report of ab, or 0 if ab omits it.
-func abCount(t *testing.T, report, name string) int {
-	t.Helper()
-	m := regexp.MustCompile(`(?m)^` + name + `:\s+(\d+)$`).FindStringSubmatch(report)
-	if m == nil {
-		return 0
-	}
-	n, err := strconv.Atoi(m[1])
-	if err != nil {
-		t.Fatalf("read %q in the report of ab: %v", name, err)
-	}
-	return n
-}
-
-// testProxy checks that the backend answers each request that ab sends through a
-// proxy. It also checks that the proxy reuses connections to the backend only with
-// keep-alive.
-func testProxy(t *testing.T, start startProxy) {
-	t.Helper()
-	program(t, "ab")
-	const requests = 2000
-	for _, keepAlive := range []bool{false, true} {
-		for _, clients := range []int{16, 200} {
-			name := fmt.Sprintf("new connections, %d clients", clients)
-			if keepAlive {
-				name = fmt.Sprintf("keep-alive, %d clients", clients)
+// TestProxiesLoseNoRequest checks that the backend answers each request that ApacheBench sends
+// through a proxy, which answers 502 or 503 if it cannot connect to the backend, and that the
+// proxy opens a connection for each request unless it keeps connections.
+func TestProxiesLoseNoRequest(t *testing.T) {
+	const requests = 1000
+	for name, start := range map[string]func(t *testing.T, path string, keepAlive bool) (addr string){"nginx": nginx, "haproxy": haproxy} {
+		for _, keepAlive := range []bool{false, true} {
+			for _, clients := range []int{16, 200} {
+				t.Run(fmt.Sprintf("%s, keep-alive %v, %d clients", name, keepAlive, clients), func(t *testing.T) {
+					t.Parallel()
+					program(t, name)
+					path := socketDir(t) + "/s"
+					var conns, reqs atomic.Int64
+					serve(t, sockettest.ListenAt(t, path, unixsock.Backlog(serverBacklog)), &http.Server{
+						Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+							reqs.Add(1)
+							io.WriteString(w, "hello\n")
+						}),
+						ConnState: func(_ net.Conn, state http.ConnState) {
+							if state == http.StateNew {
+								conns.Add(1)
+							}
+						},
+					})
+					args := []string{"-q", "-n", strconv.Itoa(requests), "-c", strconv.Itoa(clients), "http://" + start(t, path, keepAlive) + "/"}
+					if keepAlive {
+						args = append([]string{"-k"}, args...)
+					}
+					report, err := peer(t, "ab", args...).Output()
+					if err != nil || !regexp.MustCompile(`(?m)^Complete requests:\s+1000$`).Match(report) ||
+						!regexp.MustCompile(`(?m)^Failed requests:\s+0$`).Match(report) || strings.Contains(string(report), "Non-2xx") {
+						t.Errorf("ab sent %d requests: got %v and the report\n%s", requests, err, report)
+					}
+					if n := reqs.Load(); n != requests {
+						t.Errorf("ab sent %d requests: the backend got %d", requests, n)
+					}
+					if n := conns.Load(); keepAlive == (n >= requests) {
+						t.Errorf("the proxy sent %d requests over %d connections, with keep-alive %v", requests, n, keepAlive)
+					}
+				})
 			}
-			t.Run(name, func(t *testing.T) {
-				b := startBackend(t)
-				addr := start(t, b.path, keepAlive)
-				report := ab(t, addr, requests, clients, keepAlive)
-				complete := abCount(t, report, "Complete requests")
-				failed := abCount(t, report, "Failed requests")
-				errors := abCount(t, report, "Non-2xx responses")
-				if complete != requests || failed != 0 || errors != 0 {
-					t.Errorf("ab sent %d requests: got %d answers, %d failed, %d not 2xx; want %d answers, 0 failed, 0 not 2xx",
-						requests, complete, failed, errors, requests)
-				}
-				if n := b.reqs.Load(); n != requests {
-					t.Errorf("ab sent %d requests: the backend got %d, want %d", requests, n, requests)
-				}
-				conns := b.conns.Load()
-				if !keepAlive && conns != requests {
-					t.Errorf("the proxy forwarded %d requests: got %d connections, want %d", requests, conns, requests)
-				}
-				if keepAlive && conns >= requests {
-					t.Errorf("the proxy forwarded %d requests: got %d connections, want fewer", requests, conns)
-				}
-			})
 		}
 	}
-}
-
-// nginx answers 502 if it cannot connect to the backend.
-func TestNginxLosesNoRequest(t *testing.T) {
-	program(t, "nginx")
-	testProxy(t, nginx)
-}
-
-// haproxy answers 503 if it cannot connect to the backend.
-func TestHaproxyLosesNoRequest(t *testing.T) {
-	program(t, "haproxy")
-	testProxy(t, haproxy)
 }

@@ -4,15 +4,14 @@ package peertest
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
 // A racket is a Racket process that evaluates expressions. It reads one expression
@@ -50,19 +49,8 @@ const evaluator = `
 // startRacket starts Racket with its unix socket library.
 func startRacket(t testing.TB) *racket {
 	t.Helper()
-	cmd := peer(t, "racket", "-l", "racket/base", "-l", "racket/port", "-l", "racket/unix-socket", "-e", evaluator)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatalf("StdinPipe: %v", err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatalf("StdoutPipe: %v", err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("start racket: %v", err)
-	}
-	r := &racket{t, in, bufio.NewReader(out)}
+	in, out := pipes(t, peer(t, "racket", "-l", "racket/base", "-l", "racket/port", "-l", "racket/unix-socket", "-e", evaluator))
+	r := &racket{t, in, out}
 	if got := r.eval("unix-socket-available?"); got != "(#t)" {
 		t.Skipf("Racket has no unix sockets on this system: unix-socket-available? is %s", got)
 	}
@@ -76,19 +64,13 @@ func (r *racket) send(expression string, path ...string) {
 	for _, p := range path {
 		expression = strings.Replace(expression, "PATH", fmt.Sprintf(`(socket-path "%x")`, p), 1)
 	}
-	if _, err := fmt.Fprintln(r.in, strings.Join(strings.Fields(expression), " ")); err != nil {
-		r.t.Fatalf("send %s to Racket: got %v, want no error", expression, err)
-	}
+	sockettest.Send(r.t, r.in, strings.Join(strings.Fields(expression), " ")+"\n")
 }
 
 // result returns the values of the next expression that was sent, as a list.
 func (r *racket) result() string {
 	r.t.Helper()
-	line, err := r.out.ReadString('\n')
-	if err != nil {
-		r.t.Fatalf("read a result from Racket: got %q, %v; want a line", line, err)
-	}
-	return strings.TrimSuffix(line, "\n")
+	return strings.TrimSuffix(sockettest.Got(r.out.ReadString('\n')).Must(r.t), "\n")
 }
 
 // eval sends an expression and returns its values, as a list.
@@ -101,295 +83,220 @@ func (r *racket) eval(expression string, path ...string) string {
 // do evaluates an expression that has no value, such as a definition.
 func (r *racket) do(expression string, path ...string) {
 	r.t.Helper()
-	if got := r.eval(expression, path...); got != "()" && got != "(#<void>)" {
+	r.send(expression, path...)
+	r.done(expression)
+}
+
+// done waits until Racket has evaluated an expression without a value.
+func (r *racket) done(expression string) {
+	r.t.Helper()
+	if got := r.result(); got != "()" && got != "(#<void>)" {
 		r.t.Fatalf("evaluate %s in Racket: got %s, want no value", expression, got)
 	}
 }
 
 // want evaluates an expression and checks its value.
-func (r *racket) want(value, expression string, path ...string) {
+func (r *racket) want(value, expression string) {
 	r.t.Helper()
-	if got := r.eval(expression, path...); got != "("+value+")" {
+	if got := r.eval(expression); got != "("+value+")" {
 		r.t.Fatalf("evaluate %s in Racket: got %s, want (%s)", expression, got, value)
 	}
 }
 
-// eachRacketName runs a test with every kind of name that Racket accepts.
-func eachRacketName(t *testing.T, test func(t *testing.T, r *racket, name string)) {
+// run runs a subtest with the same process.
+func (r *racket) run(t *testing.T, name string, test func(t *testing.T, r *racket)) {
+	t.Run(name, func(t *testing.T) { test(t, &racket{t, r.in, r.out}) })
+}
+
+// racketCopies echoes in Racket.
+const racketCopies = `(let-values ([(in out) %s])
+	(copy-port in out)
+	(close-output-port out)
+	(close-input-port in))`
+
+func TestRacketTalks(t *testing.T) {
+	t.Parallel()
 	r := startRacket(t)
-	run := func(kind, name string) {
-		t.Run(kind, func(t *testing.T) {
+	for kind, name := range map[string]string{
+		"path":                            socketDir(t) + "/s",
+		"longest path":                    longPath(t, socketDir(t), unixsock.MaxPathLen),
+		"path that is not UTF-8":          socketDir(t) + "/\xff\xfe(",
+		"path with runs of slashes":       "//" + socketDir(t) + "///s",
+		"abstract":                        abstract("plain"),
+		"abstract with NULs inside":       abstract("\x00a\x00\x00b"),
+		"abstract with a trailing NUL":    abstract("a\x00"),
+		"longest abstract name":           abstract(strings.Repeat("n", unixsock.MaxPathLen))[:unixsock.MaxPathLen],
+		"abstract name that is not UTF-8": abstract("\xff\xfe\n@"),
+	} {
+		r.run(t, kind, func(t *testing.T, r *racket) {
 			if !unixsock.ValidPath(name) {
 				linux(t)
 			}
-			r := *r
-			r.t = t
-			test(t, &r, name)
+			r.do(`(define listener (unix-socket-listen PATH))`, name)
+			r.send(fmt.Sprintf(racketCopies, `(unix-socket-accept listener)`))
+			sockettest.Check(t, converse(connect(t, name), data))
+			r.done("a server")
+			r.do(`(unix-socket-close-listener listener)`)
+			l := sockettest.ListenAt(t, name, unixsock.ReplaceStale())
+			r.send(fmt.Sprintf(racketCopies, `(unix-socket-connect PATH)`), name)
+			sockettest.Check(t, converse(accept(t, l), data))
+			r.done("a client")
 		})
 	}
-	run("path", socketDir(t)+"/s")
-	run("longest path", longPath(t, socketDir(t), unixsock.MaxPathLen))
-	run("path that is not UTF-8", socketDir(t)+"/\xff\xfe(")
-	run("path with runs of slashes", "//"+socketDir(t)+"///s")
-	run("abstract", abstract("plain"))
-	run("abstract with NULs inside", abstract("\x00a\x00\x00b"))
-	run("abstract with a trailing NUL", abstract("a\x00"))
-	run("longest abstract name", abstract(strings.Repeat("n", unixsock.MaxPathLen))[:unixsock.MaxPathLen])
-	run("abstract name that is not UTF-8", abstract("\xff\xfe\n@"))
-}
-
-func TestRacketIsClient(t *testing.T) {
-	data := noise(1<<20 + 1)
-	eachRacketName(t, func(t *testing.T, r *racket, name string) {
-		l := listen(t, name)
-		r.send(`(let-values ([(in out) (unix-socket-connect PATH)])
-			(copy-port in out)
-			(close-output-port out)
-			(close-input-port in))`, name)
-		converse(t, accept(t, l), data)
-		if got := r.result(); got != "(#<void>)" {
-			t.Errorf("run Racket's client: got %s, want (#<void>)", got)
+	r.run(t, "names that differ in their NULs", func(t *testing.T, r *racket) {
+		linux(t)
+		name := abstract("a")
+		listeners := map[string]*unixsock.Listener{}
+		for _, end := range []string{"", "\x00", "\x00\x00", "\x00b"} {
+			listeners[end] = sockettest.ListenAt(t, name+end)
+		}
+		for end, l := range listeners {
+			r.do(`(define-values (in out) (unix-socket-connect PATH))`, name+end)
+			sockettest.Send(t, accept(t, l), "x")
+			r.want(`#"x"`, `(read-bytes 1 in)`)
 		}
 	})
 }
 
-func TestRacketIsServer(t *testing.T) {
-	data := noise(1<<20 + 1)
-	eachRacketName(t, func(t *testing.T, r *racket, name string) {
-		r.do(`(define listener (unix-socket-listen PATH))`, name)
-		r.send(`(let-values ([(in out) (unix-socket-accept listener)])
-			(copy-port in out)
-			(close-output-port out)
-			(close-input-port in)
-			(unix-socket-close-listener listener))`)
-		converse(t, connect(t, name), data)
-		if got := r.result(); got != "(#<void>)" {
-			t.Errorf("run Racket's server: got %s, want (#<void>)", got)
-		}
-	})
-}
-
-// Names that differ only in their NULs are different names for Racket and unixsock.
-func TestRacketDistinguishesNamesByTheirNULs(t *testing.T) {
-	linux(t)
-	r := startRacket(t)
-	name := abstract("a")
-	names := []string{name, name + "\x00", name + "\x00\x00", name + "\x00b"}
-	var listeners []*unixsock.Listener
-	for _, n := range names {
-		listeners = append(listeners, listen(t, n))
-	}
-	for i, n := range names {
-		r.do(`(define-values (in out) (unix-socket-connect PATH))`, n)
-		c := accept(t, listeners[i])
-		if _, err := fmt.Fprintln(c, i); err != nil {
-			t.Fatalf("Write to Racket at %q: got %v, want no error", n, err)
-		}
-		r.want(fmt.Sprintf("%q", fmt.Sprint(i)), `(read-line in)`)
-		r.do(`(begin (close-input-port in) (close-output-port out))`)
-	}
-}
-
-// withRacket runs a test twice with a connection between Racket's ports in and out and a
-// Conn. Racket connects the first time and accepts the second time.
-func withRacket(t *testing.T, test func(t *testing.T, r *racket, c *unixsock.Conn)) {
-	t.Run("Racket connects", func(t *testing.T) {
-		r := startRacket(t)
-		l := listen(t, socketDir(t)+"/s")
-		r.do(`(define-values (in out) (unix-socket-connect PATH))`, l.Addr().String())
-		test(t, r, accept(t, l))
-	})
-	t.Run("Racket accepts", func(t *testing.T) {
-		r := startRacket(t)
-		path := socketDir(t) + "/s"
-		r.do(`(define listener (unix-socket-listen PATH))`, path)
-		c := connect(t, path)
-		r.do(`(define-values (in out) (unix-socket-accept listener))`)
-		test(t, r, c)
-	})
-}
-
-func TestRacketSeesOutputClosed(t *testing.T) {
-	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
+// halfCloses close ends of a connection between Racket's ports in and out and a Conn.
+var halfCloses = map[string]func(t *testing.T, r *racket, c *unixsock.Conn){
+	"our output": func(t *testing.T, r *racket, c *unixsock.Conn) {
 		_, out := c.Ports()
-		io.WriteString(out, "last words")
-		if err := out.Close(); err != nil {
-			t.Fatalf("Close of the OutputPort: got %v, want no error", err)
-		}
+		sockettest.Send(t, out, "last words")
+		sockettest.Check(t, out.Close())
 		r.want(`#"last words"`, `(port->bytes in #:close? #f)`)
 		r.want(`#<eof>`, `(read-byte in)`)
 		// The other half still works.
 		r.do(`(begin (write-bytes #"on" out) (flush-output out))`)
-		expectBytes(t, c, "on")
-	})
-}
-
-func TestRacketSeesInputClosed(t *testing.T) {
-	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
+		sockettest.Expect(t, c, "on")
+	},
+	"our input": func(t *testing.T, r *racket, c *unixsock.Conn) {
 		in, out := c.Ports()
-		if err := in.Close(); err != nil {
-			t.Fatalf("Close of the InputPort: got %v, want no error", err)
-		}
+		sockettest.Check(t, in.Close())
 		got := r.eval(`(begin (write-bytes #"x" out) (flush-output out))`)
-		if !strings.HasPrefix(got, "(failed ") || !strings.Contains(got, fmt.Sprintf("errno=%d", int(syscall.EPIPE))) {
+		if want := fmt.Sprintf("errno=%d", int(syscall.EPIPE)); !strings.HasPrefix(got, "(failed ") || !strings.Contains(got, want) {
 			t.Errorf("write in Racket after the InputPort was closed: got %s, want EPIPE", got)
 		}
-		if _, err := io.WriteString(out, "on"); err != nil {
-			t.Fatalf("Write after the InputPort was closed: got %v, want no error", err)
-		}
+		sockettest.Send(t, out, "on")
 		r.want(`#"on"`, `(read-bytes 2 in)`)
-	})
-}
-
-func TestRacketsOutputClosedIsSeen(t *testing.T) {
-	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
+	},
+	"Racket's output": func(t *testing.T, r *racket, c *unixsock.Conn) {
 		r.do(`(begin (write-bytes #"last words" out) (close-output-port out))`)
-		expectBytes(t, c, "last words")
-		expectEOF(t, c)
-		if _, err := io.WriteString(c, "on"); err != nil {
-			t.Fatalf("Write after Racket closed its output: got %v, want no error", err)
-		}
+		sockettest.ExpectEOF(t, c, "last words")
+		sockettest.Send(t, c, "on")
 		r.want(`#"on"`, `(read-bytes 2 in)`)
-	})
-}
-
-func TestRacketsInputClosedIsSeen(t *testing.T) {
-	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
+	},
+	"Racket's input": func(t *testing.T, r *racket, c *unixsock.Conn) {
 		r.do(`(close-input-port in)`)
-		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
-			t.Errorf("Write after Racket closed its input: got %v, want EPIPE", err)
-		}
+		_, err := c.Write([]byte("x"))
+		sockettest.ExpectError(t, "Write after Racket closed its input", err, syscall.EPIPE)
 		r.do(`(begin (write-bytes #"on" out) (flush-output out))`)
-		expectBytes(t, c, "on")
-	})
-}
-
-func TestRacketSeesClose(t *testing.T) {
-	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
+		sockettest.Expect(t, c, "on")
+	},
+	"our both": func(t *testing.T, r *racket, c *unixsock.Conn) {
 		r.send(`(read-byte in)`)
-		if err := c.Close(); err != nil {
-			t.Fatalf("Close: got %v, want no error", err)
-		}
+		sockettest.Check(t, c.Close())
 		if got := r.result(); got != "(#<eof>)" {
 			t.Errorf("read in Racket while the Conn is closed: got %s, want (#<eof>)", got)
 		}
 		// Racket can close its ports without an error after the peer has closed.
 		r.do(`(begin (close-output-port out) (close-input-port in))`)
-	})
-}
-
-func TestRacketsCloseIsSeen(t *testing.T) {
-	withRacket(t, func(t *testing.T, r *racket, c *unixsock.Conn) {
+	},
+	"Racket's both": func(t *testing.T, r *racket, c *unixsock.Conn) {
 		r.do(`(begin (close-output-port out) (close-input-port in))`)
-		expectEOF(t, c)
-		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
-			t.Errorf("Write after Racket closed both ports: got %v, want EPIPE", err)
-		}
-		if err := c.CloseWrite(); err != nil {
-			t.Errorf("CloseWrite after Racket closed both ports: got %v, want no error", err)
-		}
-		if err := c.CloseRead(); err != nil {
-			t.Errorf("CloseRead after Racket closed both ports: got %v, want no error", err)
-		}
+		sockettest.ExpectEOF(t, c, "")
+		_, err := c.Write([]byte("x"))
+		sockettest.ExpectError(t, "Write after Racket closed both ports", err, syscall.EPIPE)
+		sockettest.Check(t, c.CloseWrite())
+		sockettest.Check(t, c.CloseRead())
+	},
+}
+
+func TestRacketAndHalfCloses(t *testing.T) {
+	t.Parallel()
+	r := startRacket(t)
+	for half, test := range halfCloses {
+		r.run(t, half+", Racket connects", func(t *testing.T, r *racket) {
+			l := sockettest.Listen(t)
+			r.do(`(define-values (in out) (unix-socket-connect PATH))`, l.Addr().String())
+			test(t, r, accept(t, l))
+		})
+		r.run(t, half+", Racket accepts", func(t *testing.T, r *racket) {
+			path := socketDir(t) + "/s"
+			r.do(`(define listener (unix-socket-listen PATH))`, path)
+			c := connect(t, path)
+			r.do(`(define-values (in out) (unix-socket-accept listener))`)
+			test(t, r, c)
+		})
+	}
+}
+
+func TestRacketAndEvents(t *testing.T) {
+	t.Parallel()
+	r := startRacket(t)
+	dir := socketDir(t)
+	r.run(t, "Racket's listener", func(t *testing.T, r *racket) {
+		r.do(`(define listener (unix-socket-listen PATH))`, dir+"/listener")
+		r.want(`#f`, `(sync/timeout 0 listener)`)
+		c := connect(t, dir+"/listener")
+		// Readiness accepts no connection, so a second sync returns the listener again.
+		r.want(`#t`, `(eq? listener (sync listener))`)
+		r.want(`#t`, `(eq? listener (sync/timeout 0 listener))`)
+		r.do(`(define-values (in out) (unix-socket-accept listener))`)
+		r.want(`#f`, `(sync/timeout 0 listener)`)
+		sockettest.Send(t, c, "x")
+		r.want(`#"x"`, `(read-bytes 1 in)`)
 	})
-}
-
-func TestConnectMakesRacketsListenerReady(t *testing.T) {
-	r := startRacket(t)
-	path := socketDir(t) + "/s"
-	r.do(`(define listener (unix-socket-listen PATH))`, path)
-	r.want(`#f`, `(sync/timeout 0 listener)`)
-	c := connect(t, path)
-	// Readiness accepts no connection, so a second sync returns the listener again.
-	r.want(`#t`, `(eq? listener (sync listener))`)
-	r.want(`#t`, `(eq? listener (sync/timeout 0 listener))`)
-	r.do(`(define-values (in out) (unix-socket-accept listener))`)
-	r.want(`#f`, `(sync/timeout 0 listener)`)
-	io.WriteString(c, "x")
-	r.want(`#"x"`, `(read-bytes 1 in)`)
-}
-
-func TestRacketsAcceptEvtTakesOurConnects(t *testing.T) {
-	r := startRacket(t)
-	path := socketDir(t) + "/s"
-	r.do(`(define listener (unix-socket-listen PATH))`, path)
-	r.do(`(define evt (unix-socket-accept-evt listener))`)
-	r.want(`#f`, `(sync/timeout 0 evt)`)
-	for i := range 20 {
-		// The connect comes first in half of the rounds, the sync in the others.
-		expression := `(let ([ports (sync evt)])
-			(copy-port (car ports) (cadr ports))
-			(for-each (lambda (p) (if (input-port? p) (close-input-port p) (close-output-port p))) ports))`
-		var c *unixsock.Conn
-		if i%2 == 0 {
-			c = connect(t, path)
-			r.send(expression)
-		} else {
-			r.send(expression)
-			c = connect(t, path)
-		}
-		converse(t, c, []byte(fmt.Sprint("connection ", i)))
-		if got := r.result(); got != "(#<void>)" {
-			t.Fatalf("echo in Racket on connection %d: got %s, want (#<void>)", i, got)
-		}
-	}
-}
-
-func TestRacketsCustodianClosesOurConn(t *testing.T) {
-	r := startRacket(t)
-	path := socketDir(t) + "/s"
-	r.do(`(define listener (unix-socket-listen PATH))`, path)
-	r.do(`(define custodian (make-custodian))`)
-	r.do(`(define evt (parameterize ([current-custodian custodian]) (unix-socket-accept-evt listener)))`)
-	c := connect(t, path)
-	r.do(`(define ports (sync evt))`)
-	r.do(`(begin (write-bytes #"x" (cadr ports)) (flush-output (cadr ports)))`)
-	expectBytes(t, c, "x")
-	r.do(`(custodian-shutdown-all custodian)`)
-	expectEOF(t, c)
-}
-
-func TestRacketsConnectMakesListenerReady(t *testing.T) {
-	r := startRacket(t)
-	l := listen(t, socketDir(t)+"/s")
-	ready := l.Ready()
-	select {
-	case <-ready:
-		t.Fatal("receive from Ready before the connect: got a value, want none")
-	default:
-	}
-	r.do(`(define-values (in out) (unix-socket-connect PATH))`, l.Addr().String())
-	select {
-	case got := <-ready:
-		if got != l {
-			t.Fatalf("receive from Ready after the connect: got %p, want the listener %p", got, l)
-		}
-	case <-time.After(timeout):
-		t.Fatalf("receive from Ready after the connect: got nothing within %v, want the listener", timeout)
-	}
-	r.do(`(begin (write-bytes #"x" out) (flush-output out))`)
-	expectBytes(t, accept(t, l), "x")
-}
-
-func TestAcceptEvtTakesRacketsConnects(t *testing.T) {
-	r := startRacket(t)
-	l := listen(t, socketDir(t)+"/s")
-	evt := l.AcceptEvt(t.Context())
-	for range 20 {
-		r.do(`(define-values (in out) (unix-socket-connect PATH))`, l.Addr().String())
-		select {
-		case a, ok := <-evt:
-			if !ok {
-				t.Fatal("receive from AcceptEvt: got a closed channel, want a connection")
+	r.run(t, "Racket's accept-evt", func(t *testing.T, r *racket) {
+		r.do(`(define listener (unix-socket-listen PATH))`, dir+"/evt")
+		r.do(`(define custodian (make-custodian))`)
+		r.do(`(define evt (parameterize ([current-custodian custodian]) (unix-socket-accept-evt listener)))`)
+		r.want(`#f`, `(sync/timeout 0 evt)`)
+		for i := range 20 {
+			// The connect comes first in half of the rounds, the sync in the others.
+			var c *unixsock.Conn
+			if i%2 == 0 {
+				c = connect(t, dir+"/evt")
 			}
-			c := withDeadline(t, "receive from AcceptEvt", a.Conn, a.Err)
+			r.send(fmt.Sprintf(racketCopies, `(apply values (sync evt))`))
+			if c == nil {
+				c = connect(t, dir+"/evt")
+			}
+			sockettest.Check(t, converse(c, fmt.Sprint("connection ", i)))
+			r.done("an echo")
+		}
+		c := connect(t, dir+"/evt")
+		r.do(`(define ports (sync evt))`)
+		r.do(`(begin (write-bytes #"x" (cadr ports)) (flush-output (cadr ports)))`)
+		sockettest.Expect(t, c, "x")
+		r.do(`(custodian-shutdown-all custodian)`)
+		sockettest.ExpectEOF(t, c, "")
+	})
+	r.run(t, "Ready and AcceptEvt", func(t *testing.T, r *racket) {
+		l := sockettest.Listen(t)
+		ready := l.Ready()
+		select {
+		case <-ready:
+			t.Fatal("receive from Ready before the connect: got a value, want none")
+		default:
+		}
+		evt := l.AcceptEvt(t.Context())
+		for i := range 20 {
+			r.do(`(define-values (in out) (unix-socket-connect PATH))`, l.Addr().String())
+			if got := sockettest.Receive(t, "Ready after the connect", ready); got != l {
+				t.Fatalf("receive from Ready after the connect: got %v, want the listener %v", got, l)
+			}
+			var c *unixsock.Conn
+			if i == 0 {
+				c = accept(t, l)
+			} else {
+				a := sockettest.Receive(t, "AcceptEvt", evt)
+				c = limit(t, a.Conn, a.Err)
+			}
 			r.do(`(begin (write-bytes #"x" out) (close-output-port out))`)
-			expectBytes(t, c, "x")
-			expectEOF(t, c)
+			sockettest.ExpectEOF(t, c, "x")
 			c.Close()
 			r.want(`#<eof>`, `(read-byte in)`)
-		case <-time.After(timeout):
-			t.Fatalf("receive from AcceptEvt: got nothing within %v, want a connection", timeout)
 		}
-	}
+	})
 }

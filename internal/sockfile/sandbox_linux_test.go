@@ -5,7 +5,6 @@ package sockfile_test
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"syscall"
@@ -70,8 +69,7 @@ func TestPlainListenMakesOnlyTheseCalls(t *testing.T) {
 		return
 	}
 	dir := sockettest.ShortDir(t)
-	first := sockettest.ListenAt(t, filepath.Join(dir, "first")) // starts the poller
-	defer first.Close()
+	sockettest.ListenAt(t, filepath.Join(dir, "first")) // starts the poller
 	f := filter{calls: map[uint32]uint32{}, otherSocket: kill, others: refuse(unix.EPERM)}
 	for _, number := range []uint32{
 		unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_NEWFSTATAT, unix.SYS_FCNTL, unix.SYS_EPOLL_CTL,
@@ -86,12 +84,8 @@ func TestPlainListenMakesOnlyTheseCalls(t *testing.T) {
 		f.calls[number] = allow
 	}
 	f.install(t)
-	if _, err := unixsock.Listen(filepath.Join(dir, "s")); err != nil {
-		t.Errorf("Listen under a filter of system calls: got %v, want a listener", err)
-	}
-	if _, err := unixsock.Listen(unixsock.Abstract(t.Name())); err != nil {
-		t.Errorf("Listen at an abstract name under a filter of system calls: got %v, want a listener", err)
-	}
+	sockettest.ListenAt(t, filepath.Join(dir, "s"))
+	sockettest.ListenAt(t, unixsock.Abstract(t.Name()))
 }
 
 func TestOwnerThatChangesNothingIsNotSet(t *testing.T) {
@@ -106,129 +100,70 @@ func TestOwnerThatChangesNothingIsNotSet(t *testing.T) {
 		t.Fatalf("Listen with another Owner where chown(2) is refused: got %v, want EPERM", err)
 	}
 	for _, owner := range [][2]int{{-1, -1}, {os.Getuid(), -1}, {-1, os.Getgid()}, {os.Getuid(), os.Getgid()}} {
-		l, err := unixsock.Listen(path, unixsock.Owner(owner[0], owner[1]), unixsock.Mode(0o660), unixsock.UnlinkOnClose())
-		if err != nil {
-			t.Errorf("Listen with Owner%v where chown(2) is refused: got %v, want a listener", owner, err)
-			continue
-		}
-		l.Close()
+		sockettest.ListenAt(t, path, unixsock.Owner(owner[0], owner[1]), unixsock.Mode(0o660), unixsock.UnlinkOnClose()).Close()
 	}
 }
 
-// adoptAndUnlink closes a copy of l that is to remove its file. It fails the test unless
-// other, which has taken over l's path, can still be reached.
-func adoptAndUnlink(t *testing.T, l, other *unixsock.Listener) {
-	t.Helper()
-	f, err := l.File()
-	if err != nil {
-		t.Fatalf("File: %v", err)
-	}
-	adopted, err := unixsock.FileListener(f)
-	f.Close()
-	if err != nil {
-		t.Fatalf("FileListener: %v", err)
-	}
-	adopted.SetUnlinkOnClose(true)
-	if err := adopted.Close(); err != nil {
-		t.Errorf("Close of an adopted listener: got %v, want no error", err)
-	}
-	sockettest.CheckExchange(t, other.Addr().String(), other)
-}
-
-func skipUnlessBoundFileIsReported(t *testing.T) {
-	t.Helper()
+// TestAdoptedListenerLeavesTheFileOfAnother closes adopted listeners whose path another
+// listener has taken over, where the kernel does not say which file a socket is bound to, or
+// says only the inode's number.
+func TestAdoptedListenerLeavesTheFileOfAnother(t *testing.T) {
 	if !sockettest.ReportsBoundFile(t) {
 		t.Skip("the kernel does not report which file a socket is bound to")
 	}
+	takeOver := func(t *testing.T) (l, other *unixsock.Listener) {
+		l = sockettest.Listen(t)
+		sockettest.Check(t, os.Remove(l.Addr().String()))
+		return l, sockettest.ListenAt(t, l.Addr().String())
+	}
+	for name, prepare := range map[string]func(t *testing.T) (l, other *unixsock.Listener){
+		"namespace": func(t *testing.T) (l, other *unixsock.Listener) {
+			l, other = takeOver(t)
+			runtime.LockOSThread()
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				t.Skipf("cannot make a network namespace: %v", err)
+			}
+			return l, other
+		},
+		"netlink": func(t *testing.T) (l, other *unixsock.Listener) {
+			l, other = takeOver(t)
+			filter{otherSocket: refuse(unix.EAFNOSUPPORT), others: allow}.install(t)
+			return l, other
+		},
+		"inode": func(t *testing.T) (l, other *unixsock.Listener) {
+			path := filepath.Join(sockettest.ShortDir(t), "s")
+			l = onNewTmpfs(t, path)
+			other = onNewTmpfs(t, path) // the first file of each has the same number
+			return l, other
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if !sockettest.InChild(t, nil) {
+				return
+			}
+			l, other := prepare(t)
+			f := sockettest.Got(l.File()).Must(t)
+			adopted := sockettest.Got(unixsock.FileListener(f)).Must(t)
+			adopted.SetUnlinkOnClose(true)
+			sockettest.Check(t, adopted.Close())
+			sockettest.CheckExchange(t, other.Addr().String(), other)
+		})
+	}
 }
 
-// takeOver returns a listener, and another one that has taken over its path.
-func takeOver(t *testing.T) (l, other *unixsock.Listener) {
+// onNewTmpfs listens on a new file system that is mounted over the directory of path, in a
+// mount namespace of the calling goroutine.
+func onNewTmpfs(t *testing.T, path string) *unixsock.Listener {
 	t.Helper()
-	skipUnlessBoundFileIsReported(t)
-	l = sockettest.Listen(t)
-	path := l.Addr().String()
-	if err := os.Remove(path); err != nil {
-		t.Fatalf("Remove: %v", err)
-	}
-	return l, sockettest.ListenAt(t, path)
-}
-
-func TestAdoptedListenerOfAnotherNetworkNamespaceLeavesTheFile(t *testing.T) {
-	if !sockettest.InChild(t, nil) {
-		return
-	}
-	l, other := takeOver(t)
 	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skipf("cannot make a network namespace: %v", err)
-	}
-	adoptAndUnlink(t, l, other)
-}
-
-func TestAdoptedListenerWithoutNetlinkLeavesTheFile(t *testing.T) {
-	if !sockettest.InChild(t, nil) {
-		return
-	}
-	l, other := takeOver(t)
-	filter{otherSocket: refuse(unix.EAFNOSUPPORT), others: allow}.install(t)
-	adoptAndUnlink(t, l, other)
-}
-
-// TestAdoptedListenerLeavesAFileWithTheSameInodeNumber mounts a file system over the one
-// with the listener's file. The first file of each has the same number.
-func TestAdoptedListenerLeavesAFileWithTheSameInodeNumber(t *testing.T) {
-	if !inMountNamespace(t) {
-		return
-	}
-	skipUnlessBoundFileIsReported(t)
-	dir := sockettest.ShortDir(t)
-	path := filepath.Join(dir, "s")
-	var listeners []*unixsock.Listener
-	var inodes []uint64
-	for range 2 {
-		mountTmpfs(t, dir)
-		listeners = append(listeners, sockettest.ListenAt(t, path))
-		var stat unix.Stat_t
-		if err := unix.Lstat(path, &stat); err != nil {
-			t.Fatalf("lstat(2): %v", err)
-		}
-		inodes = append(inodes, stat.Ino)
-	}
-	if inodes[0] != inodes[1] {
-		t.Skipf("the first files of two file systems have the inode numbers %d", inodes)
-	}
-	adoptAndUnlink(t, listeners[0], listeners[1])
-}
-
-// inMountNamespace runs the calling test in a child process with a mount namespace of its
-// own. It returns true in the child.
-func inMountNamespace(t *testing.T) bool {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mount needs root")
-	}
-	setup := func(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS} }
-	probe := exec.Command("/proc/self/exe", "-test.run=^$")
-	sockettest.ChildEnv(probe)
-	setup(probe)
-	if err := probe.Run(); err != nil {
-		t.Skipf("cannot make a mount namespace: %v", err)
-	}
-	if !sockettest.InChild(t, setup) {
-		return false
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		t.Skipf("cannot make a mount namespace: %v", err)
-	}
-	return true
-}
-
-// mountTmpfs mounts a new file system at dir until the end of the test.
-func mountTmpfs(t *testing.T, dir string) {
-	t.Helper()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+	dir := filepath.Dir(path)
+	if err := errors.Join(
+		unix.Unshare(unix.CLONE_NEWNS),
+		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+		unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"),
+	); err != nil {
 		t.Skipf("cannot mount tmpfs: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return sockettest.ListenAt(t, path)
 }
