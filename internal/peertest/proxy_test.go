@@ -38,32 +38,17 @@ func nginx(t *testing.T, path string, keepAlive bool) string {
 		connection, reuse = `""`, "keepalive 200;"
 	}
 	config := fmt.Sprintf(`
-		daemon off;
-		%s
-		pid nginx.pid;
-		error_log stderr;
-		worker_processes 2;
-		events { worker_connections 1024; }
-		http {
-			access_log off;
-			client_body_temp_path body;
-			proxy_temp_path proxy;
-			fastcgi_temp_path fastcgi;
-			uwsgi_temp_path uwsgi;
-			scgi_temp_path scgi;
-			upstream backend {
-				server unix:%s;
-				%s
-			}
-			server {
-				listen %s;
-				location / {
-					proxy_pass http://backend;
-					proxy_http_version 1.1;
-					proxy_set_header Connection %s;
-				}
-			}
-		}`, user, path, reuse, addr, connection)
+daemon off; %s pid nginx.pid; error_log stderr; worker_processes 2;
+events { worker_connections 1024; }
+http {
+	access_log off; client_body_temp_path body; proxy_temp_path proxy;
+	fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+	upstream backend { server unix:%s; %s }
+	server {
+		listen %s;
+		location / { proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection %s; }
+	}
+}`, user, path, reuse, addr, connection)
 	sockettest.Check(t, os.WriteFile(dir+"/nginx.conf", []byte(config), 0o600))
 	cmd := peer(t, "nginx", "-p", dir, "-c", dir+"/nginx.conf", "-e", "stderr")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
@@ -116,17 +101,17 @@ backend backend
 
 // freeAddr returns a free TCP address on loopback. Its port is outside the range
 // from which Linux and macOS assign ports to other programs.
-func freeAddr(t *testing.T) string {
+func freeAddr(t *testing.T) (addr string) {
 	t.Helper()
-	for range 1000 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000)))
+	sockettest.WaitFor(t, "no TCP port is free", func() bool {
+		addr = fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
+		l, err := net.Listen("tcp", addr)
 		if err == nil {
 			l.Close()
-			return l.Addr().String()
 		}
-	}
-	t.Fatal("looked for a free TCP port 1000 times: got none, want one")
-	return ""
+		return err == nil
+	})
+	return addr
 }
 
 // TestProxiesLoseNoRequest checks that the backend answers each request that ApacheBench sends
