@@ -28,18 +28,15 @@ func dialNet(t *testing.T, name, local string) *net.UnixConn {
 	return limit(t, c, err)
 }
 
-// listenNet listens with package net and sets a deadline.
 func listenNet(t *testing.T, name string) *net.UnixListener {
 	t.Helper()
-	l := sockettest.Got(net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})).Must(t)
-	sockettest.Check(t, l.SetDeadline(time.Now().Add(timeout)))
-	return l
+	return sockettest.Got(net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})).Must(t)
 }
 
 func acceptNet(t *testing.T, l *net.UnixListener) *net.UnixConn {
 	t.Helper()
-	c, err := l.AcceptUnix()
-	return limit(t, c, err)
+	sockettest.Check(t, l.SetDeadline(time.Now().Add(timeout)))
+	return sockettest.Got(l.AcceptUnix()).Must(t)
 }
 
 // adopt calls by with a duplicate of the descriptor of from, which it closes.
@@ -56,34 +53,32 @@ func adopt[T any](t *testing.T, from interface {
 
 // netPairs connect a Conn and a connection of package net at a name, which begins with @ for
 // package net if it is abstract.
-var netPairs = map[string]func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn){
-	"net dials": func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn) {
+var netPairs = map[string]func(t *testing.T, name, netName string) (net.Conn, net.Conn){
+	"net dials": func(t *testing.T, name, netName string) (net.Conn, net.Conn) {
 		l := sockettest.ListenAt(t, name)
 		theirs := dialNet(t, netName, "")
 		return accept(t, l), theirs
 	},
-	"net listens": func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn) {
+	"net listens": func(t *testing.T, name, netName string) (net.Conn, net.Conn) {
 		l := listenNet(t, netName)
 		ours := connect(t, name)
 		return ours, acceptNet(t, l)
 	},
-	"net adopts a Conn": func(t *testing.T, _, _ string) (*unixsock.Conn, *net.UnixConn) {
+	"net adopts a Conn": func(t *testing.T, _, _ string) (net.Conn, net.Conn) {
 		ours, given, err := unixsock.Pair()
-		theirs := adopt(t, sockettest.Got(given, err).Must(t), net.FileConn).(*net.UnixConn)
-		return limit(t, ours, nil), limit(t, theirs, nil)
+		return ours, adopt(t, sockettest.Got(given, err).Must(t), net.FileConn)
 	},
-	"net adopts a Listener": func(t *testing.T, name, _ string) (*unixsock.Conn, *net.UnixConn) {
+	"net adopts a Listener": func(t *testing.T, name, _ string) (net.Conn, net.Conn) {
 		l := adopt(t, sockettest.ListenAt(t, name), net.FileListener).(*net.UnixListener)
-		sockettest.Check(t, l.SetDeadline(time.Now().Add(timeout)))
 		ours := connect(t, name)
 		return ours, acceptNet(t, l)
 	},
-	"net's connection is adopted": func(t *testing.T, _, netName string) (*unixsock.Conn, *net.UnixConn) {
+	"net's connection is adopted": func(t *testing.T, _, netName string) (net.Conn, net.Conn) {
 		l := listenNet(t, netName)
 		ours := adopt(t, dialNet(t, netName, ""), unixsock.FileConn)
-		return limit(t, ours, nil), acceptNet(t, l)
+		return ours, acceptNet(t, l)
 	},
-	"net's listener is adopted": func(t *testing.T, name, netName string) (*unixsock.Conn, *net.UnixConn) {
+	"net's listener is adopted": func(t *testing.T, name, netName string) (net.Conn, net.Conn) {
 		given := listenNet(t, netName)
 		given.SetUnlinkOnClose(false)
 		l := adopt(t, given, unixsock.FileListener)
@@ -93,6 +88,22 @@ var netPairs = map[string]func(t *testing.T, name, netName string) (*unixsock.Co
 		theirs := dialNet(t, netName, "")
 		return accept(t, l), theirs
 	},
+}
+
+type halves interface {
+	stream
+	CloseRead() error
+}
+
+// eachNetPair runs a test with each kind of pair.
+func eachNetPair(t *testing.T, name, netName string, test func(t *testing.T, ours, theirs halves)) {
+	for how, pair := range netPairs {
+		t.Run(how, func(t *testing.T) {
+			ours, theirs := pair(t, name, netName)
+			os.Remove(name)
+			test(t, limit(t, ours, nil).(halves), limit(t, theirs, nil).(halves))
+		})
+	}
 }
 
 func TestNet(t *testing.T) {
@@ -109,16 +120,12 @@ func TestNet(t *testing.T) {
 				linux(t)
 				netName = "@" + name[1:]
 			}
-			for how, pair := range netPairs {
-				t.Run(how, func(t *testing.T) {
-					ours, theirs := pair(t, name, netName)
-					var wg sync.WaitGroup
-					defer wg.Wait()
-					wg.Go(func() { echo(t, theirs) })
-					sockettest.Check(t, converse(ours, data))
-					os.Remove(name)
-				})
-			}
+			eachNetPair(t, name, netName, func(t *testing.T, ours, theirs halves) {
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				wg.Go(func() { echo(t, theirs) })
+				sockettest.Check(t, converse(ours, data))
+			})
 			l := sockettest.Listen(t)
 			dialNet(t, l.Addr().String(), netName)
 			if got := accept(t, l).RemoteAddr().String(); got != name {
@@ -130,12 +137,12 @@ func TestNet(t *testing.T) {
 
 // TestNetAndHalfCloses closes the halves of one end of a connection with package net.
 func TestNetAndHalfCloses(t *testing.T) {
-	type halves interface {
-		stream
-		CloseRead() error
-	}
-	for how, pair := range netPairs {
-		test := func(t *testing.T, closer, other halves) {
+	path := socketDir(t) + "/s"
+	for _, net := range []bool{false, true} {
+		eachNetPair(t, path, path, func(t *testing.T, closer, other halves) {
+			if net {
+				closer, other = other, closer
+			}
 			sockettest.Check(t, closer.CloseWrite())
 			sockettest.ExpectEOF(t, other, "")
 			sockettest.Send(t, other, "on") // the other half still works
@@ -144,13 +151,6 @@ func TestNetAndHalfCloses(t *testing.T) {
 			if _, err := other.Write([]byte("x")); sockettest.ReportsClosedInput(t) {
 				sockettest.ExpectError(t, "Write after the peer's CloseRead", err, syscall.EPIPE)
 			}
-		}
-		t.Run(how, func(t *testing.T) {
-			path := socketDir(t)
-			ours, theirs := pair(t, path+"/1", path+"/1")
-			test(t, ours, theirs)
-			ours, theirs = pair(t, path+"/2", path+"/2")
-			test(t, theirs, ours)
 		})
 	}
 }
