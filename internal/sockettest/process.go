@@ -228,6 +228,19 @@ func ExhaustDescriptors(t testing.TB) (free func()) {
 	}
 }
 
+// WaitIdle waits until this process uses less than a quarter of a processor. A goroutine that
+// spins uses more all the time, unless other processes do: a busy machine does not fail the
+// test.
+func WaitIdle(t testing.TB) {
+	t.Helper()
+	WaitFor(t, "the process uses more than a quarter of a processor", func() bool {
+		const period = 100 * time.Millisecond
+		used := ProcessorTime(t)
+		time.Sleep(period) // the time that is measured
+		return ProcessorTime(t)-used < period/4
+	})
+}
+
 // ProcessorTime returns how much processor time this process has used.
 func ProcessorTime(t testing.TB) time.Duration {
 	t.Helper()
