@@ -23,12 +23,11 @@ func Writable(fd int) bool { return polled(fd, unix.POLLOUT) }
 
 func polled(fd int, events int16) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	for {
-		n, err := unix.Poll(fds, 0)
-		if err != unix.EINTR {
-			return n > 0
-		}
+	n, err := unix.Poll(fds, 0)
+	for err == unix.EINTR {
+		n, err = unix.Poll(fds, 0)
 	}
+	return n > 0
 }
 
 // Pending reports whether the kernel's queue of l holds a connection.
@@ -39,20 +38,18 @@ func Pending(t testing.TB, l *unixsock.Listener) (yes bool) {
 }
 
 // Socket returns a new non-blocking stream socket.
-func Socket() (fd int, err error) {
-	if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0); err != nil {
-		return -1, err
+func Socket() (fd int, err error) { return socketOf(unix.SOCK_STREAM) }
+
+func socketOf(socketType int) (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_UNIX, socketType, 0)
+	if err == nil {
+		unix.CloseOnExec(fd)
+		err = unix.SetNonblock(fd, true)
 	}
-	unix.CloseOnExec(fd)
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
+	return fd, err
 }
 
-// TryConnect connects a new socket to path without waiting. If the backlog is
-// full, the error is EAGAIN on Linux. The caller closes the descriptor.
+// TryConnect connects a new socket to path without waiting. The caller closes it.
 func TryConnect(path string) (fd int, err error) {
 	if fd, err = Socket(); err != nil {
 		return -1, err
@@ -66,19 +63,16 @@ func TryConnect(path string) (fd int, err error) {
 
 // FillBacklog connects to path until the backlog is full, and returns how many
 // connects succeeded.
-func FillBacklog(t testing.TB, path string) int {
+func FillBacklog(t testing.TB, path string) (n int) {
 	t.Helper()
 	SkipUnlessBacklogsWait(t)
-	for n := 0; ; n++ {
+	for ; ; n++ {
 		fd, err := TryConnect(path)
-		switch err {
-		case nil:
-			t.Cleanup(func() { unix.Close(fd) })
-		case unix.EAGAIN:
+		if err == unix.EAGAIN {
 			return n
-		default:
-			t.Fatalf("connect(2) %d to %s: got %v, want EAGAIN once the backlog is full", n, path, err)
 		}
+		Check(t, err)
+		t.Cleanup(func() { unix.Close(fd) })
 	}
 }
 
@@ -86,14 +80,14 @@ func FillBacklog(t testing.TB, path string) int {
 // when the backlog is full.
 func SkipUnlessBacklogsWait(t testing.TB) {
 	t.Helper()
-	if FullBacklog(t) != unix.EAGAIN {
+	if fullBacklog(t) != unix.EAGAIN {
 		t.Skip("connect(2) does not distinguish a full backlog from a socket without a listener")
 	}
 }
 
-// FullBacklog returns the error of a connect(2) to a listener with a full backlog: EAGAIN on
+// fullBacklog returns the error of a connect(2) to a listener with a full backlog: EAGAIN on
 // Linux, ECONNREFUSED elsewhere.
-func FullBacklog(t testing.TB) error {
+func fullBacklog(t testing.TB) error {
 	t.Helper()
 	fullOnce.Do(func() {
 		listener, path := probeListener(t, unix.SOCK_STREAM)
@@ -118,7 +112,7 @@ var (
 // the connection, for [Timeout] at most.
 func Dial(t testing.TB, path string) (*unixsock.Conn, error) {
 	c, err := unixsock.Connect(path)
-	refused := FullBacklog(t) // EAGAIN is waited for inside Connect
+	refused := fullBacklog(t) // EAGAIN is waited for inside Connect
 	for deadline := time.Now().Add(Timeout); errors.Is(err, refused) && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 		c, err = unixsock.Connect(path)

@@ -15,71 +15,59 @@ import (
 // system calls of their own. A test that asserts what one kernel does calls them, and
 // skips what another kernel cannot do.
 
+func probeSocket(t testing.TB, socketType int) int {
+	t.Helper()
+	fd, err := socketOf(socketType)
+	if err == unix.EPROTONOSUPPORT {
+		t.Skip("the kernel has no Unix sockets of this type")
+	}
+	Check(t, err)
+	return fd
+}
+
 // probeListener returns a listening socket of the given type and its path.
 func probeListener(t testing.TB, socketType int) (fd int, path string) {
 	t.Helper()
 	path = filepath.Join(ShortDir(t), "probe")
 	fd = probeSocket(t, socketType)
-	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
-	if socketType != unix.SOCK_DGRAM {
-		check(t, unix.Listen(fd, 4))
-	}
+	Check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	Check(t, unix.Listen(fd, 4))
 	return fd, path
 }
 
-func probeSocket(t testing.TB, socketType int) int {
+// probePair returns two connected sockets.
+func probePair(t testing.TB) [2]int {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, socketType, 0)
-	if err == unix.EPROTONOSUPPORT {
-		t.Skip("the kernel has no Unix sockets of this type")
-	}
-	check(t, err)
-	unix.CloseOnExec(fd)
-	check(t, unix.SetNonblock(fd, true))
-	return fd
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	Check(t, err)
+	return fds
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal("probe of the kernel: ", err)
+func closeAll(fds ...int) {
+	for _, fd := range fds {
+		unix.Close(fd)
 	}
 }
 
-// withDescriptors calls do while the process can open only n more descriptors. The
-// process should be a child.
-func withDescriptors(t testing.TB, n int, do func()) {
+// connectErr returns the error of a connect(2) to path.
+func connectErr(t testing.TB, socketType int, path string) error {
 	t.Helper()
-	var limit unix.Rlimit
-	check(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
-	lowest, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 3)
-	check(t, err)
-	unix.Close(lowest)
-	low := limit
-	SetUint(&low.Cur, lowest+n)
-	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
-	do()
-	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	fd := probeSocket(t, socketType)
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 }
-
-// SetUint sets a field that is a uint64 on some systems, and an int64 on others.
-func SetUint[T int64 | uint64](to *T, n int) { *to = T(n) }
 
 // KeepsPendingWithoutDescriptors reports whether a connection stays pending if
 // accept(2) fails because the process is out of descriptors. Linux keeps it. gVisor
 // and macOS drop it. Call it in a child process.
 func KeepsPendingWithoutDescriptors(t testing.TB) bool {
-	t.Helper()
 	listener, path := probeListener(t, unix.SOCK_STREAM)
-	defer unix.Close(listener)
-	client := probeSocket(t, unix.SOCK_STREAM)
-	defer unix.Close(client)
-	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: path}))
-	withDescriptors(t, 0, func() {
-		if fd, _, err := unix.Accept(listener); err != unix.EMFILE {
-			t.Fatalf("accept without a free descriptor: got %d, %v, want EMFILE", fd, err)
-		}
-	})
+	client := Got(TryConnect(path)).Must(t)
+	defer closeAll(listener, client)
+	free := ExhaustDescriptors(t)
+	_, _, err := unix.Accept(listener)
+	ExpectError(t, "accept without a free descriptor", err, unix.EMFILE)
+	free()
 	fd, _, err := unix.Accept(listener)
 	if err == nil {
 		unix.Close(fd)
@@ -92,29 +80,22 @@ func KeepsPendingWithoutDescriptors(t testing.TB) bool {
 // EMSGSIZE, as on the BSDs. gVisor does not, and keeps the others open in the kernel. Call
 // it in a child process.
 func ReportsRightsCutByLimit(t testing.TB) bool {
-	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-	check(t, err)
-	defer unix.Close(fds[0])
-	defer unix.Close(fds[1])
-	check(t, unix.Sendmsg(fds[0], []byte("x"), unix.UnixRights(0, 0), nil, 0))
-	var flags int
-	withDescriptors(t, 1, func() {
-		control := make([]byte, 256)
-		n := 0
-		_, n, flags, _, err = unix.Recvmsg(fds[1], make([]byte, 1), control, 0)
-		messages, _ := unix.ParseSocketControlMessage(control[:n])
-		for _, m := range messages {
-			received, _ := unix.ParseUnixRights(&m)
-			for _, fd := range received {
-				unix.Close(fd)
-			}
-		}
-	})
+	fds := probePair(t)
+	defer closeAll(fds[:]...)
+	Check(t, unix.Sendmsg(fds[0], []byte("x"), unix.UnixRights(0, 0), nil, 0))
+	free := limitDescriptors(t, 1)
+	control := make([]byte, 256)
+	_, n, flags, _, err := unix.Recvmsg(fds[1], make([]byte, 1), control, 0)
+	free()
+	messages, _ := unix.ParseSocketControlMessage(control[:n])
+	for _, m := range messages {
+		received, _ := unix.ParseUnixRights(&m)
+		closeAll(received...)
+	}
 	if err == unix.EMSGSIZE {
 		return true
 	}
-	check(t, err)
+	Check(t, err)
 	return flags&unix.MSG_CTRUNC != 0
 }
 
@@ -122,11 +103,10 @@ func ReportsRightsCutByLimit(t testing.TB) bool {
 // datagram socket to a stream socket that does not listen yet differently from one to
 // a socket file without a socket. gVisor does not.
 func DistinguishesBoundFromDead(t testing.TB) bool {
-	t.Helper()
 	path := filepath.Join(ShortDir(t), "probe")
 	bound := probeSocket(t, unix.SOCK_STREAM)
 	defer unix.Close(bound)
-	check(t, unix.Bind(bound, &unix.SockaddrUnix{Name: path}))
+	Check(t, unix.Bind(bound, &unix.SockaddrUnix{Name: path}))
 	return connectErr(t, unix.SOCK_DGRAM, path) != unix.ECONNREFUSED
 }
 
@@ -134,24 +114,14 @@ func DistinguishesBoundFromDead(t testing.TB) bool {
 // of a stream socket to the file of a seqpacket socket that is closed. gVisor answers
 // EPROTOTYPE, as if the socket were open.
 func RefusesDeadSeqpacket(t testing.TB) bool {
-	t.Helper()
 	fd, path := probeListener(t, unix.SOCK_SEQPACKET)
 	unix.Close(fd)
 	return connectErr(t, unix.SOCK_STREAM, path) == unix.ECONNREFUSED
 }
 
-// connectErr returns the error of a connect(2) to path.
-func connectErr(t testing.TB, socketType int, path string) error {
-	t.Helper()
-	fd := probeSocket(t, socketType)
-	defer unix.Close(fd)
-	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
-}
-
 // RefusesAfterShutdown reports whether the kernel refuses connections to a listening socket
 // that is shut down for reading. Linux and NetBSD do. gVisor, macOS and FreeBSD do not.
 func RefusesAfterShutdown(t testing.TB) bool {
-	t.Helper()
 	listener, path := probeListener(t, unix.SOCK_STREAM)
 	defer unix.Close(listener)
 	_ = unix.Shutdown(listener, unix.SHUT_RD) // an error means that it has no effect
@@ -161,16 +131,13 @@ func RefusesAfterShutdown(t testing.TB) bool {
 // ShutdownWakesAccept reports whether a goroutine that waits in the poller to accept wakes when
 // the listening socket is shut down. On NetBSD it does not.
 func ShutdownWakesAccept(t testing.TB) bool {
-	t.Helper()
 	listener, _ := probeListener(t, unix.SOCK_STREAM)
-	check(t, unix.SetNonblock(listener, true))
 	f := os.NewFile(uintptr(listener), "listener")
 	defer f.Close()
-	check(t, f.SetReadDeadline(time.Now().Add(time.Second)))
-	raw, err := f.SyscallConn()
-	check(t, err)
+	Check(t, f.SetReadDeadline(time.Now().Add(time.Second)))
+	raw := Got(f.SyscallConn()).Must(t)
 	calls := 0
-	err = raw.Read(func(fd uintptr) bool {
+	err := raw.Read(func(fd uintptr) bool {
 		if calls++; calls == 1 {
 			time.AfterFunc(100*time.Millisecond, func() { _ = unix.Shutdown(int(fd), unix.SHUT_RD) })
 		}
@@ -182,7 +149,6 @@ func ShutdownWakesAccept(t testing.TB) bool {
 // ReportsListening reports whether the kernel tells a listening socket from another one. macOS
 // and DragonFly do not.
 func ReportsListening(t testing.TB) bool {
-	t.Helper()
 	fd := probeSocket(t, unix.SOCK_STREAM)
 	defer unix.Close(fd)
 	_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
@@ -192,11 +158,8 @@ func ReportsListening(t testing.TB) bool {
 // ReportsClosedInput reports whether a write fails with EPIPE once the peer has shut down
 // its input. On macOS, NetBSD, OpenBSD and FreeBSD before 15 it does not.
 func ReportsClosedInput(t testing.TB) bool {
-	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-	check(t, err)
-	defer unix.Close(fds[0])
-	defer unix.Close(fds[1])
-	check(t, unix.Shutdown(fds[1], unix.SHUT_RD))
+	fds := probePair(t)
+	defer closeAll(fds[:]...)
+	Check(t, unix.Shutdown(fds[1], unix.SHUT_RD))
 	return unix.Sendto(fds[0], []byte("x"), unix.MSG_DONTWAIT, nil) == unix.EPIPE
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -46,9 +45,7 @@ func CheckDescriptors(t testing.TB) {
 	t.Helper()
 	// The runtime opens descriptors for its poller and for the first process.
 	c1, c2, err := unixsock.Pair()
-	if err != nil {
-		t.Fatalf("Pair: %v", err)
-	}
+	Check(t, err)
 	c1.Close()
 	c2.Close()
 	if p, err := os.FindProcess(os.Getpid()); err == nil {
@@ -62,7 +59,7 @@ func CheckDescriptors(t testing.TB) {
 func WaitGoroutines(t testing.TB, n int) {
 	t.Helper()
 	what := func() string {
-		return fmt.Sprintf("%d goroutines are left, want at most %d:\n%s", runtime.NumGoroutine(), n, strings.Join(goroutines(), "\n\n"))
+		return fmt.Sprintf("%d goroutines are left, want at most %d:\n%s", runtime.NumGoroutine(), n, stacks())
 	}
 	waitFor(t, what, func() bool { return runtime.NumGoroutine() <= n })
 }

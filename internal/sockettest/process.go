@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -60,16 +59,9 @@ func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
 	if os.Getenv(ChildVar) == t.Name() {
 		return true
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Skip(err)
-	}
-	cmd := exec.CommandContext(t.Context(), exe, "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v", "-test.timeout=1m")
-	ChildEnv(cmd, ChildVar+"="+t.Name())
-	if setup != nil {
-		setup(cmd)
-	}
-	Emulate(cmd)
+	// A wait of the child fails before the child's time limit.
+	cmd := childCommand(t, setup, ChildVar+"="+t.Name(),
+		"-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v", fmt.Sprint("-test.timeout=", 2*Timeout))
 	out, err := cmd.CombinedOutput()
 	switch {
 	case err != nil:
@@ -82,6 +74,22 @@ func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
 	return false
 }
 
+// childCommand returns a command that runs this binary with a variable in its environment.
+func childCommand(t testing.TB, setup func(*exec.Cmd), variable string, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := exec.Command(exe, args...)
+	ChildEnv(cmd, variable)
+	if setup != nil {
+		setup(cmd)
+	}
+	emulate(cmd)
+	return cmd
+}
+
 // ChildEnv sets the environment of a child process that runs this binary. It turns off
 // the race detector's sleep of one second at the end of a process.
 func ChildEnv(cmd *exec.Cmd, vars ...string) {
@@ -89,20 +97,14 @@ func ChildEnv(cmd *exec.Cmd, vars ...string) {
 	cmd.Env = append(cmd.Env, vars...)
 }
 
-// Emulate makes a child process run this binary in the emulator that the environment
+// emulate makes a child process run this binary in the emulator that the environment
 // variable UNIXSOCK_TEST_EMULATOR names, if it is set: an emulator of another processor
 // does not emulate the processes that a program starts.
-func Emulate(cmd *exec.Cmd) {
-	name := os.Getenv("UNIXSOCK_TEST_EMULATOR")
-	if name == "" {
-		return
+func emulate(cmd *exec.Cmd) {
+	if path, err := exec.LookPath(os.Getenv("UNIXSOCK_TEST_EMULATOR")); err == nil {
+		cmd.Args = append([]string{path, cmd.Path}, cmd.Args[1:]...)
+		cmd.Path = path
 	}
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return
-	}
-	cmd.Args = append([]string{path, cmd.Path}, cmd.Args[1:]...)
-	cmd.Path = path
 }
 
 // A Helper is a process that runs a role of Main. It reads commands and prints
@@ -119,17 +121,7 @@ type Helper struct {
 // nil, prepares it.
 func HelperCommand(t testing.TB, setup func(*exec.Cmd), role string, args ...string) *exec.Cmd {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Skip(err)
-	}
-	cmd := exec.Command(exe, args...)
-	ChildEnv(cmd, helperVar+"="+role)
-	if setup != nil {
-		setup(cmd)
-	}
-	Emulate(cmd)
-	return cmd
+	return childCommand(t, setup, helperVar+"="+role, args...)
 }
 
 // StartHelper starts HelperCommand. The helper is killed at the end of the test.
@@ -137,17 +129,8 @@ func StartHelper(t testing.TB, setup func(*exec.Cmd), role string, args ...strin
 	t.Helper()
 	cmd := HelperCommand(t, setup, role, args...)
 	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatalf("StdinPipe: %v", err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatalf("StdoutPipe: %v", err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatalf("Start: %v", err)
-	}
+	in, out := Got(cmd.StdinPipe()).Must(t), Got(cmd.StdoutPipe()).Must(t)
+	Check(t, cmd.Start())
 	lines := make(chan string, 1)
 	h := &Helper{Cmd: cmd, Lines: lines, t: t, in: in}
 	go func() {
@@ -198,39 +181,39 @@ func (h *Helper) Expect(want string) {
 // UntilEOF waits, in a helper, for the end of the helper's input.
 func UntilEOF() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
-// ExhaustDescriptors uses up all descriptors of this process until free is called. The
-// process should be a child: its limit is 64 descriptors from then on.
+// ExhaustDescriptors makes the process unable to open another descriptor until free is
+// called. The process should be a child.
 func ExhaustDescriptors(t testing.TB) (free func()) {
 	t.Helper()
-	limit := syscall.Rlimit{}
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatalf("Getrlimit: %v", err)
-	}
-	limit.Cur = 64
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatalf("Setrlimit: %v", err)
-	}
-	var fds []int
-	for {
-		fd, err := unix.Dup(0)
-		if err == unix.EMFILE {
-			break
-		}
-		if err != nil {
-			t.Fatalf("dup(2) until the limit: got %v, want EMFILE", err)
-		}
-		fds = append(fds, fd)
-	}
-	return func() {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-	}
+	return limitDescriptors(t, 0)
+}
+
+// limitDescriptors makes the process unable to open more than n more descriptors until free
+// is called.
+func limitDescriptors(t testing.TB, n int) (free func()) {
+	t.Helper()
+	var limit unix.Rlimit
+	Check(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	lowest := Got(unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 3)).Must(t)
+	unix.Close(lowest)
+	low := limit
+	SetUint(&low.Cur, lowest+n)
+	Check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	return func() { Check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }
+}
+
+// SetUint sets a field that is a uint64 on some systems, and an int64 on others.
+func SetUint[T int64 | uint64](to *T, n int) { *to = T(n) }
+
+// ProcessorTime returns how much processor time this process has used.
+func ProcessorTime(t testing.TB) time.Duration {
+	var usage unix.Rusage
+	Check(t, unix.Getrusage(unix.RUSAGE_SELF, &usage))
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 // WaitIdle waits until this process uses less than a quarter of a processor. A goroutine that
-// spins uses more all the time, unless other processes do: a busy machine does not fail the
-// test.
+// spins uses more all the time. A busy machine does not fail the test.
 func WaitIdle(t testing.TB) {
 	t.Helper()
 	WaitFor(t, "the process uses more than a quarter of a processor", func() bool {
@@ -239,14 +222,4 @@ func WaitIdle(t testing.TB) {
 		time.Sleep(period) // the time that is measured
 		return ProcessorTime(t)-used < period/4
 	})
-}
-
-// ProcessorTime returns how much processor time this process has used.
-func ProcessorTime(t testing.TB) time.Duration {
-	t.Helper()
-	var usage unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
-		t.Fatalf("Getrusage: %v", err)
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }

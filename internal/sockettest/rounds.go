@@ -4,8 +4,6 @@ package sockettest
 
 import (
 	"flag"
-	"os/exec"
-	"strconv"
 	"testing"
 )
 
@@ -21,10 +19,4 @@ func Times(n int) int {
 		n /= 3
 	}
 	return max(1, n**rounds)
-}
-
-// WithRounds gives a child process the -short and -rounds of this one.
-func WithRounds(cmd *exec.Cmd) {
-	cmd.Args = append(cmd.Args, "-test.timeout=0", "-test.short="+strconv.FormatBool(testing.Short()),
-		"-rounds="+strconv.Itoa(*rounds))
 }

@@ -27,9 +27,7 @@ import (
 func ShortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "us")
-	if err != nil {
-		t.Fatalf("MkdirTemp: %v", err)
-	}
+	Check(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
@@ -162,20 +160,6 @@ func CheckExchange(t testing.TB, path string, l *unixsock.Listener) {
 	defer s.Close()
 	Send(t, c, "!")
 	Expect(t, s, "!")
-}
-
-// IsClosed reports whether the descriptor of c is closed.
-func IsClosed(t testing.TB, c *unixsock.Conn) bool {
-	t.Helper()
-	raw, err := c.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
-	err = raw.Control(func(uintptr) {})
-	if err != nil && !errors.Is(err, net.ErrClosed) {
-		t.Fatalf("RawConn.Control: got %v, want nil or ErrClosed", err)
-	}
-	return err != nil
 }
 
 // WaitClosing waits until a Close of l, in another goroutine, has begun.

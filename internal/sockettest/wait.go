@@ -4,7 +4,6 @@ package sockettest
 
 import (
 	"runtime"
-	"strings"
 	"testing"
 	"time"
 )
@@ -37,7 +36,8 @@ func Receive[T any](t testing.TB, what string, ch <-chan T) T {
 	return v
 }
 
-// ReceiveOK returns the next value from ch, and whether ch is open.
+// ReceiveOK returns the next value from ch, and whether ch is open. If none comes, it fails
+// the test with the stacks of all goroutines.
 func ReceiveOK[T any](t testing.TB, what string, ch <-chan T) (T, bool) {
 	t.Helper()
 	timer := time.NewTimer(Timeout)
@@ -46,13 +46,12 @@ func ReceiveOK[T any](t testing.TB, what string, ch <-chan T) (T, bool) {
 	case v, ok := <-ch:
 		return v, ok
 	case <-timer.C:
-		t.Fatalf("waited %v for %s", Timeout, what)
+		t.Fatalf("waited %v for %s\n%s", Timeout, what, stacks())
 		panic("not reached")
 	}
 }
 
-// CheckReturns calls f and fails the test, with the stacks of all goroutines, if f
-// does not return.
+// CheckReturns calls f and fails the test, as ReceiveOK does, if f does not return.
 func CheckReturns(t testing.TB, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -60,20 +59,11 @@ func CheckReturns(t testing.TB, what string, f func()) {
 		defer close(done)
 		f()
 	}()
-	timer := time.NewTimer(Timeout)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-		t.Fatalf("waited %v for %s\n%s", Timeout, what, strings.Join(goroutines(), "\n\n"))
-	}
+	Receive(t, what, done)
 }
 
-// goroutines returns the stack trace of each goroutine, for the message of a failure.
-func goroutines() []string {
-	for b := make([]byte, 64<<10); ; b = make([]byte, 2*len(b)) {
-		if n := runtime.Stack(b, true); n < len(b) {
-			return strings.Split(strings.TrimSpace(string(b[:n])), "\n\n")
-		}
-	}
+// stacks returns the stack traces of all goroutines, for the message of a failure.
+func stacks() []byte {
+	b := make([]byte, 1<<20)
+	return b[:runtime.Stack(b, true)]
 }

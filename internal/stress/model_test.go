@@ -4,6 +4,7 @@ package stress
 
 import (
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -226,7 +227,7 @@ func (m *model) ended(e *event) {
 	m.links = slices.DeleteFunc(m.links, func(k *link) bool {
 		if k.event == e {
 			m.disconnected(k)
-			sockettest.WaitFor(m, "a connection is open after the end of its custodian", func() bool { return sockettest.IsClosed(m, k.server) })
+			sockettest.WaitFor(m, "a connection is open after the end of its custodian", func() bool { return errors.Is(k.server.SetDeadline(time.Time{}), net.ErrClosed) })
 		}
 		return k.event == e
 	})
