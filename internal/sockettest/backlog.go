@@ -23,10 +23,7 @@ func Writable(fd int) bool { return polled(fd, unix.POLLOUT) }
 
 func polled(fd int, events int16) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	n, err := unix.Poll(fds, 0)
-	for err == unix.EINTR {
-		n, err = unix.Poll(fds, 0)
-	}
+	n, _ := unix.Poll(fds, 0) // it does not wait, so no signal interrupts it
 	return n > 0
 }
 
@@ -51,10 +48,11 @@ func socketOf(socketType int) (fd int, err error) {
 
 // TryConnect connects a new socket to path without waiting. The caller closes it.
 func TryConnect(path string) (fd int, err error) {
-	if fd, err = Socket(); err != nil {
-		return -1, err
+	fd, err = Socket()
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -88,17 +86,13 @@ func SkipUnlessBacklogsWait(t testing.TB) {
 // fullBacklog returns the error of a connect(2) to a listener with a full backlog: EAGAIN on
 // Linux, ECONNREFUSED elsewhere.
 func fullBacklog(t testing.TB) error {
-	t.Helper()
 	fullOnce.Do(func() {
 		listener, path := probeListener(t, unix.SOCK_STREAM)
-		defer unix.Close(listener)
-		for full == nil {
-			fd, err := TryConnect(path)
-			if err == nil {
-				defer unix.Close(fd)
-			}
-			full = err
+		fds := []int{listener}
+		for fd := -1; full == nil; fds = append(fds, fd) {
+			fd, full = TryConnect(path)
 		}
+		closeAll(fds...)
 	})
 	return full
 }
@@ -155,17 +149,16 @@ func Connecting(t testing.TB, ctx context.Context, path string) <-chan Dialed {
 // Watch returns a context for one call of ConnectContext, and a channel that is closed
 // once the call waits: it asks for Done only then.
 func Watch(ctx context.Context) (context.Context, <-chan struct{}) {
-	w := &watched{Context: ctx, waits: make(chan struct{})}
-	return w, w.waits
+	waits := make(chan struct{})
+	return watched{ctx, sync.OnceFunc(func() { close(waits) })}, waits
 }
 
 type watched struct {
 	context.Context
-	once  sync.Once
-	waits chan struct{}
+	asked func()
 }
 
-func (w *watched) Done() <-chan struct{} {
-	w.once.Do(func() { close(w.waits) })
+func (w watched) Done() <-chan struct{} {
+	w.asked()
 	return w.Context.Done()
 }

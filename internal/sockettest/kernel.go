@@ -16,7 +16,6 @@ import (
 // skips what another kernel cannot do.
 
 func probeSocket(t testing.TB, socketType int) int {
-	t.Helper()
 	fd, err := socketOf(socketType)
 	if err == unix.EPROTONOSUPPORT {
 		t.Skip("the kernel has no Unix sockets of this type")
@@ -25,9 +24,7 @@ func probeSocket(t testing.TB, socketType int) int {
 	return fd
 }
 
-// probeListener returns a listening socket of the given type and its path.
 func probeListener(t testing.TB, socketType int) (fd int, path string) {
-	t.Helper()
 	path = filepath.Join(ShortDir(t), "probe")
 	fd = probeSocket(t, socketType)
 	Check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
@@ -35,9 +32,7 @@ func probeListener(t testing.TB, socketType int) (fd int, path string) {
 	return fd, path
 }
 
-// probePair returns two connected sockets.
 func probePair(t testing.TB) [2]int {
-	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	Check(t, err)
 	return fds
@@ -51,15 +46,13 @@ func closeAll(fds ...int) {
 
 // connectErr returns the error of a connect(2) to path.
 func connectErr(t testing.TB, socketType int, path string) error {
-	t.Helper()
 	fd := probeSocket(t, socketType)
 	defer unix.Close(fd)
 	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 }
 
-// KeepsPendingWithoutDescriptors reports whether a connection stays pending if
-// accept(2) fails because the process is out of descriptors. Linux keeps it. gVisor
-// and macOS drop it. Call it in a child process.
+// KeepsPendingWithoutDescriptors reports whether a connection stays pending if accept(2) has no
+// descriptor for it. gVisor and macOS drop it. Call it in a child process.
 func KeepsPendingWithoutDescriptors(t testing.TB) bool {
 	listener, path := probeListener(t, unix.SOCK_STREAM)
 	client := Got(TryConnect(path)).Must(t)
@@ -69,16 +62,13 @@ func KeepsPendingWithoutDescriptors(t testing.TB) bool {
 	ExpectError(t, "accept without a free descriptor", err, unix.EMFILE)
 	free()
 	fd, _, err := unix.Accept(listener)
-	if err == nil {
-		unix.Close(fd)
-	}
+	unix.Close(fd)
 	return err == nil
 }
 
-// ReportsRightsCutByLimit reports whether recvmsg(2) sets MSG_CTRUNC if it receives
-// fewer descriptors than were sent because the process is out of them, or fails with
-// EMSGSIZE, as on the BSDs. gVisor does not, and keeps the others open in the kernel. Call
-// it in a child process.
+// ReportsRightsCutByLimit reports whether recvmsg(2) reports that the process was out of
+// descriptors for those that were sent: by MSG_CTRUNC, or EMSGSIZE on the BSDs. gVisor does
+// not, and keeps them open in the kernel. Call it in a child process.
 func ReportsRightsCutByLimit(t testing.TB) bool {
 	fds := probePair(t)
 	defer closeAll(fds[:]...)
@@ -99,9 +89,8 @@ func ReportsRightsCutByLimit(t testing.TB) bool {
 	return flags&unix.MSG_CTRUNC != 0
 }
 
-// DistinguishesBoundFromDead reports whether the kernel answers a connect(2) of a
-// datagram socket to a stream socket that does not listen yet differently from one to
-// a socket file without a socket. gVisor does not.
+// DistinguishesBoundFromDead reports whether connect(2) of a datagram socket tells a stream
+// socket that does not listen yet from a file without a socket. In gVisor it does not.
 func DistinguishesBoundFromDead(t testing.TB) bool {
 	path := filepath.Join(ShortDir(t), "probe")
 	bound := probeSocket(t, unix.SOCK_STREAM)
@@ -110,9 +99,8 @@ func DistinguishesBoundFromDead(t testing.TB) bool {
 	return connectErr(t, unix.SOCK_DGRAM, path) != unix.ECONNREFUSED
 }
 
-// RefusesDeadSeqpacket reports whether the kernel answers ECONNREFUSED to a connect(2)
-// of a stream socket to the file of a seqpacket socket that is closed. gVisor answers
-// EPROTOTYPE, as if the socket were open.
+// RefusesDeadSeqpacket reports whether connect(2) of a stream socket to the file of a closed
+// seqpacket socket fails with ECONNREFUSED. In gVisor it is EPROTOTYPE, as if it were open.
 func RefusesDeadSeqpacket(t testing.TB) bool {
 	fd, path := probeListener(t, unix.SOCK_SEQPACKET)
 	unix.Close(fd)

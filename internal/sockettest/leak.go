@@ -31,12 +31,8 @@ func CountDescriptors(t testing.TB) int {
 // WaitDescriptors waits until at most n descriptors are open.
 func WaitDescriptors(t testing.TB, n int) {
 	t.Helper()
-	open := 0
-	what := func() string { return fmt.Sprintf("%d descriptors are open, want at most %d", open, n) }
-	waitFor(t, what, func() bool {
-		open = CountDescriptors(t)
-		return open <= n
-	})
+	what := func() string { return fmt.Sprintf("%d descriptors are open, want at most %d", CountDescriptors(t), n) }
+	waitFor(t, what, func() bool { return CountDescriptors(t) <= n })
 }
 
 // CheckDescriptors fails the test if more descriptors are open at its end than

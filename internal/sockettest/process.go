@@ -16,12 +16,8 @@ import (
 )
 
 const (
-	// ChildVar is the environment variable that holds, in a child process, the
-	// name of the test that it runs.
-	ChildVar = "UNIXSOCK_TEST_CHILD"
-
-	// helperVar holds, in a helper process, its role.
-	helperVar = "UNIXSOCK_TEST_HELPER"
+	ChildVar  = "UNIXSOCK_TEST_CHILD"  // holds, in a child process, the name of its test
+	helperVar = "UNIXSOCK_TEST_HELPER" // holds, in a helper process, its role
 )
 
 // Main is for TestMain. In a helper process, it calls the function of its role
@@ -32,10 +28,9 @@ func Main(m *testing.M, roles map[string]func(args []string) error) {
 	if role == "" {
 		// This starts the runtime's poller, so that no test counts the poller's
 		// descriptors as left open. -timeout starts it, too, unless it is 0.
-		if r, w, err := os.Pipe(); err == nil {
-			r.Close()
-			w.Close()
-		}
+		r, w, _ := os.Pipe()
+		r.Close()
+		w.Close()
 		os.Exit(m.Run())
 	}
 	time.AfterFunc(2*time.Minute, func() { panic("helper still runs after 2 minutes: " + role) })

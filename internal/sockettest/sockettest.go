@@ -181,22 +181,12 @@ const (
 
 // Close closes that half of c.
 func (h Half) Close(c *unixsock.Conn) error {
-	switch h {
-	case ReadHalf:
-		return c.CloseRead()
-	case WriteHalf:
-		return c.CloseWrite()
-	}
-	return c.Close()
+	return map[Half]func() error{ReadHalf: c.CloseRead, WriteHalf: c.CloseWrite, BothHalves: c.Close}[h]()
 }
 
 // SetDeadline sets the deadline of that half of c.
 func (h Half) SetDeadline(c *unixsock.Conn, t time.Time) error {
-	switch h {
-	case ReadHalf:
-		return c.SetReadDeadline(t)
-	case WriteHalf:
-		return c.SetWriteDeadline(t)
-	}
-	return c.SetDeadline(t)
+	return map[Half]func(time.Time) error{
+		ReadHalf: c.SetReadDeadline, WriteHalf: c.SetWriteDeadline, BothHalves: c.SetDeadline,
+	}[h](t)
 }
