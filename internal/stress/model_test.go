@@ -61,7 +61,6 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// begin calls AcceptEvt with a new context.
 func (m *model) begin() {
 	e := new(event)
 	e.Context, e.cancel = context.WithCancel(context.Background())
