@@ -85,22 +85,6 @@ func polled(t testing.TB, l *unixsock.Listener, ready <-chan *unixsock.Listener)
 	}
 }
 
-// idles fails the test if this process uses more than a fifth of a processor in each of
-// three intervals: what spins does so in all of them, and gVisor's clock is coarse.
-func idles(t testing.TB) {
-	t.Helper()
-	var share float64
-	for range 3 {
-		start, used := time.Now(), sockettest.ProcessorTime(t)
-		time.Sleep(200 * time.Millisecond) // the process must stay idle for this long
-		share = float64(sockettest.ProcessorTime(t)-used) / float64(time.Since(start))
-		if share <= 0.2 {
-			return
-		}
-	}
-	t.Errorf("wait without work: got %.0f %% of a processor used, want at most 20 %%", 100*share)
-}
-
 // Ready is polled in each state. An accept that the listener does not see, by a receiver that
 // waited or another Listener, may leave the kept channel ready for 50 ms.
 func TestReadyIsExactWhenPolled(t *testing.T) {
@@ -370,7 +354,7 @@ func TestAcceptsAndDrainWithoutDescriptors(t *testing.T) {
 	}
 	sockettest.Check(t, l.Drain())
 	mustFail(accepts["Accept"](l))
-	idles(t)
+	sockettest.WaitIdle(t)
 	free()
 	l.Ready() // accepts again, so the error on offer passes
 	for _, client := range clients {
@@ -408,5 +392,5 @@ func TestNothingSpinsWhileAConnectionIsPending(t *testing.T) {
 	sockettest.Connect(t, after.Addr().String())
 	after.Ready()
 	after.AcceptEvt(t.Context())
-	idles(t)
+	sockettest.WaitIdle(t)
 }

@@ -78,14 +78,14 @@ func FillBacklog(t testing.TB, path string) (n int) {
 // when the backlog is full.
 func SkipUnlessBacklogsWait(t testing.TB) {
 	t.Helper()
-	if fullBacklog(t) != unix.EAGAIN {
+	if FullBacklog(t) != unix.EAGAIN {
 		t.Skip("connect(2) does not distinguish a full backlog from a socket without a listener")
 	}
 }
 
-// fullBacklog returns the error of a connect(2) to a listener with a full backlog: EAGAIN on
+// FullBacklog returns the error of a connect(2) to a listener with a full backlog: EAGAIN on
 // Linux, ECONNREFUSED elsewhere.
-func fullBacklog(t testing.TB) error {
+func FullBacklog(t testing.TB) error {
 	fullOnce.Do(func() {
 		listener, path := probeListener(t, unix.SOCK_STREAM)
 		fds := []int{listener}
@@ -106,7 +106,7 @@ var (
 // the connection, for [Timeout] at most.
 func Dial(t testing.TB, path string) (*unixsock.Conn, error) {
 	c, err := unixsock.Connect(path)
-	refused := fullBacklog(t) // EAGAIN is waited for inside Connect
+	refused := FullBacklog(t) // EAGAIN is waited for inside Connect
 	for deadline := time.Now().Add(Timeout); errors.Is(err, refused) && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 		c, err = unixsock.Connect(path)
