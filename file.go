@@ -146,8 +146,8 @@ func (l *Listener) File() (*os.File, error) {
 // the error is ETOOMANYREFS if too many files are sent and not yet received.
 //
 // The peer must use [Conn.ReadFiles], which never returns the files of two calls together.
-// With a plain Read, the kernel discards the descriptors, or, on macOS, leaves them open in
-// the peer's process.
+// With a plain Read, the kernel discards the descriptors (on NetBSD those of the messages
+// behind it, too), or, on macOS, leaves them open in the peer's process.
 func (c *Conn) WriteFiles(b []byte, files ...*os.File) (n int, err error) {
 	switch {
 	case len(files) == 0:

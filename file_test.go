@@ -433,6 +433,22 @@ func TestFilesThatNobodyTakesAreClosed(t *testing.T) {
 }
 
 // The WriteFiles that is ended has sent the files and a part of the bytes.
+// NetBSD discards the descriptors of both messages with those that Read does not return.
+func TestReadFilesBehindAReadLosesNoByte(t *testing.T) {
+	from, to := newPairT(t)
+	_, w := newPipes(t, 1)
+	for _, message := range []string{"a", "b"} {
+		sockettest.Got(from.WriteFiles([]byte(message), w...)).Must(t)
+	}
+	sockettest.Expect(t, to, "a")
+	b := make([]byte, 2)
+	n, files, err := to.ReadFiles(b, 1)
+	closeFiles(files)
+	if string(b[:n]) != "b" || (err == nil) != (len(files) == 1) {
+		t.Errorf("ReadFiles behind a Read: got %q, %d files, %v; want %q and a file, or an error", b[:n], len(files), err, "b")
+	}
+}
+
 func TestReadFilesAndWriteFilesEnd(t *testing.T) {
 	past := time.Unix(1, 0)
 	for name, test := range map[string]struct {

@@ -353,7 +353,9 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 			defer syscall.ForkLock.RUnlock()
 		}
 		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
-		if err == unix.EMSGSIZE && !lost { // too many open files on the BSDs, which have left the bytes
+		// Without its bytes: EMSGSIZE if the BSDs are out of descriptors, EINVAL if NetBSD has
+		// discarded the descriptors together with those of a message that read(2) has taken.
+		if (err == unix.EMSGSIZE || err == unix.EINVAL) && !lost {
 			lost = true
 			err = unix.EINTR
 		}
@@ -366,7 +368,7 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 		return n, err
 	})
 	if err == nil && (lost || flags&unix.MSG_CTRUNC != 0) {
-		err = errors.New("could not receive all descriptors: too many open files, or refused by a security module")
+		err = errors.New("could not receive all descriptors: too many open files, refused by a security module, or discarded by the kernel")
 	}
 	for i := 0; i < len(fds) && err == nil; i++ {
 		fds[i], err = AboveStandard(fds[i])
