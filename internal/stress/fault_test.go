@@ -175,7 +175,7 @@ const conversations = 8
 func TestKilledPeersEndTheConversation(t *testing.T) {
 	checkLeaks(t)
 	for round := range sockettest.Times(8) {
-		l := sockettest.Listen(t)
+		l := sockettest.Listen(t, unixsock.Backlog(conversations))
 		peer := sockettest.StartHelper(t, nil, "converse", l.Addr().String())
 		begun, running := make(chan struct{}, conversations), sync.WaitGroup{}
 		for range conversations {
