@@ -100,8 +100,8 @@
 // Drain cannot make the kernel refuse connects (a listener with an abstract name closes after
 // what is pending at that moment), and PeerGroups and PeerPIDFD are not supported.
 //
-// The tests run on Linux and on gVisor. Most of them were run by hand on FreeBSD 12.1 and
-// NetBSD 10.99, in an emulator. macOS, OpenBSD, DragonFly and FreeBSD 15 are untested: what is
+// The tests run on Linux and on gVisor. They were run by hand on FreeBSD 12.1 and NetBSD
+// 10.99, in an emulator. macOS, OpenBSD, DragonFly and FreeBSD 15 are untested: what is
 // said of them comes from their kernels' source.
 package unixsock
 
