@@ -17,26 +17,19 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// dialNet connects with package net from the name local, "" for none.
-func dialNet(t *testing.T, name, local string) *net.UnixConn {
+// dialNet connects with package net from the address local, nil for none.
+func dialNet(t *testing.T, name string, local *net.UnixAddr) *net.UnixConn {
 	t.Helper()
-	var from *net.UnixAddr
-	if local != "" {
-		from = &net.UnixAddr{Name: local, Net: "unix"}
-	}
-	c, err := net.DialUnix("unix", from, &net.UnixAddr{Name: name, Net: "unix"})
+	c, err := net.DialUnix("unix", local, &net.UnixAddr{Name: name, Net: "unix"})
 	return limit(t, c, err)
 }
 
+// listenNet returns a listener whose Accept cannot block the test.
 func listenNet(t *testing.T, name string) *net.UnixListener {
 	t.Helper()
-	return sockettest.Got(net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})).Must(t)
-}
-
-func acceptNet(t *testing.T, l *net.UnixListener) *net.UnixConn {
-	t.Helper()
+	l := sockettest.Got(net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})).Must(t)
 	sockettest.Check(t, l.SetDeadline(time.Now().Add(timeout)))
-	return sockettest.Got(l.AcceptUnix()).Must(t)
+	return l
 }
 
 // adopt calls by with a duplicate of the descriptor of from, which it closes.
@@ -56,27 +49,27 @@ func adopt[T any](t *testing.T, from interface {
 var netPairs = map[string]func(t *testing.T, name, netName string) (net.Conn, net.Conn){
 	"net dials": func(t *testing.T, name, netName string) (net.Conn, net.Conn) {
 		l := sockettest.ListenAt(t, name)
-		theirs := dialNet(t, netName, "")
+		theirs := dialNet(t, netName, nil)
 		return accept(t, l), theirs
 	},
 	"net listens": func(t *testing.T, name, netName string) (net.Conn, net.Conn) {
 		l := listenNet(t, netName)
 		ours := connect(t, name)
-		return ours, acceptNet(t, l)
+		return ours, sockettest.Got(l.Accept()).Must(t)
 	},
 	"net adopts a Conn": func(t *testing.T, _, _ string) (net.Conn, net.Conn) {
 		ours, given, err := unixsock.Pair()
 		return ours, adopt(t, sockettest.Got(given, err).Must(t), net.FileConn)
 	},
 	"net adopts a Listener": func(t *testing.T, name, _ string) (net.Conn, net.Conn) {
-		l := adopt(t, sockettest.ListenAt(t, name), net.FileListener).(*net.UnixListener)
+		l := adopt(t, sockettest.ListenAt(t, name), net.FileListener)
 		ours := connect(t, name)
-		return ours, acceptNet(t, l)
+		return ours, sockettest.Got(l.Accept()).Must(t)
 	},
 	"net's connection is adopted": func(t *testing.T, _, netName string) (net.Conn, net.Conn) {
 		l := listenNet(t, netName)
-		ours := adopt(t, dialNet(t, netName, ""), unixsock.FileConn)
-		return ours, acceptNet(t, l)
+		ours := adopt(t, dialNet(t, netName, nil), unixsock.FileConn)
+		return ours, sockettest.Got(l.Accept()).Must(t)
 	},
 	"net's listener is adopted": func(t *testing.T, name, netName string) (net.Conn, net.Conn) {
 		given := listenNet(t, netName)
@@ -85,23 +78,17 @@ var netPairs = map[string]func(t *testing.T, name, netName string) (net.Conn, ne
 		if got := l.Addr().String(); got != name {
 			t.Errorf("Addr of an adopted listener: got %q, want %q", got, name)
 		}
-		theirs := dialNet(t, netName, "")
+		theirs := dialNet(t, netName, nil)
 		return accept(t, l), theirs
 	},
 }
 
-type halves interface {
-	stream
-	CloseRead() error
-}
-
-// eachNetPair runs a test with each kind of pair.
-func eachNetPair(t *testing.T, name, netName string, test func(t *testing.T, ours, theirs halves)) {
+func eachNetPair(t *testing.T, name, netName string, test func(t *testing.T, ours, theirs stream)) {
 	for how, pair := range netPairs {
 		t.Run(how, func(t *testing.T) {
 			ours, theirs := pair(t, name, netName)
 			os.Remove(name)
-			test(t, limit(t, ours, nil).(halves), limit(t, theirs, nil).(halves))
+			test(t, limit(t, ours, nil).(stream), limit(t, theirs, nil).(stream))
 		})
 	}
 }
@@ -120,14 +107,14 @@ func TestNet(t *testing.T) {
 				linux(t)
 				netName = "@" + name[1:]
 			}
-			eachNetPair(t, name, netName, func(t *testing.T, ours, theirs halves) {
+			eachNetPair(t, name, netName, func(t *testing.T, ours, theirs stream) {
 				var wg sync.WaitGroup
 				defer wg.Wait()
 				wg.Go(func() { echo(t, theirs) })
 				sockettest.Check(t, converse(ours, data))
 			})
 			l := sockettest.Listen(t)
-			dialNet(t, l.Addr().String(), netName)
+			dialNet(t, l.Addr().String(), &net.UnixAddr{Name: netName, Net: "unix"})
 			if got := accept(t, l).RemoteAddr().String(); got != name {
 				t.Errorf("RemoteAddr of a client that is bound: got %q, want %q", got, name)
 			}
@@ -139,7 +126,7 @@ func TestNet(t *testing.T) {
 func TestNetAndHalfCloses(t *testing.T) {
 	path := socketDir(t) + "/s"
 	for _, net := range []bool{false, true} {
-		eachNetPair(t, path, path, func(t *testing.T, closer, other halves) {
+		eachNetPair(t, path, path, func(t *testing.T, closer, other stream) {
 			if net {
 				closer, other = other, closer
 			}
@@ -162,6 +149,6 @@ func TestNetReachesFileCalledAt(t *testing.T) {
 	if !sockettest.IsSocketFile("./@x") {
 		t.Fatal("Listen at @x: got no socket file of this name")
 	}
-	sockettest.Send(t, dialNet(t, "./@x", ""), "at")
+	sockettest.Send(t, dialNet(t, "./@x", nil), "at")
 	sockettest.Expect(t, accept(t, l), "at")
 }

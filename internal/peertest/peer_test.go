@@ -123,9 +123,10 @@ func abstract(end string) string {
 	return unixsock.Abstract(fmt.Sprintf("peertest.%d.%x.%s", os.Getpid(), rand.Uint64(), end))
 }
 
-// A stream is a connection that can close only its output.
+// A stream is a connection whose halves can be closed.
 type stream interface {
 	net.Conn
+	CloseRead() error
 	CloseWrite() error
 }
 

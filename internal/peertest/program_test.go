@@ -86,7 +86,6 @@ func serve(t *testing.T, l net.Listener, handler http.Handler) *atomic.Int64 {
 
 func TestCurl(t *testing.T) {
 	t.Parallel()
-	program(t, "curl")
 	file := socketDir(t) + "/file"
 	sockettest.Check(t, os.WriteFile(file, []byte(data+data), 0o600))
 	mux := http.NewServeMux()

@@ -24,7 +24,7 @@ func TestSystemdActivatesExample(t *testing.T) {
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build examples/activation: got %v, want success\n%s", err, output)
 	}
-	cmd := peer(t, "systemd-socket-activate", "-l", paths[0], "-l", paths[1], "--fdname=one:two", server, "-idle", "500ms")
+	cmd := peer(t, "systemd-socket-activate", "-l", paths[0], "-l", paths[1], "--fdname=one:two", server, "-idle", "250ms")
 	wait := finish(t, cmd, "")
 	var conns []*unixsock.Conn
 	for i := range 6 {
