@@ -34,9 +34,6 @@ func Pending(t testing.TB, l *unixsock.Listener) (yes bool) {
 	return yes
 }
 
-// Socket returns a new non-blocking stream socket.
-func Socket() (fd int, err error) { return socketOf(unix.SOCK_STREAM) }
-
 func socketOf(socketType int) (fd int, err error) {
 	fd, err = unix.Socket(unix.AF_UNIX, socketType, 0)
 	if err == nil {
@@ -48,7 +45,7 @@ func socketOf(socketType int) (fd int, err error) {
 
 // TryConnect connects a new socket to path without waiting. The caller closes it.
 func TryConnect(path string) (fd int, err error) {
-	fd, err = Socket()
+	fd, err = socketOf(unix.SOCK_STREAM)
 	if err == nil {
 		err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 	}
@@ -74,8 +71,7 @@ func FillBacklog(t testing.TB, path string) (n int) {
 	}
 }
 
-// SkipUnlessBacklogsWait skips the test on kernels that refuse a connection
-// when the backlog is full.
+// SkipUnlessBacklogsWait skips the test on kernels that refuse connections to a full backlog.
 func SkipUnlessBacklogsWait(t testing.TB) {
 	t.Helper()
 	if FullBacklog(t) != unix.EAGAIN {

@@ -26,11 +26,14 @@ const (
 func Main(m *testing.M, roles map[string]func(args []string) error) {
 	role := os.Getenv(helperVar)
 	if role == "" {
-		// This starts the runtime's poller, so that no test counts the poller's
-		// descriptors as left open. -timeout starts it, too, unless it is 0.
+		// The runtime opens descriptors for its poller and for the first process. No test
+		// shall count them as left open.
 		r, w, _ := os.Pipe()
 		r.Close()
 		w.Close()
+		if p, err := os.FindProcess(os.Getpid()); err == nil {
+			_ = p.Release()
+		}
 		os.Exit(m.Run())
 	}
 	time.AfterFunc(2*time.Minute, func() { panic("helper still runs after 2 minutes: " + role) })
@@ -69,7 +72,9 @@ func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
 	return false
 }
 
-// childCommand returns a command that runs this binary with a variable in its environment.
+// childCommand returns a command that runs this binary with a variable in its environment, in
+// the emulator that UNIXSOCK_TEST_EMULATOR names, if it is set: an emulator of another
+// processor does not emulate the processes that a program starts.
 func childCommand(t testing.TB, setup func(*exec.Cmd), variable string, args ...string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
@@ -77,29 +82,16 @@ func childCommand(t testing.TB, setup func(*exec.Cmd), variable string, args ...
 		t.Skip(err)
 	}
 	cmd := exec.Command(exe, args...)
-	ChildEnv(cmd, variable)
+	// The race detector sleeps for a second at the end of a process, by default.
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"), variable)
 	if setup != nil {
 		setup(cmd)
 	}
-	emulate(cmd)
-	return cmd
-}
-
-// ChildEnv sets the environment of a child process that runs this binary. It turns off
-// the race detector's sleep of one second at the end of a process.
-func ChildEnv(cmd *exec.Cmd, vars ...string) {
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	cmd.Env = append(cmd.Env, vars...)
-}
-
-// emulate makes a child process run this binary in the emulator that the environment
-// variable UNIXSOCK_TEST_EMULATOR names, if it is set: an emulator of another processor
-// does not emulate the processes that a program starts.
-func emulate(cmd *exec.Cmd) {
 	if path, err := exec.LookPath(os.Getenv("UNIXSOCK_TEST_EMULATOR")); err == nil {
 		cmd.Args = append([]string{path, cmd.Path}, cmd.Args[1:]...)
 		cmd.Path = path
 	}
+	return cmd
 }
 
 // A Helper is a process that runs a role of Main. It reads commands and prints
@@ -178,13 +170,9 @@ func UntilEOF() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
 // ExhaustDescriptors makes the process unable to open another descriptor until free is
 // called. The process should be a child.
-func ExhaustDescriptors(t testing.TB) (free func()) {
-	t.Helper()
-	return limitDescriptors(t, 0)
-}
+func ExhaustDescriptors(t testing.TB) (free func()) { return limitDescriptors(t, 0) }
 
-// limitDescriptors makes the process unable to open more than n more descriptors until free
-// is called.
+// limitDescriptors leaves n descriptors.
 func limitDescriptors(t testing.TB, n int) (free func()) {
 	t.Helper()
 	var limit unix.Rlimit
@@ -192,13 +180,13 @@ func limitDescriptors(t testing.TB, n int) (free func()) {
 	lowest := Got(unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 3)).Must(t)
 	unix.Close(lowest)
 	low := limit
-	SetUint(&low.Cur, lowest+n)
+	setUint(&low.Cur, lowest+n)
 	Check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
 	return func() { Check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }
 }
 
-// SetUint sets a field that is a uint64 on some systems, and an int64 on others.
-func SetUint[T int64 | uint64](to *T, n int) { *to = T(n) }
+// setUint sets a field that is a uint64 on some systems, and an int64 on others.
+func setUint[T int64 | uint64](to *T, n int) { *to = T(n) }
 
 // ProcessorTime returns how much processor time this process has used.
 func ProcessorTime(t testing.TB) time.Duration {

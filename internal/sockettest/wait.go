@@ -3,6 +3,7 @@
 package sockettest
 
 import (
+	"flag"
 	"runtime"
 	"testing"
 	"time"
@@ -66,4 +67,18 @@ func CheckReturns(t testing.TB, what string, f func()) {
 func stacks() []byte {
 	b := make([]byte, 1<<20)
 	return b[:runtime.Stack(b, true)]
+}
+
+var rounds = flag.Int("rounds", 1, "run the tests that repeat their work this many times as long")
+
+// Times returns how many times a test repeats its work, n by default: fewer times with
+// -short and under the race detector, more with -rounds.
+func Times(n int) int {
+	switch {
+	case testing.Short():
+		n /= 10
+	case Race:
+		n /= 3
+	}
+	return max(1, n**rounds)
 }
