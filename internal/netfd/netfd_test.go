@@ -17,13 +17,19 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
+// check ends the test if a call failed.
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("got the error %v, want nil", err)
+	}
+}
+
 // newPair returns two connected FDs, neither of which is registered.
 func newPair(t *testing.T) (f, peer *FD) {
 	t.Helper()
 	fd1, fd2, err := sys.Socketpair()
-	if err != nil {
-		t.Fatalf("Socketpair: %v", err)
-	}
+	check(t, err)
 	f, peer = New(fd1), New(fd2)
 	t.Cleanup(func() { f.Close(); peer.Close() })
 	if isRegistered(f) { // the first FD of a process is registered at once
@@ -46,28 +52,26 @@ func TestConnectionThatNeverWaitsStaysDirect(t *testing.T) {
 	f, peer := newPair(t)
 	b := make([]byte, 2*maxDirect)
 	var room int
-	if err := f.Control(func(fd int) (err error) { // on macOS and the BSDs, the buffer is smaller
+	check(t, f.Control(func(fd int) (err error) { // on macOS and the BSDs, the buffer is smaller
 		room, err = sys.Write(fd, b[:100<<10])
 		return err
-	}); err != nil {
-		t.Fatalf("write(2): %v", err)
+	}))
+	read := func(f *FD, size int) {
+		t.Helper()
+		if n, err := io.ReadAtLeast(f, b, size); n != size || err != nil {
+			t.Fatalf("Read of %d bytes into a large buffer: got %d, %v", size, n, err)
+		}
 	}
-	if n, err := io.ReadAtLeast(peer, b, room); n != room || err != nil {
-		t.Fatalf("Read of %d bytes into a large buffer: got %d, %v", room, n, err)
-	}
+	read(peer, room)
 	for _, size := range []int{1, room} {
 		for _, ends := range [][2]*FD{{f, peer}, {peer, f}} {
 			if n, err := ends[0].Write(b[:size]); n != size || err != nil {
 				t.Fatalf("Write of %d bytes: got %d, %v", size, n, err)
 			}
-			if n, err := io.ReadAtLeast(ends[1], b, size); n != size || err != nil {
-				t.Fatalf("Read of %d bytes into a large buffer: got %d, %v", size, n, err)
-			}
+			read(ends[1], size)
 		}
 	}
-	if err := f.Control(sys.ShutdownWrite); err != nil {
-		t.Fatalf("Control: %v", err)
-	}
+	check(t, f.Control(sys.ShutdownWrite))
 	expectEOF(t, peer)
 	if isRegistered(f) || isRegistered(peer) {
 		t.Error("after calls that did not wait, an FD is registered, want none")
@@ -96,9 +100,7 @@ func TestCallThatWaitsRegisters(t *testing.T) {
 func TestRefusedRegistrationClosesTheDescriptor(t *testing.T) {
 	f, peer := newPair(t)
 	// os.NewFile registers no descriptor in blocking mode.
-	if err := syscall.SetNonblock(int(f.fd), false); err != nil {
-		t.Fatalf("SetNonblock: %v", err)
-	}
+	check(t, syscall.SetNonblock(int(f.fd), false))
 	if file, err := f.File(); file != nil || !errors.Is(err, os.ErrNoDeadline) {
 		t.Fatalf("File of a refused descriptor: got %v, %v, want ErrNoDeadline", file, err)
 	}
@@ -108,9 +110,7 @@ func TestRefusedRegistrationClosesTheDescriptor(t *testing.T) {
 	if _, err := f.Read(make([]byte, 1)); err != net.ErrClosed {
 		t.Errorf("Read after a refused registration: got %v, want net.ErrClosed", err)
 	}
-	if err := f.Close(); err != nil {
-		t.Errorf("Close after a refused registration: got %v, want nil", err)
-	}
+	check(t, f.Close())
 }
 
 func TestConcurrentWritesOfADirectFDAreNotInterleaved(t *testing.T) {
@@ -127,9 +127,8 @@ func TestConcurrentWritesOfADirectFDAreNotInterleaved(t *testing.T) {
 		}
 		b := make([]byte, size)
 		for range writers {
-			if _, err := io.ReadFull(peer, b); err != nil {
-				t.Fatalf("Read of %d bytes: %v", size, err)
-			}
+			_, err := io.ReadFull(peer, b)
+			check(t, err)
 			if got := bytes.Count(b, b[:1]); got != size {
 				t.Fatalf("next %d bytes of concurrent Writes: got %d of one Write, want all", size, got)
 			}
@@ -141,9 +140,7 @@ func TestConcurrentWritesOfADirectFDAreNotInterleaved(t *testing.T) {
 func TestCloseWakesWritesBehindACallbackOfRawConnWrite(t *testing.T) {
 	f, _ := newPair(t)
 	raw, err := f.SyscallConn()
-	if err != nil {
-		t.Fatalf("SyscallConn: %v", err)
-	}
+	check(t, err)
 	release, done, woken := make(chan bool), make(chan error), make(chan error)
 	start := func(result chan error, turn uint32, write func() error) {
 		go func() { result <- write() }()
@@ -170,22 +167,17 @@ func TestCloseWakesWritesBehindACallbackOfRawConnWrite(t *testing.T) {
 		}
 	}
 	close(release)
-	if err := <-done; err != nil {
-		t.Errorf("RawConn.Write whose callback ran during Close: got %v, want nil", err)
-	}
+	check(t, <-done) // a callback that runs during Close is no error
 }
 
 func TestClosedFDReturnsErrors(t *testing.T) {
 	direct, peer := newPair(t)
 	registered, registeredPeer := newPair(t)
-	if _, err := registered.File(); err != nil {
-		t.Fatalf("File: %v", err)
-	}
+	_, err := registered.File()
+	check(t, err)
 	for name, f := range map[string]*FD{"direct": direct, "registered": registered, "zero": new(FD)} {
 		for range 2 {
-			if err := f.Close(); err != nil {
-				t.Errorf("Close of a %s FD: got %v, want nil", name, err)
-			}
+			check(t, f.Close())
 		}
 		_, readErr := f.Read(make([]byte, 1))
 		_, writeErr := f.Write(make([]byte, 1))
