@@ -57,11 +57,7 @@ func hasAbstract() bool { return runtime.GOOS == "linux" || runtime.GOOS == "and
 func ownName(t testing.TB, n int, tail string) string {
 	t.Helper()
 	name := unixsock.Abstract(t.Name() + "." + strconv.Itoa(os.Getpid()) + ".")
-	pad := n - len(name) - len(tail)
-	if pad < 0 {
-		t.Fatalf("abstract name %q: got %d bytes, want at most %d", name+tail, len(name)+len(tail), n)
-	}
-	return name + strings.Repeat("a", pad) + tail
+	return name + strings.Repeat("a", n-len(name)-len(tail)) + tail
 }
 
 // The listeners of all paths exist at the same time, so the test also shows that names differ
@@ -96,25 +92,24 @@ func TestSocketIsAtTheAbsoluteFormOfItsPath(t *testing.T) {
 	files := len(tests) + 1
 	if hasAbstract() {
 		base := ownName(t, 80, "")
-		for _, name := range []string{
+		names := []string{
 			base, base + "\x00", base + "\x00\x00", base + "\x00b", base + "\x00b\x00", "\x00" + base,
 			ownName(t, unixsock.MaxPathLen, ""), ownName(t, 90, "//a///b/"),
-		} {
-			tests = append(tests, [2]string{name, name})
 		}
 		for n := range unixsock.MaxPathLen {
-			name := strings.Repeat("\x00", n+1)
+			names = append(names, strings.Repeat("\x00", n+1))
+		}
+		for _, name := range names {
 			tests = append(tests, [2]string{name, name})
 		}
 	}
-	var listeners []*unixsock.Listener
-	for _, test := range tests {
+	listeners := make([]*unixsock.Listener, len(tests))
+	for i, test := range tests {
 		path, want := test[0], test[1]
-		l := sockettest.ListenAt(t, path)
-		if got := l.Addr().String(); got != want || want[0] != 0 && !sockettest.IsSocketFile(want) {
+		listeners[i] = sockettest.ListenAt(t, path)
+		if got := listeners[i].Addr().String(); got != want || want[0] != 0 && !sockettest.IsSocketFile(want) {
 			t.Errorf("Listen at %.20q (%d bytes): got the address %q, want %q and a socket file", path, len(path), got, want)
 		}
-		listeners = append(listeners, l)
 	}
 	if entries := sockettest.Got(os.ReadDir(dir)).Must(t); len(entries) != files {
 		t.Errorf("ReadDir: got %d files, want %d, none of an abstract name", len(entries), files)
@@ -185,7 +180,7 @@ func TestInvalidPathIsAnErrorEverywhereAndNeverReachesTheKernel(t *testing.T) {
 func TestRelativePathInTheRootHasOneSlashBefore(t *testing.T) {
 	t.Chdir("/")
 	if name, err := resolved("s"); name != "/s" || err != nil {
-		t.Errorf("resolve %q in /: got %q, %v; want %q, nil", "s", name, err, "/s")
+		t.Errorf("resolve s in /: got %q, %v; want /s, nil", name, err)
 	}
 	path := strings.Repeat("p", unixsock.MaxPathLen-1)
 	if ok, long := unixsock.ValidPath(path), unixsock.ValidPath(path+"p"); !ok || long {
@@ -207,8 +202,8 @@ func TestChdirChangesNothingLater(t *testing.T) {
 
 func TestAbstractWritesTheNUL(t *testing.T) {
 	for _, name := range []string{"", "a", "\x00", "a\x00b"} {
-		if got, want := unixsock.Abstract(name), "\x00"+name; got != want {
-			t.Errorf("Abstract(%q): got %q, want %q", name, got, want)
+		if got := unixsock.Abstract(name); got != "\x00"+name {
+			t.Errorf("Abstract(%q): got %q, want it after a NUL", name, got)
 		}
 	}
 }
@@ -258,15 +253,11 @@ func FuzzPath(f *testing.F) {
 		}
 		valid = valid && len(want) <= unixsock.MaxPathLen
 
-		switch {
-		case valid && (err != nil || name != want):
-			t.Fatalf("resolve %q: got %q, %v; want %q, nil", path, name, err, want)
-		case !valid && !errors.Is(err, unixsock.ErrInvalidPath):
-			t.Fatalf("resolve %q: got %q, %v; want ErrInvalidPath", path, name, err)
-		case valid:
-			if again, err := resolved(name); again != name || err != nil {
-				t.Fatalf("resolve %q, the result for %q: got %q, %v; want it unchanged, nil", name, path, again, err)
-			}
+		if valid && (err != nil || name != want) || !valid && !errors.Is(err, unixsock.ErrInvalidPath) {
+			t.Fatalf("resolve %q: got %q, %v; want %q if it is valid (%t), or ErrInvalidPath", path, name, err, want, valid)
+		}
+		if again, err := resolved(name); valid && (again != name || err != nil) {
+			t.Fatalf("resolve %q, the result for %q: got %q, %v; want it unchanged, nil", name, path, again, err)
 		}
 	})
 }

@@ -60,11 +60,9 @@ func TestNewDescriptorsAreNonBlockingAndCloseOnExec(t *testing.T) {
 	copied := sockettest.Got(sys.Duplicate(client)).Must(t)
 	defer sys.CloseAll([]int{server, copied})
 	fd1, fd2 := pair(t)
-	for call, fd := range map[string]int{
-		"Socket": client, "Accept": server, "Duplicate": copied, "Socketpair, first": fd1, "Socketpair, second": fd2,
-	} {
+	for i, fd := range []int{client, server, copied, fd1, fd2} {
 		if !isMarked(t, fd) {
-			t.Errorf("%s: the descriptor is inherited or blocks, want neither", call)
+			t.Errorf("descriptor %d of Socket, Accept, Duplicate and Socketpair: it is inherited or blocks, want neither", i)
 		}
 	}
 }
@@ -75,40 +73,39 @@ func TestAcceptWithAndWithoutDescriptors(t *testing.T) {
 	}
 	keeps := sockettest.KeepsPendingWithoutDescriptors(t)
 	lfd, path := listener(t)
-	expect := func(when string, want error) {
+	expect := func(want error) {
 		t.Helper()
 		if fd, _, err := sys.Accept(lfd); !errors.Is(err, want) || err == nil && !isMarked(t, fd) {
-			t.Errorf("Accept %s: got %d, %v, want %v", when, fd, err, want)
+			t.Errorf("Accept: got %d, %v, want %v", fd, err, want)
 		}
 	}
-	expect("without a connection", sys.ErrWouldBlock)
+	expect(sys.ErrWouldBlock)
 	clients := []int{socket(t), socket(t)} // gVisor and macOS drop the first
 	free := sockettest.ExhaustDescriptors(t)
 	for range 3 {
-		expect("without a connection and a free descriptor", sys.ErrWouldBlock)
+		expect(sys.ErrWouldBlock)
 	}
 	for _, client := range clients {
 		sockettest.Check(t, sys.Connect(client, path))
 	}
-	expect("without a free descriptor", unix.EMFILE)
+	expect(unix.EMFILE)
 	if !keeps {
 		return
 	}
-	expect("without a free descriptor, again", unix.EMFILE)
+	expect(unix.EMFILE)
 	free()
 	for range clients {
-		expect("with a free descriptor", nil)
+		expect(nil)
 	}
 }
 
 func TestOnlyTheEndIsEOF(t *testing.T) {
 	fd, peer := pair(t)
 	sockettest.Check(t, sys.ShutdownWrite(peer))
-	if n, err := sys.Read(fd, make([]byte, 1)); n != 0 || err != io.EOF {
-		t.Errorf("Read at the end: got %d, %v, want 0, EOF", n, err)
-	}
-	if n, err := sys.Read(fd, nil); n != 0 || err != nil {
-		t.Errorf("Read(nil): got %d, %v, want 0, nil", n, err)
+	for size, want := range []error{nil, io.EOF} {
+		if n, err := sys.Read(fd, make([]byte, size)); n != 0 || err != want {
+			t.Errorf("Read of %d bytes at the end: got %d, %v, want 0, %v", size, n, err, want)
+		}
 	}
 }
 
@@ -187,10 +184,8 @@ func TestReceivedRightsAreAllOfThemCloseOnExec(t *testing.T) {
 				t.Fatalf("SendRights of %d bytes and %d descriptors: got %d, %v, want a part of the bytes", size, count, sent, err)
 			}
 			n, got, err := sys.ReceiveRights(peer, b)
-			for n < sent && err == nil {
-				var m int
+			for m := 0; n < sent && err == nil; n += m {
 				m, err = sys.Read(peer, b)
-				n += m
 			}
 			if n != sent || len(got) != count || err != nil {
 				t.Errorf("ReceiveRights: got %d bytes, %d descriptors, %v; want %d, %d, nil", n, len(got), err, sent, count)
