@@ -185,16 +185,13 @@ func TestPythonAndBacklogs(t *testing.T) {
 	sockettest.Expect(t, out, "{b'hello'}\n")
 }
 
-// resp encodes commands of Redis.
-func resp(commands ...[]string) string {
-	var b strings.Builder
-	for _, command := range commands {
-		fmt.Fprintf(&b, "*%d\r\n", len(command))
-		for _, arg := range command {
-			b.WriteString(bulk(arg))
-		}
+// resp encodes a command of Redis.
+func resp(args ...string) string {
+	s := fmt.Sprintf("*%d\r\n", len(args))
+	for _, arg := range args {
+		s += bulk(arg)
 	}
-	return b.String()
+	return s
 }
 
 // bulk encodes a string, as an argument or a reply.
@@ -216,7 +213,7 @@ func TestRedis(t *testing.T) {
 			for i := range 50 {
 				c, err := dial()
 				conns = append(conns, limit(t, c, err))
-				sockettest.Send(t, conns[i], strings.Repeat(resp([]string{"INCR", fmt.Sprint(way, i)}), 3))
+				sockettest.Send(t, conns[i], strings.Repeat(resp("INCR", fmt.Sprint(way, i)), 3))
 			}
 			for _, c := range conns {
 				sockettest.Expect(t, c, ":1\r\n:2\r\n:3\r\n")
@@ -224,12 +221,12 @@ func TestRedis(t *testing.T) {
 			c := conns[0]
 			var requests, replies strings.Builder
 			for i := range 2000 {
-				requests.WriteString(resp([]string{"ECHO", fmt.Sprint(i)}))
+				requests.WriteString(resp("ECHO", fmt.Sprint(i)))
 				replies.WriteString(bulk(fmt.Sprint(i)))
 			}
 			sockettest.Send(t, c, requests.String())
 			sockettest.Expect(t, c, replies.String())
-			sockettest.Send(t, c, resp([]string{"SET", "key\x00\r\n", data}, []string{"GET", "key\x00\r\n"}, []string{"QUIT"}))
+			sockettest.Send(t, c, resp("SET", "key\x00\r\n", data)+resp("GET", "key\x00\r\n")+resp("QUIT"))
 			sockettest.ExpectEOF(t, c, "+OK\r\n"+bulk(data)+"+OK\r\n")
 		})
 	}

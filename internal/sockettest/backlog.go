@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/go-unixsock/unixsock"
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // Readable reports whether poll(2) finds input, an end or a connection at fd.
@@ -88,7 +89,7 @@ func FullBacklog(t testing.TB) error {
 		for fd := -1; full == nil; fds = append(fds, fd) {
 			fd, full = TryConnect(path)
 		}
-		closeAll(fds...)
+		sys.CloseAll(fds)
 	})
 	return full
 }

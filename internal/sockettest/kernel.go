@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // The functions of this file probe what the kernel does where kernels differ, with
@@ -38,12 +40,6 @@ func probePair(t testing.TB) [2]int {
 	return fds
 }
 
-func closeAll(fds ...int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
-}
-
 // connectErr returns the error of a connect(2) to path.
 func connectErr(t testing.TB, socketType int, path string) error {
 	fd := probeSocket(t, socketType)
@@ -56,7 +52,7 @@ func connectErr(t testing.TB, socketType int, path string) error {
 func KeepsPendingWithoutDescriptors(t testing.TB) bool {
 	listener, path := probeListener(t, unix.SOCK_STREAM)
 	client := Got(TryConnect(path)).Must(t)
-	defer closeAll(listener, client)
+	defer sys.CloseAll([]int{listener, client})
 	free := ExhaustDescriptors(t)
 	_, _, err := unix.Accept(listener)
 	ExpectError(t, "accept without a free descriptor", err, unix.EMFILE)
@@ -71,7 +67,7 @@ func KeepsPendingWithoutDescriptors(t testing.TB) bool {
 // not, and keeps them open in the kernel. Call it in a child process.
 func ReportsRightsCutByLimit(t testing.TB) bool {
 	fds := probePair(t)
-	defer closeAll(fds[:]...)
+	defer sys.CloseAll(fds[:])
 	Check(t, unix.Sendmsg(fds[0], []byte("x"), unix.UnixRights(0, 0), nil, 0))
 	free := limitDescriptors(t, 1)
 	control := make([]byte, 256)
@@ -80,7 +76,7 @@ func ReportsRightsCutByLimit(t testing.TB) bool {
 	messages, _ := unix.ParseSocketControlMessage(control[:n])
 	for _, m := range messages {
 		received, _ := unix.ParseUnixRights(&m)
-		closeAll(received...)
+		sys.CloseAll(received)
 	}
 	if err == unix.EMSGSIZE {
 		return true
@@ -147,7 +143,7 @@ func ReportsListening(t testing.TB) bool {
 // its input. On macOS, NetBSD, OpenBSD and FreeBSD before 15 it does not.
 func ReportsClosedInput(t testing.TB) bool {
 	fds := probePair(t)
-	defer closeAll(fds[:]...)
+	defer sys.CloseAll(fds[:])
 	Check(t, unix.Shutdown(fds[1], unix.SHUT_RD))
 	return unix.Sendto(fds[0], []byte("x"), unix.MSG_DONTWAIT, nil) == unix.EPIPE
 }
