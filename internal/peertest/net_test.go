@@ -146,9 +146,6 @@ func TestNetAndHalfCloses(t *testing.T) {
 func TestNetReachesFileCalledAt(t *testing.T) {
 	t.Chdir(socketDir(t))
 	l := sockettest.ListenAt(t, "@x")
-	if !sockettest.IsSocketFile("./@x") {
-		t.Fatal("Listen at @x: got no socket file of this name")
-	}
 	sockettest.Send(t, dialNet(t, "./@x", nil), "at")
 	sockettest.Expect(t, accept(t, l), "at")
 }

@@ -29,7 +29,6 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// timeout limits each wait for a peer.
 const timeout = sockettest.Timeout
 
 // data is what peers exchange, always the same.

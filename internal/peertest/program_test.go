@@ -92,10 +92,7 @@ func TestCurl(t *testing.T) {
 	mux.HandleFunc("/data", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, data) })
 	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, file) }) // uses ReadFrom
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Errorf("read the request's body: got %v after %d bytes, want EOF", err, len(body))
-		}
+		body, _ := io.ReadAll(r.Body) // the answer shows an error
 		w.Write(body)
 	})
 	mux.HandleFunc("/addresses", func(w http.ResponseWriter, r *http.Request) {
@@ -301,12 +298,9 @@ func TestProxiesLoseNoRequest(t *testing.T) {
 					args = append([]string{"-k"}, args...)
 				}
 				report, err := peer(t, "ab", args...).Output()
-				if err != nil || !regexp.MustCompile(`(?m)^Complete requests:\s+1000$`).Match(report) ||
+				if err != nil || reqs.Load() != requests || !regexp.MustCompile(`(?m)^Complete requests:\s+1000$`).Match(report) ||
 					!regexp.MustCompile(`(?m)^Failed requests:\s+0$`).Match(report) || bytes.Contains(report, []byte("Non-2xx")) {
-					t.Errorf("ab sent %d requests: got %v and the report\n%s", requests, err, report)
-				}
-				if n := reqs.Load(); n != requests {
-					t.Errorf("ab sent %d requests: the backend got %d", requests, n)
+					t.Errorf("ab sent %d requests: got %v, %d at the backend and the report\n%s", requests, err, reqs.Load(), report)
 				}
 				if n := conns.Load(); keepAlive == (n >= requests) {
 					t.Errorf("the proxy sent %d requests over %d connections, with keep-alive %v", requests, n, keepAlive)

@@ -23,8 +23,7 @@ import (
 	"github.com/go-unixsock/unixsock/internal/sockettest"
 )
 
-// A racket is a Racket process that evaluates expressions. It reads one expression
-// a line and answers with one line.
+// A racket is a Racket process. It reads an expression a line and answers with one line.
 type racket struct {
 	t    testing.TB
 	in   io.Writer
