@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -85,6 +86,15 @@ func polled(t testing.TB, l *unixsock.Listener, ready <-chan *unixsock.Listener)
 	}
 }
 
+func notReadyWithin50ms(t testing.TB, l *unixsock.Listener, kept <-chan *unixsock.Listener, by string) {
+	t.Helper()
+	for start := time.Now(); polled(t, l, kept); time.Sleep(time.Millisecond) {
+		if time.Since(start) > time.Second { // 50 ms are documented: this allows for a busy machine
+			t.Fatalf("select on the kept channel 1 s after the accept by %s: got ready, want not ready within 50 ms", by)
+		}
+	}
+}
+
 // Ready is polled in each state. An accept that the listener does not see, by a receiver that
 // waited or another Listener, may leave the kept channel ready for 50 ms.
 func TestReadyIsExactWhenPolled(t *testing.T) {
@@ -136,11 +146,7 @@ func TestReadyIsExactWhenPolled(t *testing.T) {
 				}
 			}
 			if test.accept(l, twin); !test.isSeen && round%3 == 0 {
-				for start := time.Now(); polled(t, l, kept); time.Sleep(time.Millisecond) {
-					if time.Since(start) > time.Second { // 50 ms are documented: this allows for a busy machine
-						t.Fatalf("select on the kept channel 1 s after the accept by %s: got ready, want not ready within 50 ms", name)
-					}
-				}
+				notReadyWithin50ms(t, l, kept, name)
 			} else if test.isSeen && polled(t, l, kept) || polled(t, l, l.Ready()) {
 				t.Fatalf("select on Ready after the accept by %s: got ready, want not ready", name)
 			}
@@ -149,6 +155,21 @@ func TestReadyIsExactWhenPolled(t *testing.T) {
 		l.Close()
 		twin.Close()
 	}
+}
+
+func TestReadyFollowsAnotherProcess(t *testing.T) {
+	l := sockettest.Listen(t)
+	kept, f := l.Ready(), sockettest.Got(l.File()).Must(t)
+	if sockettest.InChild(t, func(cmd *exec.Cmd) {
+		cmd.ExtraFiles = []*os.File{f}
+		sockettest.Connect(t, l.Addr().String())
+		sockettest.Receive(t, "the kept channel", kept)
+	}) {
+		twin := sockettest.Got(unixsock.FileListener(os.NewFile(3, "listener"))).Must(t)
+		sockettest.Got(twin.TryAccept()).Must(t)
+		return
+	}
+	notReadyWithin50ms(t, l, kept, "another process")
 }
 
 // There are as many receivers as clients, of every sort and in random order, and other accepts,
@@ -251,20 +272,33 @@ func TestEventEndsWithItsContext(t *testing.T) {
 // The context ends, or the receiver calls CloseOn, in the moment of the delivery.
 func TestReceiversCloseOnWinsOverItsEvent(t *testing.T) {
 	l := sockettest.Listen(t)
+	l.Ready()
+	goroutines, processors := runtime.NumGoroutine(), runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(processors)
 	for i := range sockettest.Times(400) {
 		ctx, cancel := context.WithCancel(t.Context())
 		evt, received := l.AcceptEvt(ctx), make(chan *unixsock.Conn, 1)
-		go func() {
-			a := <-evt
+		receive := func(c *unixsock.Conn) {
 			if i%2 == 0 {
-				a.Conn.CloseOn(context.Background())
+				c.CloseOn(context.Background())
 			}
-			received <- a.Conn
-		}()
-		client := sockettest.Connect(t, l.Addr().String())
+			received <- c
+		}
+		var client *unixsock.Conn
+		if i%4 < 2 {
+			go func() { receive((<-evt).Conn) }()
+			client = sockettest.Connect(t, l.Addr().String())
+		} else { // on one processor, the receiver goes on before the goroutine that has delivered
+			runtime.GOMAXPROCS(1)
+			client = acceptAhead(t, l)
+			runtime.Gosched() // until the connection is on offer
+			receive(sockettest.Receive(t, "AcceptEvt", evt).Conn)
+		}
 		server := sockettest.Receive(t, "AcceptEvt", received)
+		runtime.GOMAXPROCS(processors)
 		cancel()
 		mustBeOver(t, evt)
+		sockettest.WaitGoroutines(t, goroutines)
 		if i%2 == 0 {
 			mustTalk(t, client, server)
 		} else {

@@ -347,6 +347,8 @@ func TestFilesComeAmongOtherControlMessages(t *testing.T) {
 	sendFiles(t, from, "xy", w...)
 	closeFiles(receiveFiles(t, to, "x", 2, 2))
 	receiveFiles(t, to, "y", 0, 0)
+	sendFiles(t, from, "z", slices.Repeat(w[:1], maxFiles)...)
+	closeFiles(receiveFiles(t, to, "z", maxFiles, maxFiles))
 	sendFiles(t, from, "x", w...)
 	_, _, err := to.ReadFiles(make([]byte, 1), 1)
 	wantFileError(t, "ReadFiles of 2 files with max 1", err, "read", "limit 1")
