@@ -232,6 +232,9 @@ func TestReplaceStaleLocksTheDirectoryOfTheFile(t *testing.T) {
 		l.Close()
 		return err
 	})
+	if sockettest.IsSocketFile(path) {
+		t.Error("socket file of a Listen that waits for the directory's lock: got one, want none")
+	}
 	lock.Close()
 	sockettest.Check(t, sockettest.Receive(t, "Listen after the lock is free", done))
 }
