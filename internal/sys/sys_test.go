@@ -125,13 +125,13 @@ func TestWritevWritesAll(t *testing.T) {
 	}
 }
 
-// huge returns more bytes than a call may transfer. No page of them is accessible.
+// huge returns more bytes than a call may transfer, without a page of memory behind them.
 func huge(t testing.TB) []byte {
 	t.Helper()
 	if sockettest.Race {
 		t.Skip("the race detector records every byte")
 	}
-	b, err := unix.Mmap(-1, 0, sys.MaxIO+1, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	b, err := unix.Mmap(-1, 0, sys.MaxIO+1, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		t.Skip(err)
 	}
