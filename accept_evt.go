@@ -43,14 +43,15 @@ func (l *Listener) Ready() <-chan *Listener {
 // which must close it. The same ctx gives the same channel, so a loop can call AcceptEvt in
 // each select. ctx is the custodian of the connections, as if by [Conn.CloseOn]: when it is
 // done, the channel is closed, and so are the connections that it has delivered. To stop a
-// loop and let its connections finish, use another context, or Drain. Closing the listener
-// closes the channel only. AcceptEvt mirrors unix-socket-accept-evt, whose connections
-// belong to Racket's current custodian.
+// loop and let its connections finish, call [Listener.Drain] and receive until the channel is
+// closed. Closing the listener closes the channel only. AcceptEvt mirrors
+// unix-socket-accept-evt, whose connections belong to Racket's current custodian.
 //
 // An error of accept(2), such as EMFILE, is delivered as an Accepted with Err, one per
 // receive, and the channel stays open. A receive succeeds only once a goroutine offers a
 // connection, so a select with a default case uses [Listener.Ready] and [Listener.TryAccept]
-// instead. A select over several listeners must set the channel of a closed one to nil.
+// instead. The channel may be kept in a variable: a select over several listeners must set
+// the one that is closed to nil.
 //
 // To offer a connection, the listener accepts one ahead. If no goroutine receives it, the
 // next Accept, TryAccept or receive from any of the channels gets it, even after ctx is

@@ -228,14 +228,17 @@ func (l *Listener) TryAccept() (*Conn, error) {
 
 // Drain lets no later client in, and closes l once no connection is pending. It does not
 // wait for that: until then Accept, TryAccept, Ready and AcceptEvt continue, so the loop
-// that serves l goes on until it sees the close. Close ends a drain. A drain does not end
-// while the process is out of descriptors.
+// that serves l goes on until errors.Is finds [net.ErrClosed], which is no failure: the Serve
+// of an http.Server returns it. The process that calls Drain must run such a loop, also if
+// others share the socket: l accepts a connection ahead, which is lost if it is not served.
+// Close ends a drain. A drain does not end while the process is out of descriptors.
 //
-// What Drain does depends on who owns the socket: a listener made by [Listen] does, and one
-// from [FileListener] does not, unless [Listener.SetUnlinkOnClose] has changed that. The
-// owner's Drain removes the socket file and, on Linux and NetBSD, makes the kernel refuse
-// later connects: the listeners of all processes that share the socket then drain, too (on
-// NetBSD once they call an accept again). On other systems a client that connects during the removal may be lost. Drain of any other
+// What Drain does depends on who owns the socket: a listener made by [Listen] does, with or
+// without [UnlinkOnClose], and one from [FileListener] does not, unless
+// [Listener.SetUnlinkOnClose] has changed that. The owner's Drain removes the socket file
+// and, on Linux and NetBSD, makes the kernel refuse later connects: the listeners of all
+// processes that share the socket then drain, too (on NetBSD once they call an accept again).
+// On other systems a client that connects during the removal may be lost. Drain of any other
 // listener leaves the file and the backlog to the other processes. It delivers only what
 // [Listener.AcceptEvt] has accepted ahead.
 //
@@ -338,7 +341,7 @@ func (l *Listener) CloseOn(ctx context.Context) {
 
 // SetUnlinkOnClose sets whether Close removes the socket file, as in
 // [net.UnixListener.SetUnlinkOnClose]. The default is false, or true with [UnlinkOnClose].
-// It also sets whether l owns its socket, which decides what [Listener.Drain] does.
+// A call also sets whether l owns its socket, which decides what [Listener.Drain] does.
 //
 // Close removes only the file that l is bound to. If a process is replacing the file, Close
 // waits for it, at most a second. For a listener from [FileListener], Linux 6 and later is

@@ -81,8 +81,8 @@ func run(ctx context.Context, path string) error {
 	server.SetKeepAlivesEnabled(false) // a connection ends with its response
 	done := make(chan struct{})
 	go func() {
-		<-served // it has accepted the pending clients
-		conns.Wait()
+		<-served     // it has accepted the pending clients
+		conns.Wait() // Shutdown would drop requests that are read and not yet handled
 		close(done)
 	}()
 	select {

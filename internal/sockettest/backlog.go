@@ -86,8 +86,9 @@ func FullBacklog(t testing.TB) error {
 	fullOnce.Do(func() {
 		listener, path := probeListener(t, unix.SOCK_STREAM)
 		fds := []int{listener}
-		for fd := -1; full == nil; fds = append(fds, fd) {
-			fd, full = TryConnect(path)
+		for full == nil {
+			fd, err := TryConnect(path)
+			fds, full = append(fds, fd), err
 		}
 		sys.CloseAll(fds)
 	})
