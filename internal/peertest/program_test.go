@@ -21,6 +21,7 @@ import (
 
 	"github.com/go-unixsock/unixsock"
 	"github.com/go-unixsock/unixsock/internal/sockettest"
+	"github.com/go-unixsock/unixsock/internal/sys"
 )
 
 // TestPrograms starts clients and servers. Each copies its standard input to the socket at
@@ -286,7 +287,11 @@ func TestProxiesLoseNoRequest(t *testing.T) {
 				cmd := peer(t, name, strings.Fields(in.Replace(proxy.args))...)
 				cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // SIGKILL would leave the workers of nginx behind
 				cmd.Env = append(os.Environ(), "NGINX=3;")                               // nginx inherits descriptor 3
-				cmd.ExtraFiles = []*os.File{sockettest.Got(front.(*net.TCPListener).File()).Must(t)}
+				sockettest.Control(t, front.(*net.TCPListener), func(fd int) {
+					// That of File blocks, and so does a worker whose connection another one has accepted.
+					copied := sockettest.Got(sys.Duplicate(fd)).Must(t)
+					cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(copied), "front")}
+				})
 				var reqs atomic.Int64
 				conns := serve(t, sockettest.ListenAt(t, path, unixsock.Backlog(serverBacklog)), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					reqs.Add(1)
