@@ -52,15 +52,20 @@ func ReceiveOK[T any](t testing.TB, what string, ch <-chan T) (T, bool) {
 	}
 }
 
-// CheckReturns calls f and fails the test, as ReceiveOK does, if f does not return.
+// CheckReturns calls f and fails the test, as ReceiveOK does, if f does not return. f may end
+// the test, though it runs in another goroutine.
 func CheckReturns(t testing.TB, what string, f func()) {
 	t.Helper()
-	done := make(chan struct{})
+	done := make(chan bool, 1)
 	go func() {
-		defer close(done)
+		returned := false
+		defer func() { done <- returned }()
 		f()
+		returned = true
 	}()
-	Receive(t, what, done)
+	if !Receive(t, what, done) {
+		t.FailNow() // f has called it, or Goexit
+	}
 }
 
 // stacks returns the stack traces of all goroutines, for the message of a failure.
