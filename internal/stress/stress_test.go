@@ -88,6 +88,7 @@ func TestSoak(t *testing.T) {
 // each client is served once, unless the end of an event's context closed the connection, and
 // nothing is left behind.
 func crowd(t *testing.T, more func(id uint32) bool) {
+	sockettest.FullBacklog(t) // the clients' Dial may not be the first to call it, in their goroutines
 	goroutines, descriptors := runtime.NumGoroutine(), sockettest.CountDescriptors(t)
 	l := sockettest.Listen(t, unixsock.Backlog(rand.IntN(8)))
 	var ids, clients, closed, disconnected atomic.Uint32
