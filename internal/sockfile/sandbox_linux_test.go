@@ -85,7 +85,7 @@ func TestPlainListenMakesOnlyTheseCalls(t *testing.T) {
 	}
 	f.install(t)
 	sockettest.ListenAt(t, filepath.Join(dir, "s"))
-	sockettest.ListenAt(t, unixsock.Abstract(t.Name()))
+	sockettest.ListenAt(t, unixsock.Abstract(dir))
 }
 
 func TestOwnerThatChangesNothingIsNotSet(t *testing.T) {
