@@ -432,7 +432,6 @@ func TestFilesThatNobodyTakesAreClosed(t *testing.T) {
 	wantAllClosed(t, r, w)
 }
 
-// The WriteFiles that is ended has sent the files and a part of the bytes.
 // NetBSD discards the descriptors of both messages with those that Read does not return.
 func TestReadFilesBehindAReadLosesNoByte(t *testing.T) {
 	from, to := newPairT(t)
@@ -449,6 +448,7 @@ func TestReadFilesBehindAReadLosesNoByte(t *testing.T) {
 	}
 }
 
+// The WriteFiles that is ended has sent the files and a part of the bytes.
 func TestReadFilesAndWriteFilesEnd(t *testing.T) {
 	past := time.Unix(1, 0)
 	for name, test := range map[string]struct {
@@ -476,6 +476,7 @@ func TestReadFilesAndWriteFilesEnd(t *testing.T) {
 				return err
 			}
 			read, written := waiting(t, readFiles), waiting(t, writeFiles)
+			sockettest.WaitFor(t, "WriteFiles does not wait", func() bool { return isFull(t, writer) })
 			test.end(reader, writer)
 			sockettest.ExpectError(t, "ReadFiles that waits", sockettest.Receive(t, "ReadFiles", read), test.want)
 			sockettest.ExpectError(t, "WriteFiles that waits", sockettest.Receive(t, "WriteFiles", written), test.want)
