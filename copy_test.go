@@ -194,7 +194,7 @@ func isFull(t *testing.T, c syscall.Conn) (full bool) {
 	return full
 }
 
-// hold calls the Read or Write of a RawConn, which excludes others until release is called.
+// hold calls a method of a RawConn, whose callback returns when release is called.
 func hold(t *testing.T, call func(func(uintptr) bool) error) (release func()) {
 	t.Helper()
 	held, end, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})

@@ -60,9 +60,11 @@ func expectListenerError(t testing.TB, what, op, addr string, err, want error) {
 // closed.
 func mustBeClosed(t testing.TB, l *unixsock.Listener) {
 	t.Helper()
-	if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
-		t.Fatalf("Accept of a closed listener: got %v, %v; want nil, net.ErrClosed", c, err)
-	}
+	sockettest.CheckReturns(t, "Accept of a closed listener", func() {
+		if c, err := l.Accept(); c != nil || !errors.Is(err, net.ErrClosed) {
+			t.Fatalf("Accept of a closed listener: got %v, %v; want nil, net.ErrClosed", c, err)
+		}
+	})
 }
 
 // Linux queues one more connection than the backlog. FillBacklog skips the test on other
@@ -194,7 +196,7 @@ func TestTryAcceptTakesAPendingConnection(t *testing.T) {
 	}
 }
 
-func TestCallsThatReturnErrors(t *testing.T) {
+func TestUsesOfClosedNilAndZeroListenersFail(t *testing.T) {
 	closed := sockettest.Listen(t)
 	raw := sockettest.Got(closed.SyscallConn()).Must(t)
 	addr := closed.Addr().String()
@@ -241,9 +243,8 @@ func TestSecondCloseWaitsForTheFirst(t *testing.T) {
 		io.Closer
 		syscall.Conn
 	}{l, direct, waited} {
-		inside, release, closes := make(chan bool), make(chan bool), make(chan error, 2)
-		go sockettest.Control(t, s, func(int) { close(inside); <-release })
-		<-inside
+		raw, closes := sockettest.Got(s.SyscallConn()).Must(t), make(chan error, 2)
+		release := hold(t, func(f func(uintptr) bool) error { return raw.Control(func(fd uintptr) { f(fd) }) })
 		for range cap(closes) {
 			go func() { closes <- s.Close() }()
 		}
@@ -252,7 +253,7 @@ func TestSecondCloseWaitsForTheFirst(t *testing.T) {
 			t.Errorf("two calls of Close of a %T while a callback has the descriptor: got a return, want both to wait", s)
 		case <-time.After(5 * time.Millisecond): // nothing must happen for this time
 		}
-		close(release)
+		release()
 		for range cap(closes) {
 			sockettest.Check(t, sockettest.Receive(t, "Close", closes))
 		}
@@ -349,7 +350,7 @@ func TestDrainAnswersEveryClientThatConnected(t *testing.T) {
 					}
 				})
 			}
-			for enough := rand.Int64N(30); answered.Load() < enough; {
+			for enough := rand.Int64N(30); answered.Load() < enough && !t.Failed(); {
 				time.Sleep(10 * time.Microsecond)
 			}
 			sockettest.Check(t, l.Drain())
