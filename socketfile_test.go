@@ -417,32 +417,42 @@ func TestReplaceStaleHasOneWinner(t *testing.T) {
 	}
 }
 
-// TestALockOfAnotherDoesNotStopListen replaces a stale file, tries to replace a live
-// listener's, and removes a third one on Close, while the directory is locked.
-func TestALockOfAnotherDoesNotStopListen(t *testing.T) {
+// TestALockOfAnotherStopsNoCall replaces a stale file, tries to replace a live listener's, and
+// removes others on Close and in a Drain, while the directory is locked. A Drain has the kernel
+// refuse connects before it waits for the lock and removes the file.
+func TestALockOfAnotherStopsNoCall(t *testing.T) {
 	sockettest.CheckDescriptors(t)
 	dir := sockettest.ShortDir(t)
 	stale, live := filepath.Join(dir, "stale"), filepath.Join(dir, "live")
 	leaveStale(t, stale)
 	server := sockettest.ListenAt(t, live)
 	closing := sockettest.ListenAt(t, filepath.Join(dir, "closing"), unixsock.UnlinkOnClose())
+	draining := sockettest.ListenAt(t, filepath.Join(dir, "draining"))
 	defer unix.Close(flock(t, dir))
 	start := time.Now()
-	errs := make(chan error, 2)
+	errs := make(chan error, 3)
 	go func() { errs <- closing.Close() }()
+	go func() { errs <- draining.Drain() }()
 	go func() {
 		_, err := unixsock.Listen(live, unixsock.ReplaceStale())
 		sockettest.ExpectError(t, "Listen at a live socket", err, syscall.EADDRINUSE)
 		errs <- nil
 	}()
+	if sockettest.RefusesAfterShutdown(t) {
+		sockettest.WaitFor(t, "connects are not refused before the file is removed", func() bool {
+			c, err := unixsock.Connect(draining.Addr().String())
+			c.Close()
+			return errors.Is(err, syscall.ECONNREFUSED)
+		})
+	}
 	l := sockettest.ListenAt(t, stale, unixsock.ReplaceStale())
 	took := time.Since(start)
 	for range cap(errs) {
-		sockettest.Check(t, sockettest.Receive(t, "Close and Listen", errs))
+		sockettest.Check(t, sockettest.Receive(t, "Close, Drain and Listen", errs))
 	}
 	// The limit allows for a busy machine.
 	if all := time.Since(start); took < time.Second || all > 10*time.Second {
-		t.Errorf("Listen while another holds the lock: took %v, with Close %v; want at least a second, at most two", took, all)
+		t.Errorf("Listen while another holds the lock: took %v, with Close and Drain %v; want at least a second, at most two", took, all)
 	}
 	sockettest.CheckExchange(t, stale, l)
 	sockettest.CheckExchange(t, live, server)
