@@ -984,14 +984,9 @@ func helpConnect([]string) error {
 	}
 }
 
-// helpServe listens at a path or "inherited", and answers each client with its process ID.
+// helpServe listens at a path, and answers each client with its process ID.
 func helpServe(args []string) error {
-	listen := func() (*unixsock.Listener, error) { return unixsock.Listen(args[0], unixsock.ReplaceStale()) }
-	if args[0] == "inherited" {
-		f := os.NewFile(3, "inherited")
-		listen = func() (*unixsock.Listener, error) { defer f.Close(); return unixsock.FileListener(f) }
-	}
-	l, err := listen()
+	l, err := unixsock.Listen(args[0], unixsock.ReplaceStale())
 	if err != nil {
 		return err
 	}

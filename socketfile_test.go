@@ -628,18 +628,3 @@ func helpWatchOwner(args []string) error {
 		}
 	}
 }
-
-// helpStartAndStop starts and stops a server until it is killed. It prints a line after
-// the first time.
-func helpStartAndStop(args []string) error {
-	for i := 0; ; i++ {
-		l, err := unixsock.Listen(args[0], unixsock.Mode(0o660), unixsock.Owner(-1, os.Getgid()), unixsock.ReplaceStale(), unixsock.UnlinkOnClose())
-		if err != nil {
-			return err
-		}
-		l.Close()
-		if i == 0 {
-			fmt.Println("started")
-		}
-	}
-}

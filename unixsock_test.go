@@ -29,7 +29,6 @@ func TestMain(m *testing.M) {
 		"ask":                      helpAsk,
 		"race":                     helpRace,
 		"watch owner":              helpWatchOwner,
-		"start and stop":           helpStartAndStop,
 		"connect":                  helpConnect,
 		"serve":                    helpServe,
 		"talk":                     helpTalk,
