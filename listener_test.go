@@ -196,6 +196,19 @@ func TestTryAcceptTakesAPendingConnection(t *testing.T) {
 	}
 }
 
+func TestClientsThatHaveGoneFailNoAccept(t *testing.T) {
+	for _, accept := range accepts {
+		l := sockettest.Listen(t)
+		for range 3 {
+			sockettest.Connect(t, l.Addr().String()).Close()
+		}
+		sockettest.Send(t, sockettest.Connect(t, l.Addr().String()), "!")
+		for b := make([]byte, 1); b[0] == 0; { // some kernels drop the clients that have gone
+			sockettest.Got(accept(l)).Must(t).Read(b)
+		}
+	}
+}
+
 func TestUsesOfClosedNilAndZeroListenersFail(t *testing.T) {
 	closed := sockettest.Listen(t)
 	raw := sockettest.Got(closed.SyscallConn()).Must(t)
@@ -444,6 +457,9 @@ func TestDrainLeavesSocketFileAndBacklogToTheOwner(t *testing.T) {
 		sockettest.CheckExchange(t, path, owner)
 		last := sockettest.Connect(t, path)
 		sockettest.Check(t, owner.Drain())
+		if sockettest.IsSocketFile(path) && (adopted || !keepsAdoptedFiles()) {
+			t.Error("Lstat of the socket file after the owner's Drain: got a file, want none")
+		}
 		if c, err := unixsock.Connect(path); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("Connect after the owner's Drain: got %v, %v; want nil, ErrNotExist or ECONNREFUSED", c, err)
 		}
