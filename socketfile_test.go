@@ -304,25 +304,25 @@ func TestReplaceStaleWaits(t *testing.T) {
 		for i := 0; err != nil && i < 5; i++ { // a busy machine may stop this process for longer than Listen waits
 			path := filepath.Join(sockettest.ShortDir(t), "s")
 			fd := bind(t, unix.SOCK_STREAM, path)
-			locked := make(chan time.Duration, 1)
-			time.AfterFunc(10*time.Millisecond, func() {
-				start := time.Now()
-				defer unix.Close(flock(t, filepath.Dir(path)))
-				locked <- time.Since(start)
-				if remove {
-					os.Remove(path)
-				} else {
-					unix.Close(fd)
-				}
-			})
-			var l *unixsock.Listener
-			l, err = unixsock.Listen(path, unixsock.ReplaceStale())
-			l.Close()
-			if took := sockettest.Receive(t, "the lock", locked); err == nil && took > 30*time.Millisecond {
-				err = fmt.Errorf("the lock was free after %v, want at once", took)
-			}
+			listened := make(chan error, 1)
+			go func() {
+				l, err := unixsock.Listen(path, unixsock.ReplaceStale())
+				l.Close()
+				listened <- err
+			}()
+			time.Sleep(10 * time.Millisecond) // Listen waits for 50 ms
+			start := time.Now()
+			lock := flock(t, filepath.Dir(path))
+			took := time.Since(start)
 			if remove {
+				os.Remove(path)
+				defer unix.Close(fd)
+			} else {
 				unix.Close(fd)
+			}
+			unix.Close(lock)
+			if err = sockettest.Receive(t, "Listen", listened); err == nil && took > 30*time.Millisecond {
+				err = fmt.Errorf("the lock was free after %v, want at once", took)
 			}
 		}
 		sockettest.Check(t, err)
