@@ -335,7 +335,7 @@ func wantPIDFD(t *testing.T, c *unixsock.Conn, peer *sockettest.Helper) {
 		t.Errorf("PeerPIDFD: got descriptor %d, flags %#x, ended %v; want one above 2, FD_CLOEXEC, false", fd, flags, sockettest.Readable(fd))
 	}
 	peer.Kill()
-	sockettest.WaitFor(t, "PeerPIDFD has no end of the process that was killed", func() bool { return sockettest.Readable(fd) })
+	sockettest.WaitFor(t, "the pidfd does not report the end of the process that was killed", func() bool { return sockettest.Readable(fd) })
 }
 
 func TestFilesComeAmongOtherControlMessages(t *testing.T) {
