@@ -141,7 +141,8 @@ func TestCloseWakesWritesBehindACallbackOfRawConnWrite(t *testing.T) {
 	f, _ := newPair(t)
 	raw, err := f.SyscallConn()
 	check(t, err)
-	release, done, woken := make(chan bool), make(chan error), make(chan error)
+	begun, release := make(chan bool), make(chan bool)
+	done, woken := make(chan error), make(chan error)
 	start := func(result chan error, turn uint32, write func() error) {
 		go func() { result <- write() }()
 		for next := uint32(0); next != turn; runtime.Gosched() {
@@ -150,7 +151,10 @@ func TestCloseWakesWritesBehindACallbackOfRawConnWrite(t *testing.T) {
 			f.mu.Unlock()
 		}
 	}
-	start(done, 1, func() error { return raw.Write(func(uintptr) bool { <-release; return true }) })
+	start(done, 1, func() error {
+		return raw.Write(func(uintptr) bool { close(begun); <-release; return true })
+	})
+	<-begun
 	start(woken, 2, func() error { _, err := f.Write(make([]byte, 1)); return MapErr(err) })
 	start(woken, 3, func() error {
 		return raw.Write(func(uintptr) bool { t.Error("second RawConn.Write: called its function"); return true })
