@@ -61,12 +61,15 @@ func InChild(t *testing.T, setup func(*exec.Cmd)) bool {
 	cmd := childCommand(t, setup, ChildVar+"="+t.Name(),
 		"-test.run=^"+t.Name()+"$", "-test.count=1", "-test.v", fmt.Sprint("-test.timeout=", 2*Timeout))
 	out, err := cmd.CombinedOutput()
+	ended := func(how string) bool { // the test itself: the name of a subtest goes on after it
+		return strings.Contains(string(out), "--- "+how+": "+t.Name()+" ")
+	}
 	switch {
 	case err != nil:
 		t.Fatalf("test in a child process: %v\n%s", err, out)
-	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
+	case ended("SKIP"):
 		t.Skipf("test in a child process: skipped\n%s", out)
-	case !strings.Contains(string(out), "--- PASS: "+t.Name()):
+	case !ended("PASS"):
 		t.Fatalf("test in a child process: it did not run\n%s", out)
 	}
 	return false
