@@ -229,9 +229,10 @@ func (l *Listener) TryAccept() (*Conn, error) {
 // Drain lets no later client in, and closes l once no connection is pending. It does not
 // wait for that: until then Accept, TryAccept, Ready and AcceptEvt continue, so the loop
 // that serves l goes on until errors.Is finds [net.ErrClosed], which is no failure: the Serve
-// of an http.Server returns it. The process that calls Drain must run such a loop, also if
-// others share the socket: l accepts a connection ahead, which is lost if it is not served.
-// Close ends a drain. A drain does not end while the process is out of descriptors.
+// of an http.Server returns it. If l owns its socket, the process that calls Drain must run
+// such a loop, also beside other processes that share the socket: l accepts a connection
+// ahead, which is lost if it is not served. Close ends a drain. A drain does not end while
+// the process is out of descriptors.
 //
 // What Drain does depends on who owns the socket: a listener made by [Listen] does, with or
 // without [UnlinkOnClose], and one from [FileListener] does not, unless

@@ -353,8 +353,8 @@ func ReceiveRights(fd int, b []byte) (n int, fds []int, err error) {
 			defer syscall.ForkLock.RUnlock()
 		}
 		n, controlLen, flags, _, err = unix.Recvmsg(fd, b[:min(len(b), MaxIO)], control, receiveFlags)
-		// Without its bytes: EMSGSIZE if the BSDs are out of descriptors, EINVAL if NetBSD has
-		// discarded the descriptors together with those of a message that read(2) has taken.
+		// Both errors leave the bytes unread. EMSGSIZE: a BSD is out of descriptors. EINVAL: NetBSD
+		// has discarded these descriptors with those of an earlier message that read(2) took.
 		if (err == unix.EMSGSIZE || err == unix.EINVAL) && !lost {
 			lost = true
 			err = unix.EINTR
