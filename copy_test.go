@@ -83,8 +83,14 @@ func openSource(t *testing.T, kind string, data []byte) io.Reader {
 		return f
 	}
 	near, far := endsOf(t, kind)
+	piece := max(1, len(data))
+	if kind == "pipe's output" {
+		piece = 4 << 10 // NetBSD 10's pipes mix up the bytes of long writes
+	}
 	go func() {
-		far.Write(data)
+		for b := range slices.Chunk(data, piece) {
+			far.Write(b)
+		}
 		far.Close()
 	}()
 	return near.(io.Reader)
