@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/go-unixsock/unixsock/internal/netfd"
 	"github.com/go-unixsock/unixsock/internal/sys"
 	"github.com/go-unixsock/unixsock/internal/zerocopy"
 )
@@ -26,8 +27,9 @@ import (
 // WriteTo and ReadFrom to its Read and Write. A type that embeds a *Conn inherits both, so
 // it should embed a [net.Conn] if its own Read and Write count.)
 //
-// A copy of a file waits for a read of the same *os.File that is in progress. Another
-// process that reads the same open file at the same time may get bytes that are sent, too.
+// A copy of a file waits for a read of the same *os.File that is in progress, and Writes may
+// wait with it; Close does not. Another process that reads the same open file at the same time
+// may get bytes that are sent, too.
 // The kernel may send a file's pages without copying them: bytes that are overwritten or
 // truncated before the peer has read them may arrive changed, or as zeros.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
@@ -45,12 +47,7 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 // On Linux the kernel moves the bytes if w is a *Conn, an *[OutputPort] or a connection of a
 // [TCPUnit]. For every other type WriteTo calls its Write method, with up to 128 KiB at a
 // time. A copy that waits for the peer holds no buffer.
-func (c *Conn) WriteTo(w io.Writer) (int64, error) {
-	if c.isClosed(readHalf) {
-		return 0, c.opError("read", net.ErrClosed)
-	}
-	return copyAll(w, c)
-}
+func (c *Conn) WriteTo(w io.Writer) (int64, error) { return copyAll(w, c) }
 
 // WriteTo is [Conn.WriteTo].
 func (p *InputPort) WriteTo(w io.Writer) (int64, error) { return (*Conn)(p).WriteTo(w) }
@@ -65,15 +62,24 @@ func copyAll(w io.Writer, r io.Reader) (n int64, err error) {
 		limited = &io.LimitedReader{R: r, N: math.MaxInt64}
 	}
 	from := unwrap(limited.R)
-	to, _ := unwrap(w).(*Conn)
-	if file, ok := from.(*os.File); ok && to != nil {
-		if n, err = to.sendFile(file, limited); err != zerocopy.ErrRefused {
-			return n, err
+	file, _ := from.(*os.File)
+	src := streamOf(from)
+	var dst syscall.RawConn // not nil if the kernel may move the bytes
+	if to, ok := unwrap(w).(*Conn); ok && (file != nil || src != nil) {
+		raw, err := to.raw(writeHalf)
+		if err != nil {
+			return 0, to.ioError("write", writeHalf, err)
+		}
+		dst = raw
+		if file != nil {
+			if n, err = sendFile(raw, file, limited); err != zerocopy.ErrRefused {
+				return n, to.ioError("write", writeHalf, err)
+			}
 		}
 	}
-	if src := streamOf(from); src != nil {
+	if src != nil {
 		src.limited = limited
-		return src.copyTo(w, to)
+		return src.copyTo(w, dst)
 	}
 	// The structs hide the other methods, which would lead back to ReadFrom and WriteTo.
 	rest, err := io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{r})
@@ -106,23 +112,16 @@ func unwrap(v any) any {
 
 // sendFile copies f in the kernel. After ErrRefused, Read and Write have to continue the
 // copy.
-func (c *Conn) sendFile(f *os.File, limited *io.LimitedReader) (int64, error) {
+func sendFile(dst netfd.RawConn, f *os.File, limited *io.LimitedReader) (int64, error) {
 	// A Read of a pipe or a terminal may hold the file's lock for ever. A file in /proc, whose
 	// size is 0, is generated again for each call, so several calls may mix two versions.
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
 		return 0, zerocopy.ErrRefused
 	}
-	src, _ := f.SyscallConn() // fails only if the file is nil, as Stat does
-	dst, err := c.raw(writeHalf)
-	if err != nil {
-		return 0, c.ioError("write", writeHalf, err)
-	}
+	src, _ := f.SyscallConn() // fails only if the file is nil
 	n, err := zerocopy.SendFile(dst, src, limited.N)
 	limited.N -= n
-	if err != zerocopy.ErrRefused {
-		err = c.ioError("write", writeHalf, err)
-	}
 	return n, err
 }
 
@@ -171,14 +170,8 @@ func streamOf(v any) *stream {
 	return &stream{RawConn: raw, conn: v.(net.Conn)}
 }
 
-// copyTo copies the stream to w. If w is a Conn, it is to, or else to is nil.
-func (s *stream) copyTo(w io.Writer, to *Conn) (n int64, err error) {
-	var dst syscall.RawConn // not nil if the kernel may move the bytes
-	if to != nil {
-		if dst, err = to.raw(writeHalf); err != nil {
-			return 0, to.ioError("write", writeHalf, err)
-		}
-	}
+// copyTo copies the stream to w. If w is a Conn, dst is its RawConn, or else nil.
+func (s *stream) copyTo(w io.Writer, dst syscall.RawConn) (n int64, err error) {
 	take := s.take
 	for s.limited.N > 0 {
 		if err := s.wait(take); err == io.EOF {

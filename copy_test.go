@@ -403,6 +403,30 @@ func TestCopyThatHasSentItsFileWaitsForNoWrite(t *testing.T) {
 	}
 }
 
+// Another reader takes the rest of the file while the copy waits for its peer, and a Write waits
+// for the copy.
+func TestCopyWhoseFileHasEndedWaitsForNoWrite(t *testing.T) {
+	near, far := sockettest.Pair(t)
+	f := fileOfSize(t, large)
+	c := blockedCopy(t, near, f)
+	sockettest.Got(io.Copy(io.Discard, f)).Must(t)
+	waiting(t, func() error { _, err := near.Write(make([]byte, large)); return err })
+	go io.CopyN(io.Discard, far, 300<<10) // room for the copy, but not for the Write
+	if got := sockettest.Receive(t, "the end of the copy", c); got.err != nil {
+		t.Errorf("copy of a file whose rest has been read: got %d, %v, want nil", got.n, got.err)
+	}
+}
+
+func TestCopyWhoseFileIsClosedEnds(t *testing.T) {
+	near, far := sockettest.Pair(t)
+	f := fileOfSize(t, large)
+	c := blockedCopy(t, near, f)
+	f.Close()
+	go io.Copy(io.Discard, far)
+	sockettest.ExpectError(t, "copy of a file that is closed", sockettest.Receive(t, "the end of the copy", c).err, os.ErrClosed)
+	sockettest.Send(t, near, "x") // the copy has released its lock, once
+}
+
 // Two files share an offset, as after "prog > log 2>&1", or append to the same file.
 func TestCopyToASharedFileOverwritesNothing(t *testing.T) {
 	for name, flag := range map[string]int{"offset": 0, "end": os.O_APPEND} {

@@ -130,7 +130,7 @@ func (f *FD) Read(b []byte) (int, error) {
 
 // Write is [os.File.Write].
 func (f *FD) Write(b []byte) (n int, err error) {
-	if err := f.lockWrites(); err != nil {
+	if err := f.lockWrites(true); err != nil {
 		return 0, err
 	}
 	defer f.unlockWrites()
@@ -150,11 +150,15 @@ func (f *FD) Write(b []byte) (n int, err error) {
 }
 
 // lockWrites waits for the end of the writes that began before, and keeps later ones waiting
-// until unlockWrites is called. It does not use the descriptor, so it does not delay Close,
-// which wakes it: it returns net.ErrClosed then.
-func (f *FD) lockWrites() error {
+// until unlockWrites is called. If it would have to wait and wait is false, it returns
+// ErrWouldBlock. It does not use the descriptor, so it does not delay Close, which wakes it:
+// it returns net.ErrClosed then.
+func (f *FD) lockWrites(wait bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.turn != f.next && !wait {
+		return sys.ErrWouldBlock
+	}
 	turn := f.next
 	f.next++
 	for turn != f.turn && !f.noWrites {
@@ -257,7 +261,7 @@ type RawConn struct {
 func (r RawConn) Read(do func(fd uintptr) bool) error { return MapRawErr(r.RawConn.Read(do)) }
 
 func (r RawConn) Write(do func(fd uintptr) bool) error {
-	if err := r.Lock(); err != nil {
+	if err := r.Lock(true); err != nil {
 		return err
 	}
 	defer r.Unlock()
@@ -265,9 +269,10 @@ func (r RawConn) Write(do func(fd uintptr) bool) error {
 }
 
 // Lock waits for the end of the write in progress, and keeps other writes of the FD waiting
-// until Unlock is called. A lock does not delay Close, which makes Lock fail.
-func (r RawConn) Lock() error { return r.fd.lockWrites() }
-func (r RawConn) Unlock()     { r.fd.unlockWrites() }
+// until Unlock is called. If it would have to wait and wait is false, it returns ErrWouldBlock.
+// A lock does not delay Close, which makes Lock fail.
+func (r RawConn) Lock(wait bool) error { return r.fd.lockWrites(wait) }
+func (r RawConn) Unlock()              { r.fd.unlockWrites() }
 
 // WriteLocked is Write for a caller of Lock.
 func (r RawConn) WriteLocked(do func(fd uintptr) bool) error { return MapRawErr(r.RawConn.Write(do)) }

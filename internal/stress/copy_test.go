@@ -199,14 +199,14 @@ func copyFile(t *testing.T, c *unixsock.Conn, f *os.File, r *rand.Rand) (total i
 		} else if r.IntN(150) == 0 {
 			time.AfterFunc(after, func() { c.CloseWrite() })
 		}
-		source, _ := someOf(f, r)
+		source, limit := someOf(f, r)
 		n, err := io.Copy(c, source)
 		total += n
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.SetWriteDeadline(time.Time{})
-		} else if err != nil {
+		} else if err != nil || n > limit {
 			if !isEnd(err) {
-				t.Errorf("io.Copy of a file: got %d, %v; want nil, or the error of a deadline or a close", n, err)
+				t.Errorf("io.Copy of at most %d bytes of a file: got %d, %v; want nil, or the error of a deadline or a close", limit, n, err)
 			}
 			return total
 		} else if n == 0 {

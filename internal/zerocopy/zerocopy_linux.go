@@ -3,6 +3,7 @@ package zerocopy
 import (
 	"cmp"
 	"errors"
+	"io"
 	"syscall"
 
 	"github.com/go-unixsock/unixsock/internal/sys"
@@ -13,63 +14,69 @@ import (
 // uses the same.
 const maxStep = 1 << 20
 
+// probeSize is how many bytes a send tries after one that has sent a part: as a rule, dst is
+// full, and the kernel reads that much of the file only to say so.
+const probeSize = 4 << 10
+
 // SendFile copies up to limit bytes of a regular file, starting at its offset, to dst. It
 // returns the number of bytes copied. The kernel moves the offset as it sends. The error is
 // [ErrRefused] or an error of dst. SendFile does not wait for writes of others to dst if the
 // file has no more bytes to send.
 func SendFile(dst Socket, src syscall.RawConn, limit int64) (n int64, err error) {
-	for n < limit && err == nil && !atEnd(src) {
-		if err = dst.Lock(); err == nil {
+	for n < limit && err == nil {
+		err = ErrRefused                     // if src is closed
+		_ = src.Read(func(in uintptr) bool { // waits for the lock of the file without that of dst
+			err = dst.Lock(false)
+			if err == sys.ErrWouldBlock && sys.AtEnd(int(in)) {
+				err = io.EOF
+			}
+			return true
+		})
+		if err == sys.ErrWouldBlock {
+			err = dst.Lock(true)
+		}
+		if err == nil {
 			var sent int
 			sent, err = sendSome(dst, src, int(min(limit-n, maxStep)))
 			n += int64(sent)
 			dst.Unlock()
 		}
 	}
+	if err == io.EOF {
+		err = nil
+	}
 	return n, err
 }
 
-// atEnd reports whether a file has no byte at its offset.
-func atEnd(file syscall.RawConn) (end bool) {
-	_ = file.Read(func(fd uintptr) bool { // fails if the file is closed, as in sendSome
-		end = sys.AtEnd(int(fd))
-		return true
-	})
-	return end
-}
-
-// sendSome sends up to size bytes of the file, fewer if it ends, or if dst was full and had to
-// be waited for: another goroutine may hold the lock of the file by then, and other writes to
-// dst go first.
+// sendSome sends size bytes of the file, or fewer if it has to wait for dst: another goroutine
+// may hold the lock of the file by then, and other writes to dst go first. At the end of the
+// file the error is io.EOF.
 func sendSome(dst Socket, src syscall.RawConn, size int) (sent int, err error) {
-	for hadRoom := false; sent < size; {
+	for hadRoom := false; ; hadRoom = true {
 		n, err := sendOnce(dst, src, size-sent)
 		sent += n
 		if err != sys.ErrWouldBlock {
-			if n == 0 {
-				return sent, err
-			}
-			hadRoom = false
-			continue
-		}
-		room, err := waitForRoom(dst)
-		if room && hadRoom {
-			err = ErrRefused // it is the file that blocks
-		}
-		if err != nil || !room {
 			return sent, err
 		}
-		hadRoom = true
+		calls := 0
+		err = dst.WriteLocked(func(out uintptr) bool {
+			calls++
+			return calls > 1 || sys.Writable(int(out)) // the poller does not report it twice
+		})
+		switch {
+		case err != nil || calls > 1:
+			return sent, err
+		case hadRoom && n == 0:
+			return sent, ErrRefused // it is the file that blocks
+		}
 	}
-	return sent, nil
 }
 
 // sendOnce calls send with the lock of the file, which keeps other readers from its offset.
 // It waits for that lock outside of WriteLocked, so that a reader which holds the lock for
 // long does not delay the close of dst.
 func sendOnce(dst Socket, src syscall.RawConn, size int) (n int, err error) {
-	err = ErrRefused // if src is closed
-	_ = src.Read(func(in uintptr) bool {
+	_ = src.Read(func(in uintptr) bool { // fails if src is closed, as the next one of SendFile does
 		writeErr := dst.WriteLocked(func(out uintptr) bool {
 			n, err = send(int(out), int(in), size)
 			return true
@@ -80,33 +87,32 @@ func sendOnce(dst Socket, src syscall.RawConn, size int) (n int, err error) {
 	return n, err
 }
 
-// waitForRoom waits until a write to dst may succeed. It reports whether dst had room at
-// once.
-func waitForRoom(dst Socket) (room bool, err error) {
-	calls := 0
-	err = dst.WriteLocked(func(out uintptr) bool {
-		calls++
-		return calls > 1 || sys.Writable(int(out)) // the poller does not report it twice
-	})
-	return calls == 1 && err == nil, err
-}
-
-// send is sendfile(2). It returns 0 at the end of the file, ErrWouldBlock if the socket is
-// full, and ErrRefused if Read and Write have to go on. An error of the socket is returned
-// here: a Read, to continue the copy, would move the offset.
+// send calls sendfile(2) until it has sent size bytes, the socket is full, with the error
+// ErrWouldBlock, or the file ends, with io.EOF. The error is ErrRefused if Read and Write have
+// to go on. An error of the socket is returned here: a Read, to continue the copy, would move
+// the offset.
 //
 // The kernel sends nothing at the size that the file reports, and some file systems report
 // fewer bytes than a file has. send tries again, because the file may just have grown.
 func send(out, in, size int) (sent int, err error) {
-	for range 2 {
-		sent, err = sys.Sendfile(out, in, size)
+	for ask, nothing := size, 0; nothing < 2; {
+		n, err := sys.Sendfile(out, in, ask)
+		sent += n
 		switch {
-		case sent > 0 || err == nil && sys.AtEnd(in),
-			err == sys.ErrWouldBlock, errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		case sent == size, err == sys.ErrWouldBlock,
+			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 			return sent, err
 		case err != nil:
-			return 0, ErrRefused
+			return sent, ErrRefused
+		case n == ask:
+			ask, nothing = size-sent, 0
+		case n > 0:
+			ask, nothing = min(probeSize, size-sent), 0
+		case sys.AtEnd(in):
+			return sent, io.EOF
+		default:
+			nothing++
 		}
 	}
-	return 0, ErrRefused
+	return sent, ErrRefused
 }
