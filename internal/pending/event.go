@@ -39,54 +39,41 @@ func (c *Custody) Release() {
 // closed. It returns the same channel for every context with the same Done channel.
 func (q *Queue[L, E]) Event(ctx context.Context) <-chan E {
 	over := ctx.Done()
-	if ch := q.eventOf(over); ch != nil {
+	if ch := q.channelOf(over, nil); ch != nil {
 		return ch
 	}
 	evt := &event[E]{custody: new(Custody), over: over, ch: make(chan E)}
 	evt.custody.users.Add(1)
 	evt.custody.Context, evt.custody.cancel = context.WithCancel(ctx)
 	context.AfterFunc(evt.custody, func() { q.endEvent(evt) })
-	ch := q.begin(evt)
+	ch := q.channelOf(over, evt)
 	if ch != evt.ch {
 		evt.custody.Release()
 	}
 	return ch
 }
 
-// eventOf is begin for a context that may have an event already. It returns nil if there is
-// none and another may begin.
-func (q *Queue[L, E]) eventOf(over <-chan struct{}) <-chan E {
+// channelOf returns the channel of the event whose context has the Done channel over, or a
+// closed channel if that is closed or the queue is. If there is no event, evt begins. A nil
+// evt does not, and the result is nil then.
+func (q *Queue[L, E]) channelOf(over <-chan struct{}, evt *event[E]) <-chan E {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.existing(over)
-}
-
-// begin adds evt to the queue's events, unless the context is done, has an event already or
-// the queue is closed. It returns the channel that Event returns then.
-func (q *Queue[L, E]) begin(evt *event[E]) <-chan E {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if ch := q.existing(evt.over); ch != nil {
-		return ch
-	}
-	q.events[evt.over] = evt
-	q.watch()
-	q.sync()
-	return evt.ch
-}
-
-// existing returns the channel of the event whose context has the Done channel over, or a
-// closed channel if that is closed or the queue is, or nil. mu is held.
-func (q *Queue[L, E]) existing(over <-chan struct{}) <-chan E {
 	if isClosed(q.done) || isClosed(over) {
 		ch := make(chan E)
 		close(ch)
 		return ch
 	}
-	if evt := q.events[over]; evt != nil {
-		return evt.ch
+	if existing := q.events[over]; existing != nil {
+		return existing.ch
 	}
-	return nil
+	if evt == nil {
+		return nil
+	}
+	q.events[over] = evt
+	q.watch()
+	q.sync()
+	return evt.ch
 }
 
 // endEvent closes the channel of evt, whose context is done.
