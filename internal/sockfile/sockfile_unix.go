@@ -98,35 +98,26 @@ func (o *Options) changesOwner(info fs.FileInfo) bool {
 		o.Owner.GID != -1 && uint32(o.Owner.GID) != stat.Gid)
 }
 
-// closing is how long replace waits for a socket that is being closed: a child process
-// between fork and exec holds the sockets of its parent.
-const closing = 50 * time.Millisecond
+const (
+	// closing is how long replace waits for a socket that is being closed: a child process
+	// between fork and exec holds the sockets of its parent.
+	closing = 50 * time.Millisecond
 
-// replace is Bind for a name that may have a stale file. It waits without the directory's
-// lock, which other processes need.
+	// unlockedPause is much longer than a process takes to probe, remove and bind, or to
+	// bind and listen.
+	unlockedPause = 50 * time.Millisecond
+)
+
+// replace is Bind for a name that may have a stale file. It holds the directory's lock until
+// the socket listens: on some kernels a socket that is bound, but does not listen yet, looks
+// stale. Other processes need the lock, so it comes after the wait for a socket that is being
+// closed. A link is not followed: its target may be on a file system that does not answer.
 func (o *Options) replace(fd int, name string, listen func() error) (*File, error) {
-	giveUp := time.Now().Add(time.Second + rand.N(time.Second))
-	file, err := o.replaceNow(fd, name, listen, giveUp)
-	for limit := time.Now().Add(closing); errors.Is(err, errBound) && time.Now().Before(limit); {
+	end := time.Now().Add(closing)
+	for FileOf(-1, name) != nil && probe(unix.SOCK_DGRAM, name) == errBound && time.Now().Before(end) {
 		time.Sleep(time.Millisecond)
-		if probe(unix.SOCK_DGRAM, name) != errBound {
-			file, err = o.replaceNow(fd, name, listen, giveUp)
-		}
 	}
-	return file, err
-}
-
-// unlockedPause is much longer than a process takes to probe, remove and bind, or
-// to bind and listen.
-const unlockedPause = 50 * time.Millisecond
-
-// replaceNow is replace without a wait for a socket that is being closed. Until giveUp it
-// waits for the directory's lock, and holds it until the socket listens: on some kernels a
-// socket that is bound, but does not listen yet, looks stale.
-func (o *Options) replaceNow(
-	fd int, name string, listen func() error, giveUp time.Time,
-) (*File, error) {
-	lock := lockDirOf(name, giveUp)
+	lock := lockDirOf(name, time.Now().Add(time.Second+rand.N(time.Second)))
 	defer lock.Close()
 	if err := removeStale(name, lock != nil); err != nil {
 		return nil, fmt.Errorf("%w: %w", errInUse, err)
