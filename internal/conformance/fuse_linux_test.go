@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -179,6 +180,38 @@ func TestReplaceStaleReplacesOnARootOfFUSE(t *testing.T) {
 	})
 }
 
+// A stuck file system answers a lookup of the name stuck once end is closed.
+type stuck struct {
+	fuse.RawFileSystem
+	end chan struct{}
+}
+
+func (fs stuck) Lookup(cancel <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if name == "stuck" {
+		<-fs.end
+	}
+	return fs.RawFileSystem.Lookup(cancel, header, name, out)
+}
+
+func TestReplaceStaleFollowsNoLink(t *testing.T) {
+	end := make(chan struct{})
+	src, mnt, ok := mirror(t, func(fs fuse.RawFileSystem) fuse.RawFileSystem { return stuck{fs, end} })
+	if !ok {
+		return
+	}
+	defer close(end)
+	link := filepath.Join(filepath.Dir(src), "s")
+	if err := os.Symlink(mnt+"/stuck", link); err != nil {
+		t.Fatalf("Symlink: %v", err)
+	}
+	sockettest.CheckReturns(t, "Listen with ReplaceStale at a link", func() {
+		const want = "existing file is a symbolic link"
+		if _, err := unixsock.Listen(link, unixsock.ReplaceStale()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Listen with ReplaceStale at a link: got %v, want %q", err, want)
+		}
+	})
+}
+
 func TestInterruptedCallsAreRepeated(t *testing.T) {
 	files := &interrupter{interrupted: make(map[string]bool)}
 	_, mnt, ok := mirror(t, func(fs fuse.RawFileSystem) fuse.RawFileSystem {
@@ -196,6 +229,8 @@ func TestInterruptedCallsAreRepeated(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Errorf("Close on a file system whose calls are interrupted: got %v, want no error", err)
 	}
+	files.mu.Lock()
+	defer files.mu.Unlock()
 	for _, operation := range []string{"mknod", "chown", "chmod", "opendir", "unlink"} {
 		if !files.interrupted[operation] {
 			t.Errorf("Listen and Close: got no call of %s, want one", operation)
@@ -249,6 +284,15 @@ func TestCopyOfAFileThatReportsTooFewBytesIsWhole(t *testing.T) {
 		t.Fatalf("Open: %v", err)
 	}
 	defer f.Close()
+	c, _ := sockettest.Pair(t)                           // the peer does not read
+	sockettest.Send(t, c, string(make([]byte, 100<<10))) // poll(2) reports no room after it
+	c.SetDeadline(time.Now().Add(sockettest.Timeout))
+	if n, err := io.CopyN(c, f, 20_000); err != nil {
+		t.Errorf("io.CopyN of 20,000 bytes of a file that reports %d, into a socket with room: got %d, %v; want nil", reported, n, err)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		t.Fatalf("Seek: %v", err)
+	}
 	near, far, err := unixsock.Pair()
 	if err != nil {
 		t.Fatalf("Pair: %v", err)
