@@ -51,7 +51,8 @@ type Source[E any] interface {
 	// if the socket is closed.
 	Wait(arrived func() bool) error
 
-	// Interrupt makes the Wait in progress, or else the next one, call arrived.
+	// Interrupt makes the Wait in progress, or else the next one, call arrived. It may be called
+	// at any time, also after the socket is closed.
 	Interrupt()
 }
 
