@@ -27,11 +27,11 @@ import (
 // WriteTo and ReadFrom to its Read and Write. A type that embeds a *Conn inherits both, so
 // it should embed a [net.Conn] if its own Read and Write count.)
 //
-// A copy of a file waits for a read of the same *os.File that is in progress, and Writes may
-// wait with it; Close does not. Another process that reads the same open file at the same time
-// may get bytes that are sent, too.
-// The kernel may send a file's pages without copying them: bytes that are overwritten or
-// truncated before the peer has read them may arrive changed, or as zeros.
+// A copy of a file waits for a read of the same *os.File that is in progress. Writes to the
+// Conn may wait behind the copy; Close does not. Another process that reads the same open file
+// at the same time may get bytes that are sent, too. The kernel may send a file's pages without
+// copying them: bytes that are overwritten or truncated before the peer has read them may
+// arrive changed, or as zeros.
 func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if c.isClosed(writeHalf) {
 		return 0, c.opError("write", net.ErrClosed)

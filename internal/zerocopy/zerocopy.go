@@ -12,9 +12,8 @@ import "errors"
 var ErrRefused = errors.New("the kernel refuses the copy")
 
 // A Socket is the destination of a file. Its lock excludes other writes, and does not delay a
-// close, which makes Lock fail. Lock(false) does not wait for the lock: the error is
-// sys.ErrWouldBlock then. WriteLocked is the Write of a [syscall.RawConn], called with the
-// lock held.
+// close, which makes Lock fail. Where Lock(true) would wait, Lock(false) returns
+// sys.ErrWouldBlock. WriteLocked is the Write of a [syscall.RawConn], called with the lock held.
 type Socket interface {
 	Lock(wait bool) error
 	Unlock()

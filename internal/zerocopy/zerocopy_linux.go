@@ -76,7 +76,7 @@ func sendSome(dst Socket, src syscall.RawConn, size int) (sent int, err error) {
 // It waits for that lock outside of WriteLocked, so that a reader which holds the lock for
 // long does not delay the close of dst.
 func sendOnce(dst Socket, src syscall.RawConn, size int) (n int, err error) {
-	_ = src.Read(func(in uintptr) bool { // fails if src is closed, as the next one of SendFile does
+	_ = src.Read(func(in uintptr) bool { // if src is closed, the Read of SendFile fails next
 		writeErr := dst.WriteLocked(func(out uintptr) bool {
 			n, err = send(int(out), int(in), size)
 			return true
